@@ -1,0 +1,53 @@
+# Two commands: `make course` runs every lesson, `make test` the test suite. Both build .venv first, once.
+# Without make:  python3 -m venv .venv
+#                .venv/bin/pip install -c constraints.txt -e ".[test]"
+#                .venv/bin/python -m amp_tutorial.course.run       (or: .venv/bin/python -m pytest)
+
+PYTHON ?= python3
+MODELS ?= tiny-llama
+LESSONS ?=
+OUT ?= out
+JOBS ?= 1
+BIN := .venv/bin
+
+# Everything is embedded; to load a model from the hub: make course MODELS=hub-id HF_HUB_OFFLINE=0
+export HF_HUB_OFFLINE ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: course test lab notebooks results constraints venv clean
+
+course: .venv/installed
+	$(BIN)/python -m amp_tutorial.course.run --models $(MODELS) --lessons $(LESSONS) --out $(OUT) --jobs $(JOBS)
+
+# One thread a worker: the models are so small that more only get in each other's way.
+test: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
+
+lab: .venv/installed
+	$(BIN)/jupyter lab notebooks
+
+# Execute notebooks/source/*.py and store them as notebooks/*.ipynb; only these: make notebooks LESSONS="01 03"
+notebooks: .venv/installed
+	$(BIN)/python -m amp_tutorial.course.build $(LESSONS)
+
+results: .venv/installed
+	$(BIN)/python -m amp_tutorial.course.results
+
+# After an upgrade of what is in .venv: pin what is there now.
+constraints: .venv/installed
+	head -n 1 constraints.txt > .venv/pins
+	$(BIN)/pip freeze --all --exclude-editable | sed -e 's/+.*//' -e '/^pip==/d' >> .venv/pins
+	mv .venv/pins constraints.txt
+
+venv: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed; name one with: make PYTHON=/path/to/python3.11"; exit 1; }
+	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[test]"
+	touch $@
+
+clean:
+	rm -rf .venv $(OUT) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
