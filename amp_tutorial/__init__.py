@@ -1,0 +1,23 @@
+"""Structured pruning of language models, small and exact: score, plan, prune, recover, evaluate.
+
+Read in this order; each module imports only from those before it:
+families → data → checkpoint → criteria → scores → plans → surgery → recovery → evaluation → records.
+"""
+
+from .checkpoint import EMBEDDED, load, save
+from .criteria import CRITERIA, Criterion
+from .data import DATA, calibration, texts
+from .evaluation import CHANCE, TASKS, Accuracy, Measured, Perplexity, accuracy, latency, perplexity, size
+from .families import FAMILIES, Anatomy, Family
+from .plans import Plan, plan
+from .records import Record
+from .recovery import Recovery, recover
+from .scores import Scores, score
+from .surgery import masked, prune
+
+__all__ = [
+    "CHANCE", "CRITERIA", "DATA", "EMBEDDED", "FAMILIES", "TASKS",
+    "Accuracy", "Anatomy", "Criterion", "Family", "Measured", "Perplexity", "Plan", "Record", "Recovery", "Scores",
+    "accuracy", "calibration", "latency", "load", "masked", "perplexity", "plan", "prune", "recover", "save",
+    "score", "size", "texts",
+]  # fmt: skip

@@ -1,0 +1,263 @@
+"""What a model still knows and what it costs: perplexity, zero-shot tasks, size, speed."""
+
+import contextlib
+import io
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from .data import DATA, padded, texts, windows
+from .families import Anatomy
+
+CHANCE = {
+    "tiny_tool": 1 / 2,
+    "tiny_ending": 1 / 4,
+    "tiny_owner": 1 / 2,
+    "tiny_fact": 1 / 4,
+    "tiny_chain": 1 / 4,
+    "tiny_yesno": 1 / 2,
+}
+TASKS = tuple(CHANCE)
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """exp of the mean loss per token, with a 95 % bootstrap interval over windows, and how it was taken."""
+
+    value: float
+    low: float
+    high: float
+    tokens: int
+    protocol: str
+
+
+@torch.no_grad()
+def perplexity(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    source: str | Path | Sequence[str] = "tinyworld",
+    window: int = 256,
+    stride: int | None = None,
+    limit: int | None = None,
+    batch_size: int = 32,
+) -> Perplexity:
+    """Perplexity over windows; every window opens with BOS, which is context and never counted.
+
+    Documents are not joined: each is cut into windows of its own, which start every `stride` tokens; by default they
+    are disjoint. Where they overlap, a token is counted once, in the first window that holds it. A perplexity without
+    its window is no number, so the protocol comes with it.
+
+    Args:
+        source: see `data.texts`; "tinyworld" means its validation split.
+        limit: only the first windows.
+
+    Raises:
+        ValueError: no text, or a single text shorter than one window.
+    """
+    rows = windows(tokenizer, texts(source, "validation"), window, stride)[:limit]
+    order = sorted(rows, key=lambda row: len(row.ids))
+    device = next(model.parameters()).device
+    sums: list[tuple[float, int]] = []
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        batch = padded(tokenizer, [row.ids for row in chosen])
+        ids, mask = batch["input_ids"].to(device), batch["attention_mask"].to(device)
+        # Count the last `fresh` tokens of each row: the running count of its tokens passes what earlier windows held.
+        known = torch.tensor([len(row.ids) - row.fresh for row in chosen], device=device)
+        counted = (mask.cumsum(1) > known[:, None]) & (mask == 1)
+        logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1].float()
+        labels = ids[:, 1:].masked_fill(~counted[:, 1:], -100)
+        loss = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=-100, reduction="none")
+        counts = counted[:, 1:].sum(1).tolist()
+        sums += list(zip(loss.double().sum(1).tolist(), counts, strict=True))
+    low, high = _bootstrap(sums)
+    loss_sum, tokens = (sum(column) for column in zip(*sums, strict=True))
+    bos = "opened by BOS" if tokenizer.bos_token_id is not None else "first token uncounted, no BOS"
+    step = "stride = window" if stride is None else f"stride {stride}"
+    protocol = f"{len(rows)} windows of at most {window} tokens, {step}, documents apart, {bos}"
+    return Perplexity(math.exp(loss_sum / tokens), low, high, int(tokens), protocol)
+
+
+def _bootstrap(sums: list[tuple[float, int]], resamples: int = 500) -> tuple[float, float]:
+    """95 % interval of the perplexity when windows are drawn anew, with replacement."""
+    loss, count = (torch.tensor(column, dtype=torch.float64) for column in zip(*sums, strict=True))
+    drawn = torch.randint(len(sums), (resamples, len(sums)), generator=torch.Generator().manual_seed(0))
+    values = (loss[drawn].sum(1) / count[drawn].sum(1)).exp()
+    low, high = torch.quantile(values, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return low, high
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A mean with its standard error over n items."""
+
+    value: float
+    stderr: float
+    n: int
+
+    @property
+    def low(self) -> float:
+        return self.value - 1.96 * self.stderr
+
+    @property
+    def high(self) -> float:
+        return self.value + 1.96 * self.stderr
+
+
+class Accuracy(dict[str, Measured]):
+    """Accuracy per task."""
+
+    @property
+    def mean(self) -> Measured:
+        """The unweighted mean over tasks, as the paper's metric; items of different tasks are independent."""
+        parts = list(self.values())
+        error = math.sqrt(sum(m.stderr**2 for m in parts)) / len(parts)
+        return Measured(sum(m.value for m in parts) / len(parts), error, sum(m.n for m in parts))
+
+
+def accuracy(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: Sequence[str] | None = None,
+    limit: int | None = None,
+    batch_size: int = 64,
+    progress: bool = False,
+) -> Accuracy:
+    """Zero-shot accuracy (highest summed log-likelihood) through lm-eval, with its standard errors.
+
+    Args:
+        tasks: of `TASKS`; all by default.
+        limit: only the first items of each task. Items come in groups that share one list of choices, so take a
+            multiple of 4 to keep them balanced.
+        progress: let lm-eval show its progress bars.
+
+    Raises:
+        ValueError: an unknown task.
+    """
+    tasks = list(tasks or TASKS)
+    if unknown := sorted(set(tasks) - set(TASKS)):
+        raise ValueError(f"Unknown task {unknown[0]!r}; choose from {', '.join(TASKS)}.")
+    import yaml  # here, because lm-eval takes seconds to import and not every lesson needs it
+    from lm_eval import evaluate
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    configs = []
+    for task in tasks:
+        config = yaml.safe_load((DATA / "tasks" / f"{task}.yaml").read_text(encoding="utf-8"))
+        # The file names its data relative to the repository; resolve it, so that any folder will do.
+        config["dataset_kwargs"]["data_files"]["test"] = str(DATA / "tasks" / f"{task}.jsonl")
+        config["num_fewshot"] = 0
+        configs.append(config)
+    with contextlib.nullcontext() if progress else contextlib.redirect_stderr(io.StringIO()):
+        wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, add_bos_token=True)
+        # `evaluate`, not `simple_evaluate`: that one seeds all generators anew and asks git for a commit.
+        found = evaluate(
+            wrapped,
+            TaskManager(include_defaults=False).load(configs),
+            limit=limit,
+            bootstrap_iters=0,  # the standard error of a mean has a formula
+            log_samples=False,
+            verbosity="ERROR",
+        )
+    result = Accuracy()
+    for task in tasks:
+        row, n = found["results"][task], found["n-samples"][task]["effective"]
+        value = row["acc,none"]
+        result[task] = Measured(value, math.sqrt(value * (1 - value) / max(1, n - 1)), n)
+    return result
+
+
+@dataclass(frozen=True)
+class Size:
+    """What a model weighs and what a token costs."""
+
+    parameters: int
+    block_parameters: int
+    bytes: int  # of all weights, as stored
+    macs_per_token: float  # multiply-accumulates, mean over a sequence of `length` tokens, output head included
+    kv_cache_bytes_per_token: int
+
+
+@torch.no_grad()
+def size(model: PreTrainedModel, length: int = 128) -> Size:
+    """Parameters, bytes, multiply-accumulates per token (counted by torch on a real pass) and KV cache."""
+    anatomy, device = Anatomy.of(model), next(model.parameters()).device
+    ids = torch.zeros((1, length), dtype=torch.long, device=device)
+    attention = model.config._attn_implementation
+    model.set_attn_implementation("eager")  # plain matrix products, which the counter sees on every device
+    try:
+        with FlopCounterMode(display=False) as counter:
+            model(input_ids=ids, use_cache=False)
+    finally:
+        model.set_attn_implementation(attention)
+    element = next(model.parameters()).element_size()
+    return Size(
+        parameters=model.num_parameters(),
+        block_parameters=anatomy.block_parameters,
+        bytes=sum(p.numel() * p.element_size() for p in model.parameters()),
+        macs_per_token=counter.get_total_flops() / 2 / length,
+        kv_cache_bytes_per_token=2 * anatomy.layers * anatomy.groups * anatomy.head_dim * element,
+    )
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds: the median of the repeats, and their quartiles."""
+
+    median: float
+    low: float
+    high: float
+
+
+@torch.no_grad()
+def latency(
+    model: PreTrainedModel, prompt: int = 128, new: int = 16, batch: int = 1, repeats: int = 7, seed: int = 0
+) -> dict[str, Timing]:
+    """Time of a prefill of `prompt` tokens, and of decoding one token with the cache, warmed up.
+
+    Returns:
+        "prefill": seconds for the whole prompt. "decode": seconds per new token of the batch.
+    """
+    device = next(model.parameters()).device
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(model.config.vocab_size, (batch, prompt), generator=generator).to(device)
+
+    def decode() -> float:
+        cache = model(input_ids=ids, use_cache=True).past_key_values
+        return _clock(lambda: _decode(model, ids[:, -1:], cache, new), device) / new
+
+    model(input_ids=ids, use_cache=True)
+    decode()  # warm up both
+    prefill = [_clock(lambda: model(input_ids=ids, use_cache=True), device) for _ in range(repeats)]
+    return {"prefill": _timing(prefill), "decode": _timing([decode() for _ in range(repeats)])}
+
+
+def _decode(model: PreTrainedModel, token: torch.Tensor, cache: object, new: int) -> None:
+    for _ in range(new):
+        token = model(input_ids=token, past_key_values=cache, use_cache=True).logits[:, -1:].argmax(-1)
+
+
+def _clock(run: Callable[[], object], device: torch.device) -> float:
+    def wait() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    wait()
+    start = time.perf_counter()
+    run()
+    wait()
+    return time.perf_counter() - start
+
+
+def _timing(seconds: list[float]) -> Timing:
+    low, _, high = statistics.quantiles(seconds, n=4)
+    return Timing(statistics.median(seconds), low, high)
