@@ -1,0 +1,67 @@
+"""Exercises of lesson 0, the quick tour."""
+
+import torch
+from torch import Tensor
+
+from .exercises import Exercise
+
+
+def share_of_blocks(remove: float, parameters: int, block_parameters: int) -> float:
+    """Share of the blocks that must go, so that `remove` of all parameters goes."""
+    return remove * parameters / block_parameters
+
+
+def keep_best(scores: Tensor, keep: int) -> list[int]:
+    """Positions of the `keep` highest scores, in ascending order."""
+    best = torch.argsort(scores, descending=True)[:keep]
+    return sorted(best.tolist())
+
+
+def _score_cases() -> list[tuple[Tensor, int]]:
+    scores = torch.tensor([0.7, 0.1, 0.9, 0.4, 0.2, 0.8, 0.3, 0.6])
+    return [(scores, 5), (scores.flip(0), 2), (torch.tensor([3.0, 1.0, 2.0]), 1)]
+
+
+EXERCISES = {
+    "l0_share_of_blocks": Exercise(
+        reference=share_of_blocks,
+        cases=lambda: [(0.30, 1_000_000, 800_000), (0.10, 500, 250), (0.25, 100, 100)],
+        misconceptions={
+            "That is the share of all parameters. Embeddings stay whole, so the blocks must give more.": (
+                lambda remove, parameters, block_parameters: remove
+            ),
+            "You turned the fraction over: the blocks are the smaller part, so their share must be the larger.": (
+                lambda remove, parameters, block_parameters: remove * block_parameters / parameters
+            ),
+            "That is the share of the blocks that stays; the question is what goes.": (
+                lambda remove, parameters, block_parameters: 1 - remove * parameters / block_parameters
+            ),
+        },
+        hints=[
+            "How many parameters must go in all? Count them first, as a number and not as a share.",
+            "All of them come out of the blocks: divide that number by the parameters of the blocks.",
+        ],
+    ),
+    "l0_keep_best": Exercise(
+        reference=keep_best,
+        cases=_score_cases,
+        misconceptions={
+            "You kept the lowest scores. A high score means important: that is the control, not the method.": (
+                lambda scores, keep: sorted(torch.argsort(scores)[:keep].tolist())
+            ),
+            "You gave the scores themselves; a plan needs the positions of the heads that have them.": (
+                lambda scores, keep: torch.sort(scores, descending=True).values[:keep].tolist()
+            ),
+            "You sorted the scores and then read places in the sorted list as heads; `argsort` keeps the two apart.": (
+                lambda scores, keep: list(range(keep))
+            ),
+            "The right heads, but ordered by score; a plan lists them in ascending order, so that plans compare.": (
+                lambda scores, keep: torch.argsort(scores, descending=True)[:keep].tolist()
+            ),
+        },
+        hints=[
+            "`torch.argsort(scores, descending=True)` gives positions, the most important first.",
+            "Take the first `keep` of them, then put those in ascending order with `sorted`.",
+        ],
+    ),
+}

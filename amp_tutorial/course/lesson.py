@@ -1,0 +1,180 @@
+"""What every lesson uses: one start, figures with alt text, self-checks, the signature result and the record.
+
+In a lesson: `L = lesson.start("01_anatomy", dict(model=model, seed=seed, out=out))`, then `L.show`, `L.check`,
+`L.assert_close`, `L.signature`, and `L.finish()` in the last cell.
+"""
+
+import base64
+import io
+import os
+import random
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+import torch
+import transformers
+from IPython.display import display
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from amp_tutorial.course import STATIC, exercises, record_path
+from amp_tutorial.records import Record
+
+# Colour never carries meaning alone: pair PALETTE[i] with MARKERS[i] in lines and with HATCHES[i] in bars.
+PALETTE = sns.color_palette("colorblind")
+MARKERS = ("o", "s", "^", "D", "v", "P")
+HATCHES = ("", "//", "..", "xx", "\\\\", "++")
+
+MOST_THREADS = 4  # the embedded models are so small that more threads only wait for each other
+
+Number = float | int
+
+
+@dataclass
+class Lesson:
+    """A lesson under way: its parameters, its source of chance and its record."""
+
+    name: str
+    parameters: dict[str, Any]
+    seed: int
+    rng: np.random.Generator
+    record: Record
+    record_path: Path
+
+    def show(self, fig: Figure, alt: str) -> None:
+        """Display the figure as a PNG that carries its alt text, and close it.
+
+        Args:
+            alt: what a reader who cannot see the figure should know: what is drawn, and what it shows.
+
+        Raises:
+            ValueError: no alt text.
+        """
+        if not alt.strip():
+            raise ValueError("A figure needs alt text: say in a sentence what is drawn and what it shows.")
+        png = io.BytesIO()
+        fig.savefig(png, format="png", dpi=100, bbox_inches="tight", metadata={"Software": None})
+        plt.close(fig)
+        data = {"image/png": base64.b64encode(png.getvalue()).decode(), "text/plain": alt}
+        display(data, metadata={"image/png": {"alt": alt}}, raw=True)
+
+    def check(self, attempt: Any, name: str) -> Any:
+        """Check an attempt at an exercise, say in one line what was found, and return what the lesson goes on with.
+
+        Returns:
+            The attempt if it is right, otherwise the reference; in an exercise that asks for a value (one case, with
+            no arguments), the reference's value. An attempt can't stop the lesson.
+        """
+        exercise = exercises.named(name)
+        verdict = exercises.judge(attempt, exercise)
+        if verdict.kind == "right":
+            print(f"✔ {name}: right.")
+            return attempt
+        print(f"✎ {name}: {verdict.sentence} The lesson goes on with the reference.")
+        return exercise.reference() if exercise.asks_for_a_value else exercise.reference
+
+    def signature(
+        self,
+        name: str,
+        value: Number,
+        low: Number,
+        high: Number,
+        unit: str,
+        baseline: tuple[str, Number],
+        control: tuple[str, Number],
+    ) -> None:
+        """Print the lesson's one result beside a weaker baseline and a control that must fail; put it in the record.
+
+        Raises:
+            ValueError: the value lies outside its own interval.
+        """
+        if not low <= value <= high:
+            raise ValueError(f"The interval from {low} to {high} does not hold the value {value}.")
+        self.record.metric(name, float(value), low=float(low), high=float(high), unit=unit)
+        self.record.signature = {
+            "name": name,
+            "value": float(value),
+            "low": float(low),
+            "high": float(high),
+            "unit": unit,
+            "baseline": {"name": baseline[0], "value": float(baseline[1])},
+            "control": {"name": control[0], "value": float(control[1])},
+        }
+        print(
+            f"{name}: {quantity(value, unit)} (95 % interval {quantity(low, unit)} to {quantity(high, unit)}).\n"
+            f"Baseline, {baseline[0]}: {quantity(baseline[1], unit)}.\n"
+            f"Control that must fail, {control[0]}: {quantity(control[1], unit)}."
+        )
+
+    def assert_close(self, a: Any, b: Any, tol: float, what: str) -> None:
+        """Print "✔ what" if no pair of elements differs by more than `tol`.
+
+        Raises:
+            AssertionError: they do, or the shapes differ, or something is not finite.
+        """
+        x, y = (torch.as_tensor(v).detach().cpu().double() for v in (a, b))
+        if x.shape != y.shape:
+            raise AssertionError(f"Not so: {what}. The shapes are {tuple(x.shape)} and {tuple(y.shape)}.")
+        worst = (x - y).abs().max().item() if x.numel() else 0.0
+        if not worst <= tol:  # so that NaN fails too
+            raise AssertionError(f"Not so: {what}. The largest difference is {worst:.3g}, more than {tol:g}.")
+        print(f"✔ {what}")
+
+    def finish(self) -> None:
+        """Write the record; a lesson that never gets here leaves a record whose status says so."""
+        self.record.write(self.record_path, status="ok")
+        print(f"Lesson {self.name} is done.")
+
+
+def start(name: str, parameters: Mapping[str, Any]) -> Lesson:
+    """Begin a lesson: seeds, threads, plot style, quiet libraries, and its record in `<out>/records`.
+
+    Args:
+        name: the notebook's name without ending, "01_anatomy".
+        parameters: the values of the parameters cell; `model`, `seed` and `out` are read here.
+    """
+    settings = dict(parameters)
+    seed = int(settings.get("seed", 0))
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or min(MOST_THREADS, os.cpu_count() or 1)))
+    sns.set_theme(style="whitegrid", palette="colorblind", rc={"figure.figsize": (7, 4), "axes.titlesize": "medium"})
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    path = record_path(settings.get("out", "out"), name, settings.get("model", "none"))
+    lesson = Lesson(name, settings, seed, np.random.default_rng(seed), Record(name, settings), path)
+    lesson.record.write(path, status="running")
+    return lesson
+
+
+def widget(function: Callable[..., Any], **sliders: Any) -> None:
+    """Draw once at the function's own defaults; in front of a reader, offer sliders too, as `ipywidgets.interact` does.
+
+    The first drawing is what remains on GitHub, in HTML and in print, so every slider's parameter needs a default.
+    """
+    function()
+    if _someone_is_there():
+        from ipywidgets import interact
+
+        interact(function, **sliders)
+
+
+def _someone_is_there() -> bool:
+    """Whether a front end that shows widgets runs this kernel; papermill, nbval and nbclient are none."""
+    if os.environ.get(STATIC):
+        return False
+    front_ends = ("JPY_SESSION_NAME", "VSCODE_PID", "VSCODE_CWD")  # Jupyter servers and VS Code set these for kernels
+    return "google.colab" in sys.modules or any(name in os.environ for name in front_ends)
+
+
+def quantity(value: Number | Tensor, unit: str = "") -> str:
+    """A number with its unit, to four significant digits."""
+    text = f"{float(value):.4g}"
+    return f"{text}{unit if unit in ('%', '×') else ' ' + unit if unit else ''}"
