@@ -1,0 +1,691 @@
+# lesson: Surgery
+# %% [markdown]
+# # 3 Surgery: from a score to a smaller model
+#
+# Lesson 2 gave every head and every neuron a number. Now something has to go. This lesson turns a ratio into a plan, a
+# plan into a smaller model that any stock library loads, and proves that the cut did what the plan said. Then it shows
+# you how it goes wrong: six broken surgeries, each found in real code, symptom first.
+#
+# **Objectives.** After this lesson you will be able to
+#
+# * budget a plan: how many heads and neurons a ratio buys, and why it seldom comes out even;
+# * carry out one plan in two ways, mask and cut, and assert that both compute the same;
+# * say why a mask saves no time, and measure that it does not;
+# * cut grouped-query attention without mixing up keys;
+# * recognise a broken surgery by its symptom.
+#
+# **Prerequisites.** Lesson 1 (where heads, groups and neurons live), lesson 2 (scores). **Time.** {{minutes}} minutes,
+# with reading.
+
+# %% tags=["parameters"]
+model = "tiny-llama"  # or "tiny-llama-gqa", "tiny-phi", a local folder, a hub id
+ratio = 0.30  # share of all parameters to remove
+calibration = 64  # prompts that the score sees
+seed = 0
+preset = "smallest"  # anything else: more rounds of timing
+out = "out"
+
+# %%
+import copy
+import json
+import time
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import torch
+import torch.nn.functional as F
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+import amp_tutorial as amp
+from amp_tutorial.course import lesson
+from amp_tutorial.data import pairs
+
+L = lesson.start(
+    "03_surgery",
+    dict(model=model, ratio=ratio, calibration=calibration, seed=seed, preset=preset, out=out),
+)
+rounds = 15 if preset == "smallest" else 60
+dense, tokenizer = amp.load(model)
+anatomy = amp.Anatomy.of(dense)
+scores = amp.score(dense, amp.calibration(tokenizer, samples=calibration, seed=seed))
+print(
+    f"{model}: {anatomy.layers} layers, each with {anatomy.heads} query heads on {anatomy.groups} KV groups, and "
+    f"{anatomy.neurons} neurons; {dense.num_parameters():,} parameters in all."
+)
+
+# %% [markdown]
+# ## 1 The budget
+#
+# **Predict first.** How many neurons is one head worth, in parameters? Take hidden size $d$ and head dimension $d_h$.
+# A head owns $d_h$ rows of the query, key and value projections and $d_h$ columns of the output projection:
+# $4\, d_h\, d$. A neuron of a gated MLP owns a row of the gate, a row of the up and a column of the down projection:
+# $3\, d$. So a head is worth $4 d_h / 3$ neurons, whatever the hidden size.
+#
+# With grouped queries the unit is the KV group: $g$ query heads share one key and one value head, so the group owns
+# $(2g + 2)\, d_h\, d$. Phi has two matrices in its MLP and biases everywhere. Counted on the model at hand:
+
+# %%
+# NBVAL_CHECK_OUTPUT
+block, g, d, d_h = anatomy.layer(0), anatomy.group_size, anatomy.hidden, anatomy.head_dim
+bias = block.query.bias is not None
+group_cost = (2 * g + 2) * d_h * d + bias * (g + 2) * d_h  # biases of query, key and value
+neuron_cost = (len(block.neurons_in) + 1) * d + bias * len(block.neurons_in)
+L.assert_close([group_cost, neuron_cost], [anatomy.group_cost, anatomy.neuron_cost], 0, "costs as written out")
+
+# %%
+print(f"One KV group with its {g} query head(s): {group_cost:,} parameters. One neuron: {neuron_cost:,}.")
+print(f"So one group is worth {group_cost / neuron_cost:.2f} neurons.")
+
+# %% [markdown]
+# AMP takes the same share of heads and of neurons, and the same number from every layer. A share of the heads is seldom
+# a whole number. So heads are rounded, and neurons make up for it, *at the exchange rate above*. Written out:
+
+# %%
+total = dense.num_parameters()
+
+
+def widths(ratio, rate=group_cost / neuron_cost):
+    """KV groups and neurons to remove from each layer; `rate` is what a group is worth in neurons."""
+    target = ratio * total / anatomy.layers
+    share = target / (anatomy.groups * group_cost + anatomy.neurons * neuron_cost)
+    groups = round(share * anatomy.groups)
+    owed = share * anatomy.groups - groups  # groups, rounded away; negative if too many go
+    return groups, round(share * anatomy.neurons + owed * rate)
+
+
+plan = amp.plan(dense, scores, remove=ratio)
+groups_gone, neurons_gone = widths(ratio)
+target = ratio * total / anatomy.layers
+even = target / (anatomy.groups * group_cost + anatomy.neurons * neuron_cost)
+print(f"An even share would be {even * anatomy.groups:.2f} groups and {even * anatomy.neurons:.2f} neurons a layer.")
+print(f"Rounded and made up for: {groups_gone} groups and {neurons_gone} neurons.\n")
+print(plan)
+
+# %%
+# NBVAL_CHECK_OUTPUT
+kept = [len(plan.groups(0)), len(plan.neurons[0])]
+L.assert_close(kept, [anatomy.groups - groups_gone, anatomy.neurons - neurons_gone], 0, "the plan has these widths")
+miss = abs(plan.achieved - ratio) * total / anatomy.layers
+L.assert_close(
+    max(0.0, miss - neuron_cost / 2), 0.0, 1e-3, "asked and achieved differ by half a neuron a layer at most"
+)
+
+# %% [markdown]
+# **Predict first.** The official code makes up for a missing head with **one** neuron. What becomes of the achieved
+# ratio as the asked one grows: a steady bias, or a saw?
+
+# %%
+asked = torch.linspace(0.05, 0.55, 101)
+fig, ax = plt.subplots(layout="constrained")
+worst = {}
+for k, (name, rate) in enumerate((("exact", group_cost / neuron_cost), ("one neuron a head", float(g)))):
+    gone = [widths(r, rate) for r in asked.tolist()]
+    achieved = torch.tensor([(a * group_cost + b * neuron_cost) * anatomy.layers / total for a, b in gone])
+    off = 100 * (achieved - asked)
+    worst[name] = off.abs().max().item()
+    ax.plot(100 * asked, off, color=lesson.PALETTE[k], marker=lesson.MARKERS[k], markevery=10, label=name)
+ax.set(xlabel="asked: % of all parameters", ylabel="achieved − asked (percentage points)")
+fig.legend(title="rounding of heads made up by", loc="outside upper center", ncols=2)
+L.show(
+    fig,
+    alt="Achieved minus asked ratio against the asked ratio. With the exact exchange rate the line stays "
+    f"within {worst['exact']:.2f} points of zero; with one neuron a head it is a saw of up to "
+    f"{worst['one neuron a head']:.1f}.",
+)
+print(", ".join(f"{name}: off by up to {value:.2f} percentage points" for name, value in worst.items()) + ".")
+
+# %% [markdown]
+# ### The paper's ratio, derived
+#
+# AMP's ratios are odd: 21.02 %, 30.03 %. Its official code asks for the worth of $k$ whole layers. Build a LLaMA-2-7B
+# without any weights (on the `meta` device a tensor has a shape and no storage), ask for 7 layers' worth, and see.
+
+# %%
+# NBVAL_CHECK_OUTPUT
+with torch.device("meta"):
+    big = LlamaForCausalLM(LlamaConfig())  # the defaults are LLaMA-7B's shape, and LLaMA-2-7B's
+big_total = big.num_parameters()
+one_layer = sum(p.numel() for p in big.model.layers[0].parameters())
+by_luck = amp.score(big, [], criterion="random")  # needs no forward pass; only the widths matter here
+for k in (7, 10):
+    big_plan = amp.plan(big, by_luck, remove=k * one_layer / big_total)
+    gone = [32 - len(big_plan.heads[0]), 11008 - len(big_plan.neurons[0])]
+    L.assert_close(gone, [k, 344 * k], 0, f"{k} layers' worth is {k} of 32 heads and 344·{k} of 11,008 neurons")
+    print(f"  {big_plan.achieved:.2%} of {big_total:,} parameters")
+print(f"One head is worth {4 * 128 / 3:.2f} neurons.")
+
+# %% [markdown]
+# The shares are equal, $k/32$ of each, so nothing is rounded and the wrong exchange rate does no harm *on this shape*.
+# It does on any shape where $k/L$ of the heads is not whole. A number that fits the one model it was tried on is a
+# fault that waits.
+#
+# ## 2 One plan, carried out twice
+#
+# First: did the plan keep what it should? Nothing kept may score lower than anything removed from the same layer. (A
+# group's score is the sum of its heads'.)
+
+# %%
+# NBVAL_CHECK_OUTPUT
+for i in range(anatomy.layers):
+    by_group = scores.heads[i].view(anatomy.groups, g).sum(1)
+    for what, values, stays in (("group", by_group, plan.groups(i)), ("neuron", scores.neurons[i], plan.neurons[i])):
+        goes = sorted(set(range(len(values))) - set(stays))
+        lowest, highest = values[stays].min().item(), max(values[goes].tolist(), default=float("-inf"))
+        assert lowest >= highest, f"Layer {i} keeps a {what} of score {lowest:.4g} and removes one of {highest:.4g}."
+print("✔ every layer keeps its highest scores, heads and neurons")
+
+# %% [markdown]
+# A plan is only a list of what stays. It can be carried out in two ways:
+#
+# * **mask**: the inputs of the two output projections are zeroed where a head or a neuron should be gone. A head's only
+#   way out is its columns there, so it is silent. All shapes stay.
+# * **cut**: the rows and columns go, and the model is smaller.
+#
+# **Predict first.** Are the logits of the two equal exactly, nearly, or roughly?
+#
+# To trust nobody, here is a third version, without the module: the mask in plain code, with the columns of the weights
+# themselves set to zero.
+
+# %%
+# NBVAL_CHECK_OUTPUT
+small = amp.prune(dense, plan)
+texts = amp.texts("tinyworld", "validation")[:16]
+batch = tokenizer(texts, return_tensors="pt", padding=True, truncation=True, max_length=96).to(dense.device)
+inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+
+
+@torch.no_grad()
+def logits(network, inputs):
+    """Logits at the real tokens."""
+    return network(**inputs).logits[inputs["attention_mask"] == 1]
+
+
+def assert_same(found, wanted, what):
+    """Assert equality to 1e-5 of the largest logit: float32 holds seven digits, and logits have different sizes."""
+    L.assert_close(found / wanted.abs().max(), wanted / wanted.abs().max(), 1e-5, what)
+
+
+by_hand = copy.deepcopy(dense)
+with torch.no_grad():
+    for i in range(anatomy.layers):
+        block = amp.Anatomy.of(by_hand).layer(i)
+        for n in set(range(anatomy.heads)) - set(plan.heads[i]):
+            block.output.weight[:, n * d_h : (n + 1) * d_h] = 0
+        for m in set(range(anatomy.neurons)) - set(plan.neurons[i]):
+            block.neurons_out.weight[:, m] = 0
+with amp.masked(dense, plan):
+    masked_logits = logits(dense, inputs)
+assert_same(masked_logits, logits(by_hand, inputs), "mask equals zeroed columns")
+assert_same(logits(small, inputs), masked_logits, "cut equals masked")
+
+# %% [markdown]
+# Now the version that matters to whoever gets the model: saved, and loaded with the stock library. `from_pretrained`
+# reports keys that were missing, unexpected or of the wrong shape. There must be none.
+
+# %%
+# NBVAL_CHECK_OUTPUT
+folder = amp.save(small, tokenizer, Path(out) / "models" / f"03-{Path(model).name}", overwrite=True)
+reloaded, report = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+assert not any(report.values()), report
+assert_same(logits(reloaded.eval().to(dense.device), inputs), masked_logits, "cut, saved and reloaded equals masked")
+
+# %% [markdown]
+# ### Why is a saved LLaMA a `mistral`?
+#
+# Look at the class of the cut model, for each number of heads that one could keep:
+
+# %%
+for n in range(g, anatomy.heads + 1, g):
+    shape = amp.prune(dense, amp.plan(dense, scores, heads=n, neurons=anatomy.neurons)).config.model_type
+    print(f"  {n} heads kept: {shape}")
+try:
+    LlamaConfig(hidden_size=128, num_attention_heads=6, num_key_value_heads=6, head_dim=16)
+except Exception as error:
+    print(f"\nLlamaConfig with 6 heads of 16 and hidden size 128: {str(error).splitlines()[-1].strip()}")
+
+# %% [markdown]
+# `LlamaConfig` refuses a head count that doesn't divide the hidden size, even with `head_dim` given, though the
+# computation needs no such thing. Mistral's is the same computation (with its sliding window switched off), and its
+# configuration has no such rule. So the weights are saved under that name where they must be. You have just asserted
+# that the numbers don't change. Phi's configuration takes any head count.
+#
+# ## 3 Faster?
+#
+# **Predict first.** The mask makes a third of the inputs zero. Is the masked model faster than the dense one? And the
+# cut one: as much as its multiply-accumulates promise?
+#
+# A clock on a shared machine wanders. So the four models take turns, round by round, and we compare within a round.
+# Dense comes twice: against itself it must show no gain, or the clock is broken.
+
+# %%
+token_ids = torch.randint(dense.config.vocab_size, (8, 128), generator=torch.Generator().manual_seed(seed))
+token_ids = token_ids.to(dense.device)
+
+
+@torch.no_grad()
+def seconds(network):
+    """One prefill of 8 × 128 tokens."""
+    start = time.perf_counter()
+    network(input_ids=token_ids, use_cache=False).logits[0, 0, 0].item()  # .item() waits for a GPU
+    return time.perf_counter() - start
+
+
+times = {"dense": [], "dense again": [], "masked": [], "cut": []}
+for n in range(rounds + 2):
+    taken = {"dense": seconds(dense), "cut": seconds(small)}
+    with amp.masked(dense, plan):
+        taken["masked"] = seconds(dense)
+    taken["dense again"] = seconds(dense)
+    if n >= 2:  # the first two rounds warm up
+        for name, value in taken.items():
+            times[name].append(value)
+times = {name: torch.tensor(values) for name, values in times.items()}
+redrawn = torch.from_numpy(L.rng.integers(rounds, size=(1000, rounds)))
+speedup = {}
+for name in ("dense again", "masked", "cut"):
+    ratios = times["dense"] / times[name]
+    low, high = torch.quantile(ratios[redrawn].median(1).values, torch.tensor([0.025, 0.975])).tolist()
+    middle = ratios.median().item()
+    speedup[name] = middle, min(low, middle), max(high, middle)
+    L.record.metric(f"prefill speed-up, {name}", *speedup[name], "×", n=rounds)
+before, after = amp.size(dense), amp.size(small)
+ideal = before.macs_per_token / after.macs_per_token
+
+fig, ax = plt.subplots(layout="constrained")
+for k, (middle, low, high) in enumerate(speedup.values()):
+    ax.bar(k, middle, color=lesson.PALETTE[k], hatch=lesson.HATCHES[k], edgecolor="black")
+    ax.errorbar(k, middle, [[middle - low], [high - middle]], color="black", capsize=5)
+ax.axhline(1, color="black", linewidth=0.8)
+ax.axhline(ideal, color="black", linestyle="--", label=f"promised by multiply-accumulates: {ideal:.2f} ×")
+ax.set(xticks=range(3), xticklabels=speedup, ylabel="prefill speed-up against dense")
+ax.legend(loc="lower left")
+L.show(
+    fig,
+    alt="Bars with 95 % intervals: prefill speed-up against the dense model. "
+    + ", ".join(f"{name} {v[0]:.2f} times" for name, v in speedup.items())
+    + f"; the multiply-accumulates promise {ideal:.2f} for the cut.",
+)
+
+# %%
+for name, (middle, low, high) in speedup.items():
+    word = "faster than" if low > 1 else "slower than" if high < 1 else "no different from"
+    print(f"{name}: {middle:.2f} × (95 % interval of the median {low:.2f} to {high:.2f}), {word} dense.")
+print(f"Parameters: dense {before.parameters:,}, masked {before.parameters:,}, cut {after.parameters:,}.")
+print(f"KV cache a token: dense {before.kv_cache_bytes_per_token:,} bytes, cut {after.kv_cache_bytes_per_token:,}.")
+reached = (speedup["cut"][0] - 1) / (ideal - 1)
+print(f"The cut reaches {reached:.0%} of the gain that its multiply-accumulates promise.")
+
+# %% [markdown]
+# A product with a zero takes as long as any other product: the mask saves nothing, and zeroing costs a little. Masks
+# are for asking *what if* (lesson 2 did, once for each head). Only a cut pays.
+#
+# ## 4 Grouped queries
+#
+# From here on we use all three embedded models. In `tiny-llama-gqa` 8 query heads share 4 key-value heads: heads 0
+# and 1 read group 0, heads 2 and 3 read group 1, and so on.
+#
+# **Predict first.** You keep the 4 best *query heads* of such a layer, wherever they are. How much smaller does the KV
+# cache get?
+
+# %%
+gqa, gqa_tokenizer = amp.load("tiny-llama-gqa")
+gqa_anatomy = amp.Anatomy.of(gqa)
+size = gqa_anatomy.group_size
+gqa_scores = amp.score(gqa, amp.calibration(gqa_tokenizer, samples=calibration, seed=seed))
+gqa_plan = amp.plan(gqa, gqa_scores, heads=4, neurons=gqa_anatomy.neurons)
+for i, values in enumerate(gqa_scores.heads):
+    single = sorted(values.argsort(descending=True)[:4].tolist())
+    users = [sum(n // size == group for n in single) for group in range(gqa_anatomy.groups)]
+    print(
+        f"  layer {i}: best heads {single} leave {users} readers to the groups; "
+        f"whole groups: heads {gqa_plan.heads[i]}, groups {gqa_plan.groups(i)}"
+    )
+
+# %% [markdown]
+# A group can go only when nobody reads it. Picking heads one by one leaves groups with one reader here and two there:
+# the cache may not shrink at all, and no configuration can say "two readers for this group, one for that". So whole
+# groups go, and a group scores the sum of its heads.
+#
+# ## 5 A museum of broken surgeries
+#
+# Each exhibit begins with what you would see. Stop there and guess before you read on. Numbers 2, 3 and 5 are in AMP's
+# official code. Number 6 is what it rightly avoids, by scoring in fp32; numbers 1 and 4 are the traps next to them.
+#
+# ### Exhibit 1: it runs, and the numbers are wrong
+#
+# **Symptom.** Heads were masked by zeroing rows of `o_proj`. No error. But the result is not what the mask says.
+
+# %%
+llama, llama_tokenizer = amp.load("tiny-llama")
+llama_anatomy = amp.Anatomy.of(llama)
+llama_scores = amp.score(llama, amp.calibration(llama_tokenizer, samples=calibration, seed=seed))
+heads_only = amp.plan(llama, llama_scores, heads=5, neurons=llama_anatomy.neurons)
+
+
+@torch.no_grad()
+def zeroed(axis):
+    """A copy of the model in which the removed heads' rows (0) or columns (1) of o_proj are zero."""
+    copied = copy.deepcopy(llama)
+    for i, stays in enumerate(heads_only.heads):
+        weight = amp.Anatomy.of(copied).layer(i).output.weight
+        goes = [n * 16 + j for n in range(8) if n not in stays for j in range(16)]
+        weight.index_fill_(axis, torch.tensor(goes, device=weight.device), 0.0)
+    return copied
+
+
+rows, columns = zeroed(0), zeroed(1)
+for name, network in (("dense", llama), ("columns zeroed", columns), ("rows zeroed", rows)):
+    found = amp.perplexity(network, llama_tokenizer, limit=64, window=128)
+    print(f"{name}: perplexity {found.value:.3f} (95 % interval {found.low:.3f} to {found.high:.3f})")
+print(f"Protocol: {found.protocol}.")
+
+# %% [markdown]
+# **Diagnosis.** `o_proj.weight` is (hidden, heads · head_dim): its rows are the residual stream, its columns the heads.
+# Here both are 128, so the square matrix takes either index. Zeroed rows silence three eighths of what *all* heads say,
+# and every removed head still speaks. Whether the perplexity is then better or worse than it should be proves nothing:
+# a wrong cut may even look good. Only equality with the mask shows that a cut is right.
+#
+# **Mend.** Columns.
+
+# %%
+# NBVAL_CHECK_OUTPUT
+inputs = {name: t.to(llama.device) for name, t in llama_tokenizer(texts[0], return_tensors="pt").items()}
+with amp.masked(llama, heads_only):
+    right = logits(llama, inputs)
+assert_same(logits(columns, inputs), right, "zeroed columns equal the mask")
+assert (logits(rows, inputs) - right).abs().max() > 1e-3
+print("✔ zeroed rows do not")
+
+# %% [markdown]
+# ### Exhibit 2: it depends on which heads survive
+#
+# **Symptom.** The same pruning code stops with an `IndexError` on one layer and runs through on another.
+
+# %%
+key = gqa_anatomy.layer(0).key.weight  # (4 groups · 16, hidden)
+for stays in ([4, 5, 6, 7], [0, 1, 2, 3]):
+    index = torch.tensor([n * 16 + j for n in stays for j in range(16)])
+    try:
+        print(f"query heads {stays}: rows {tuple(key.cpu()[index].shape)} of k_proj, no complaint")
+    except IndexError as error:
+        print(f"query heads {stays}: IndexError: {str(error).splitlines()[0]}")
+print("\nWhose key each head reads after the second cut:")
+for place, n in enumerate([0, 1, 2, 3]):
+    print(f"  head {n}: trained on group {n // size}, now reads group {place}")
+
+# %% [markdown]
+# **Diagnosis.** `k_proj` and `v_proj` were sliced with *query-head* indices. They have 4 heads, not 8. High indices
+# fall off the end; low ones exist, and are the wrong ones. The crash is the lucky case.
+#
+# **Mend.** Rows of groups: `sorted({head // group_size for head in kept})`.
+
+# %%
+# NBVAL_CHECK_OUTPUT
+cut = amp.prune(gqa, gqa_plan)
+for i in range(gqa_anatomy.layers):
+    index = torch.tensor([group * 16 + j for group in gqa_plan.groups(i) for j in range(16)])
+    found, wanted = amp.Anatomy.of(cut).layer(i), gqa_anatomy.layer(i)
+    assert torch.equal(found.key.weight.cpu(), wanted.key.weight.cpu()[index])
+    assert torch.equal(found.value.weight.cpu(), wanted.value.weight.cpu()[index])
+inputs = {name: t.to(gqa.device) for name, t in gqa_tokenizer(texts[0], return_tensors="pt").items()}
+with amp.masked(gqa, gqa_plan):
+    right = logits(gqa, inputs)
+assert_same(logits(cut, inputs), right, "grouped queries: keys and values of whole groups, and cut equals masked")
+
+# %% [markdown]
+# ### Exhibit 3: a different model at every load
+#
+# **Symptom.** The pruned model was fine in memory. After a reload it talks nonsense, and different nonsense each time.
+# The log holds a warning, somewhere.
+
+# %%
+half = amp.prune(llama, amp.plan(llama, llama_scores, heads=4, neurons=192))
+where = amp.save(half, llama_tokenizer, Path(out) / "models" / "03-no-head-dim", overwrite=True)
+settings = json.loads((where / "config.json").read_text())
+del settings["head_dim"]  # an older library, or a careless script, never wrote it
+(where / "config.json").write_text(json.dumps(settings))
+
+values = []
+for _ in range(2):
+    broken, report = AutoModelForCausalLM.from_pretrained(where, ignore_mismatched_sizes=True, output_loading_info=True)
+    broken = broken.eval().to(llama.device)
+    values.append(amp.perplexity(broken, llama_tokenizer, limit=32, window=128).value)
+good = amp.perplexity(half, llama_tokenizer, limit=32, window=128).value
+print(f"in memory: perplexity {good:.2f}; reloaded: {values[0]:.1f}; reloaded again: {values[1]:.1f}")
+print(f"Tensors that did not fit, and were drawn at random instead: {len(report['mismatched_keys'])}")
+
+# %% [markdown]
+# **Diagnosis.** Without `head_dim` the library guesses hidden / heads: 128 / 4 = 32, not 16. No attention projection
+# has the right shape. `ignore_mismatched_sizes=True` turns that error into a warning, and fresh random matrices take
+# the place of the trained ones. AMP's official code carries this flag as a fallback.
+#
+# **Mend.** Write `head_dim`, and never pass that flag. Without it, the stock library refuses loudly:
+
+# %%
+# NBVAL_CHECK_OUTPUT
+refused = False
+try:
+    AutoModelForCausalLM.from_pretrained(where)
+except Exception:
+    refused = True
+assert refused
+print("✔ without the flag, the wrong configuration is refused")
+settings["head_dim"] = 16
+(where / "config.json").write_text(json.dumps(settings))
+mended, report = AutoModelForCausalLM.from_pretrained(where, output_loading_info=True)
+assert not any(report.values()), report
+inputs = {name: t.to(llama.device) for name, t in llama_tokenizer(texts[0], return_tensors="pt").items()}
+mended = mended.eval().to(llama.device)
+assert_same(logits(mended, inputs), logits(half, inputs), "with head_dim, reloaded equals in memory")
+
+# %% [markdown]
+# ### Exhibit 4: the size of a tensor
+#
+# **Symptom.** The code works on LLaMA. On Phi it stops in the first forward pass.
+
+# %%
+phi, _ = amp.load("tiny-phi")
+block = amp.Anatomy.of(phi).layer(0)
+(fc1,) = block.neurons_in
+stays = torch.arange(0, fc1.out_features, 2)
+x = torch.randn(5, fc1.in_features, generator=torch.Generator().manual_seed(seed)).to(phi.device)
+try:
+    F.linear(x, fc1.weight[stays], fc1.bias)
+except RuntimeError as error:
+    print(f"RuntimeError: {str(error).splitlines()[0]}")
+
+# %% [markdown]
+# **Diagnosis.** The rows of `fc1.weight` were cut, its bias was not. LLaMA has no biases, so nobody noticed.
+#
+# **Mend.** Cut the bias of whatever loses *rows* (query, key, value, `fc1`). Leave the bias of whatever loses *columns*
+# (`dense`, `fc2`): it belongs to the hidden dimension. Two tempting "mends" are worse than the crash, because they run:
+
+# %%
+# NBVAL_CHECK_OUTPUT
+wanted = fc1(x)[:, stays]
+L.assert_close(F.linear(x, fc1.weight[stays], fc1.bias[stays]), wanted, 1e-5, "bias cut with its rows")
+for name, bias_tried in (("without the bias", None), ("with the first biases", fc1.bias[: len(stays)])):
+    assert (F.linear(x, fc1.weight[stays], bias_tried) - wanted).abs().max() > 1e-4
+    print(f"✔ {name} it runs, and is wrong")
+
+# %% [markdown]
+# ### Exhibit 5: a recovery that starts too high
+#
+# **Symptom.** The loss on the responses of a trained model is far higher than its perplexity lets one expect, before
+# any step of recovery. All other code is right.
+
+
+# %%
+@torch.no_grad()
+def first_label(join):
+    """Mean loss of the first label after the prompt, over 32 pairs; and what that label is."""
+    found, names = [], set()
+    for prompt, response in [pair for pair in pairs("tinyworld") if pair[0]][:32]:
+        ids = torch.tensor([llama_tokenizer(prompt)["input_ids"] + join(response)], device=llama.device)
+        start = len(llama_tokenizer(prompt)["input_ids"])
+        scores_there = llama(input_ids=ids).logits[0, start - 1]
+        found.append(F.cross_entropy(scores_there, ids[0, start]).item())
+        names.add(llama_tokenizer.decode(ids[0, start]))
+    return sum(found) / len(found), names
+
+
+naive, names = first_label(lambda response: llama_tokenizer(" " + response)["input_ids"])
+clean, clean_names = first_label(
+    lambda response: llama_tokenizer(" " + response, add_special_tokens=False)["input_ids"]
+)
+print(f"as found: the first label costs {naive:.2f} nats; the labels are {sorted(names)[:4]}")
+print(f"mended:   the first label costs {clean:.2f} nats; the labels are {sorted(clean_names)[:4]} …")
+
+# %% [markdown]
+# **Diagnosis.** Prompt and answer were tokenised apart, and the tokenizer opens *each* with BOS. The second BOS stands
+# between question and answer, and becomes the first label: recovery now teaches the model to say "begin".
+#
+# **Mend.** `add_special_tokens=False` for everything but the start; and look at one row of token ids before training.
+
+# %%
+# NBVAL_CHECK_OUTPUT
+assert names == {llama_tokenizer.bos_token} and llama_tokenizer.bos_token not in clean_names
+print("✔ the first label is BOS in the naive rows, and never in the mended ones")
+
+# %% [markdown]
+# ### Exhibit 6: the plan keeps the first heads, in every layer
+#
+# **Symptom.** Scores were summed in half precision, and the plan keeps heads 0, 1, 2, … of every layer.
+
+# %%
+seen = 128 * 4096  # tokens of a serious calibration: TransAct's
+sums = [values.double() * seen for values in llama_scores.heads]  # the mean, before it is divided by their number
+in_half = [values.half() for values in sums]
+lost = sum(int(values.isinf().sum()) for values in in_half)
+print(
+    f"fp16 ends at {torch.finfo(torch.float16).max:,.0f}; sums over {seen:,} tokens reach {max(map(max, sums)):,.0f}."
+)
+print(f"In fp16, {lost} of {8 * len(sums)} head scores are infinite.")
+keep_best = [sorted(torch.sort(v, descending=True, stable=True).indices[:5].tolist()) for v in in_half]
+print("Kept heads, layer by layer: " + ", ".join(map(str, keep_best)))
+
+# %% [markdown]
+# **Diagnosis.** An L1 norm is a sum of many positive numbers, and over thousands of tokens it passes 65,504. Infinity
+# equals infinity, so the sort leaves everything in its first order. Nothing warns. (With a hidden size of 4,096 the
+# norm of a single token may do it.)
+#
+# **Mend.** Take the activations to fp32 before the norm, and sum in fp64, as the module does. It also refuses scores
+# that are not finite:
+
+# %%
+# NBVAL_CHECK_OUTPUT
+assert all(values.isfinite().all() for values in llama_scores.heads)
+poisoned = copy.deepcopy(llama)
+with torch.no_grad():
+    amp.Anatomy.of(poisoned).layer(1).value.weight[0, 0] = float("inf")
+try:
+    amp.score(poisoned, amp.calibration(llama_tokenizer, samples=4, seed=seed))
+    refused = False
+except ValueError:
+    refused = True
+assert refused
+print("✔ scores are finite, and activations that are not are refused")
+
+# %% [markdown]
+# ## Exercises
+#
+# An unsolved exercise stops nothing: the check says what is missing, and the lesson goes on with the reference.
+#
+# ### Cut the output projection
+#
+# Return `o_proj` (hidden, heads · head_dim) without the heads that are not in `kept_heads`.
+
+
+# %%
+def my_cut_output(o_proj, kept_heads, head_dim):
+    """Your code goes here."""
+
+
+cut_output = L.check(my_cut_output, "l3_cut_output")
+
+# %% [markdown]
+# {{hint:l3_cut_output}}
+#
+# {{solution:l3_cut_output}}
+#
+# ### Cut the key projection
+#
+# Return the rows of `k_proj` (groups · head_dim, hidden) that the kept query heads still read.
+
+
+# %%
+def my_cut_key(k_proj, kept_heads, group_size, head_dim):
+    """Your code goes here."""
+
+
+cut_key = L.check(my_cut_key, "l3_cut_key")
+
+# %% [markdown]
+# {{hint:l3_cut_key}}
+#
+# {{solution:l3_cut_key}}
+#
+# ### Make up for the rounding
+#
+# A layer shall lose `target` parameters, and `heads_removed` heads go (multi-head attention, no biases, gated MLP). How
+# many neurons must go?
+
+
+# %%
+def my_neurons(target, heads_removed, head_dim, hidden):
+    """Your code goes here."""
+
+
+neurons_to_remove = L.check(my_neurons, "l3_neurons_to_remove")
+
+# %% [markdown]
+# {{hint:l3_neurons_to_remove}}
+#
+# {{solution:l3_neurons_to_remove}}
+#
+# The three together, on the models:
+
+# %%
+# NBVAL_CHECK_OUTPUT
+for i in range(anatomy.layers):
+    before_, after_ = anatomy.layer(i), amp.Anatomy.of(small).layer(i)
+    assert torch.equal(cut_output(before_.output.weight, plan.heads[i], d_h), after_.output.weight)
+    assert torch.equal(cut_key(before_.key.weight, plan.heads[i], g, d_h), after_.key.weight)
+assert neurons_to_remove(7 * one_layer / 32, 7, 128, 4096) == 7 * 344  # 7 layers' worth, spread over 32 layers
+print("✔ the exercises' cuts are the module's, and 7 layers' worth leaves 7·344 neurons to pay")
+
+# %% [markdown]
+# ## The result
+#
+# One number for the lesson: how much faster the cut model reads a prompt. Beside it the mask, which carries out the
+# same plan, and the dense model timed against itself, which must show nothing.
+
+# %%
+L.signature(
+    f"Prefill speed-up of the cut model at {plan.achieved:.0%} fewer parameters",
+    *speedup["cut"],
+    "×",
+    baseline=("the same plan as a mask", speedup["masked"][0]),
+    control=("dense against itself, must be 1", speedup["dense again"][0]),
+)
+
+# %% [markdown]
+# ## What this does not show
+#
+# * That the cut model is any good. It computes what the mask computes, no more; lessons 4 and 5 ask what it knows.
+# * That other hardware gains as much. Small matrices on a CPU are bound by overhead; large ones on a GPU by memory or
+#   by arithmetic, and odd widths may fit its tiles badly. Measure on the machine that will serve.
+# * Decoding with a cache, where memory traffic rules: lesson 5 times it apart.
+#
+# ## References
+#
+# * AMP (arXiv 2504.21174), official code `c2d-usp/Efficient-LLMs-with-AMP`: the ratio as whole layers' worth, and
+#   exhibits 2, 3 and 5, all read in or run from that code.
+# * J. Ainslie and others: *GQA: Training Generalized Multi-Query Transformer Models from Multi-Head Checkpoints*
+#   (arXiv 2305.13245).
+# * The head-count rule of `LlamaConfig`: `huggingface/transformers`, thread 46082.
+#
+# **Where next.** The model is smaller and has lost something. Lesson 4 asks how much a short fine-tuning brings back.
+
+# %%
+L.finish()

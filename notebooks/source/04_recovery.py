@@ -1,0 +1,409 @@
+# lesson: Recovery
+# reading: 25
+# %% [markdown]
+# # 4 · Recovery: what a short training brings back
+#
+# A pruned model has lost parts that the rest was used to. Often the rest can take over, if it is trained a little.
+# This lesson trains it the cheap way, with **LoRA**, and then asks the question that tables of pruning results often
+# leave out: how much of the gain is recovery, and how much would any model gain from that training?
+#
+# **Objectives.** After this lesson you can
+# - write a LoRA adapter, merge it, and show that merging changes nothing;
+# - mask a prompt out of the labels, and spot a second BOS that turned into a label;
+# - train a pruned model back at two ratios and read perplexity and accuracy side by side;
+# - separate recovery from plain fine-tuning with a control, and say what the training cost.
+#
+# **Prerequisites.** Lessons 0 and 3: a plan, and a model cut by it. **Time:** {{minutes}} minutes.
+# %% tags=["parameters"]
+model = "tiny-llama"  # or "tiny-llama-gqa", "tiny-phi", a local folder, a hub id
+ratio = 0.30  # share of all parameters to remove
+ratio_deep = 0.50  # a second, deeper cut
+calibration = 64  # texts that the score looks at
+samples = 192  # rows of recovery training
+rate = 0.001  # learning rate; the paper's is 0.0003
+seed = 0
+preset = "smallest"  # or "full": more test items
+out = "out"
+# %%
+import copy
+import warnings
+
+import matplotlib.pyplot as plt
+import torch
+from peft import LoraConfig, get_peft_model
+
+import amp_tutorial as amp
+from amp_tutorial.course import lesson
+from amp_tutorial.data import pairs
+from amp_tutorial.recovery import IGNORE, encode
+
+warnings.filterwarnings("ignore", category=FutureWarning)  # peft still uses a name that transformers will drop
+L = lesson.start(
+    "04_recovery",
+    dict(model=model, ratio=ratio, ratio_deep=ratio_deep, calibration=calibration, samples=samples, rate=rate,
+         seed=seed, preset=preset, out=out),
+)  # fmt: skip
+items = {"smallest": 40, "full": 400}[preset]
+dense, tokenizer = amp.load(model)
+anatomy = amp.Anatomy.of(dense)
+# %% [markdown]
+# ## A correction of low rank
+#
+# Training every weight of a large model takes memory for every weight's gradient and two averages of the optimiser.
+# LoRA leaves the weight `W` as it is and learns a correction beside it, the product of two thin matrices:
+#
+# `y = W x + (α / r) · B A x`, where `A` is (r, in), `B` is (out, r), and the rank `r` is small.
+#
+# `B` begins at zero. **Predict:** what does the model compute before the first step of training? And after it, how many
+# numbers are trained for one map from 128 to 128 dimensions at rank 8: 16,384, or 2,048, or 64?
+# %%
+rank, alpha = 8, 16
+
+
+def adapted(linear, x, a, b):
+    """The linear map with an adapter beside it, not merged."""
+    return linear(x) + alpha / rank * (x @ a.T) @ b.T
+
+
+query = anatomy.layer(0).query
+draw = torch.Generator().manual_seed(seed)
+a = (0.1 * torch.randn(rank, query.in_features, generator=draw)).to(query.weight)
+b = torch.zeros(query.out_features, rank).to(query.weight)
+x = torch.randn(4, query.in_features, generator=draw).to(query.weight)
+print(f"W is {tuple(query.weight.shape)}, {query.weight.numel():,} numbers; A and B have {a.numel() + b.numel():,}.")
+# %%
+# NBVAL_CHECK_OUTPUT
+L.assert_close(adapted(query, x, a, b), query(x), 1e-6, "with B at zero the adapted map is the map itself")
+
+
+# %% [markdown]
+# ### Exercise 1 · Merge it
+# *Easy, 5 minutes.* After training nobody wants two extra products in every layer. Write the single weight that
+# computes the same. `a` is (r, in), `b` is (out, r), `weight` is (out, in).
+# %%
+def merge(weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, alpha: float) -> torch.Tensor:
+    """The weight with the adapter added."""
+    ...  # your answer here
+
+
+merge = L.check(merge, "l4_merge")
+# %% [markdown]
+# {{hint:l4_merge}}
+#
+# {{solution:l4_merge}}
+#
+# Now give `B` some values, as training would, and compare: the adapter beside the map, the merged weight, and what the
+# library `peft` makes of the same `A` and `B`.
+# %%
+# NBVAL_CHECK_OUTPUT
+b = (0.1 * torch.randn(query.out_features, rank, generator=draw)).to(query.weight)
+with torch.no_grad():
+    unmerged = adapted(query, x, a, b)
+    merged = torch.nn.functional.linear(x, merge(query.weight, a, b, alpha), query.bias)
+    L.assert_close(merged, unmerged, 1e-5, "merged equals unmerged")
+    name = anatomy.family.query.rsplit(".", 1)[-1]
+    probe = get_peft_model(copy.deepcopy(dense), LoraConfig(r=rank, lora_alpha=alpha, target_modules=[name])).eval()
+    theirs = probe.get_base_model().get_submodule(f"{anatomy.family.layers}.0.{anatomy.family.query}")
+    theirs.lora_A["default"].weight.copy_(a)
+    theirs.lora_B["default"].weight.copy_(b)
+    L.assert_close(theirs(x), unmerged, 1e-5, "peft computes the same")
+# %% [markdown]
+# From here on `amp.recover` does this for every projection of every block, trains, and merges. What comes back is a
+# stock model without a trace of LoRA.
+#
+# ## What is trained on
+#
+# A row of the recovery text has a prompt and a response. With the loss *on the response only* the model is not
+# trained to write prompts: their labels are −100, which the loss skips.
+#
+# ### Exercise 2 · Labels
+# *Easy, 3 minutes.* Given the tokens of prompt and response, write one label for each token of the two together.
+# %%
+prompt, response = pairs("tinyworld")[0]
+ids, expected = encode(tokenizer, prompt, response, "responses", length=512)
+cut = sum(label == IGNORE for label in expected)
+
+
+def labels(prompt: list[int], response: list[int]) -> list[int]:
+    """One label for each token of prompt and response; −100 where nothing is to be learnt."""
+    ...  # your answer here
+
+
+labels = L.check(labels, "l4_labels")
+# %% [markdown]
+# {{hint:l4_labels}}
+#
+# {{solution:l4_labels}}
+# %%
+# NBVAL_CHECK_OUTPUT
+L.assert_close(labels(ids[:cut], ids[cut:]), expected, 0, "your labels are the module's")
+print(f"{len(ids)} tokens, {len(ids) - cut} of them trained on:")
+print("prompt  ", tokenizer.decode(ids[:cut]))
+print("response", tokenizer.decode(ids[cut:]))
+# %% [markdown]
+# ### One BOS, not two
+#
+# Many tokenizers put BOS (`<s>`, the beginning of a text) before whatever they are given. Tokenise prompt and response
+# apart, join them, and a second BOS stands in the middle. This is what AMP's official code does [code]: there the
+# second BOS becomes the **first label**. The model is trained to answer every prompt by beginning a new text.
+#
+# **Predict:** how likely does the dense model find a BOS after a prompt?
+# %%
+bos = tokenizer.bos_token_id
+doubled = (ids[:cut] + [bos] + ids[cut:], [IGNORE] * cut + [bos] + ids[cut:])
+
+
+@torch.no_grad()
+def label_losses(row):
+    """Loss of each label that counts, in nats."""
+    tokens, wanted = (torch.tensor([part], device=dense.device) for part in row)
+    logits = dense(input_ids=tokens).logits[0, :-1].float()
+    return torch.nn.functional.cross_entropy(logits, wanted[0, 1:], reduction="none")[wanted[0, 1:] != IGNORE]
+
+
+for what, row in (("one BOS", (ids, expected)), ("two BOS", doubled)):
+    losses = label_losses(row)
+    shown = [f"{tokenizer.decode([t])!r} {loss:.2f}" for t, loss in zip(row[1][-len(losses) :], losses, strict=True)]
+    print(f"{what}: loss of each label: {', '.join(shown)}; mean {losses.mean():.2f}")
+print(f"Probability of BOS after the prompt: {torch.exp(-label_losses(doubled)[0]).item():.1e}")
+# %%
+# NBVAL_CHECK_OUTPUT
+L.assert_close(ids.count(bos), 1, 0, "a row of amp.recover holds one BOS")
+L.assert_close(expected.count(bos), 0, 0, "and BOS is never a label")
+# %% [markdown]
+# Where the loss of one such label towers over the others, the first steps of training are spent on a token that no
+# reader will ever see. Nothing crashes, and the loss curve even looks good: it falls fast, as the mistake is learnt.
+#
+# ## Before and after
+#
+# Three models are cut by 30 %, 50 % and 30 %: by AMP, by AMP, and at random, which is the weaker baseline. All get the
+# same training, and so does the **dense model**. It is the control for everything that follows: it lost nothing, so
+# whatever it gains is not recovery.
+#
+# One number differs from the paper's recipe. It takes some thousands of steps at a learning rate of 0.0003 [code]; here
+# there are a few dozen, at the rate in the parameters cell.
+#
+# **Predict,** for 30 %: does the training bring back all, half, or next to nothing of what the cut cost? And at 50 %?
+# %%
+def cut_by(criterion: str, ratio: float):
+    batches = amp.calibration(tokenizer, "tinyworld", samples=calibration, seed=seed)
+    return amp.prune(dense, amp.plan(dense, amp.score(dense, batches, criterion, seed=seed), remove=ratio))
+
+
+def train(start, **settings):
+    settings = dict(samples=samples, lr=rate, seed=seed, progress=False) | settings
+    return amp.recover(start, tokenizer, **settings)
+
+
+mild, deep = f"AMP {ratio:.0%}", f"AMP {ratio_deep:.0%}"
+before = {"dense": dense, mild: cut_by("amp", ratio), deep: cut_by("amp", ratio_deep)}
+before["random"] = cut_by("random", ratio)
+recoveries = {name: train(start) for name, start in before.items()}
+steps = len(recoveries["dense"].history)
+print(f"Trained {len(recoveries)} models for {steps} steps of 16 rows each.")
+# %%
+fig, axes = plt.subplots(figsize=(7, 3.6))
+width = 5  # steps averaged, as single batches jump
+for k, (name, recovery) in enumerate(recoveries.items()):
+    curve = torch.tensor([point["loss"] for point in recovery.history]).unfold(0, min(width, steps), 1).mean(1)
+    style = dict(color=lesson.PALETTE[k], marker=lesson.MARKERS[k], markevery=4, label=name)
+    axes.plot(range(1, len(curve) + 1), curve, **style)
+axes.set(xlabel=f"step (mean of {width} from here)", ylabel="loss on responses (nats per token)", ylim=(0, None))
+axes.legend(frameon=False, ncols=2)
+ends = ", ".join(
+    f"{name} from {r.history[0]['loss']:.2f} to {sum(p['loss'] for p in r.history[-width:]) / width:.2f}"
+    for name, r in recoveries.items()
+)
+L.show(fig, alt=f"Loss on responses over {steps} training steps, four curves: {ends} nats per token.")
+
+
+# %% [markdown]
+# The curves show training loss, and training loss always looks like success. What counts is text and questions that
+# were not trained on.
+# %%
+def measure(what):
+    return amp.perplexity(what, tokenizer), amp.accuracy(what, tokenizer, limit=items).mean
+
+
+measured = {(name, "before"): measure(start) for name, start in before.items()}
+measured |= {(name, "after"): measure(recovery.model) for name, recovery in recoveries.items()}
+print(f"{'':10s} {'perplexity':>20s} {'mean accuracy, six tasks':>32s}")
+for name in before:
+    (p0, a0), (p1, a1) = measured[name, "before"], measured[name, "after"]
+    accuracies = f"{a0.value:17.1%} → {a1.value:5.1%}  (each ± {1.96 * a1.stderr:.1%})"
+    print(f"{name:10s} {p0.value:9.2f} → {p1.value:8.2f} {accuracies}")
+print(f"Perplexity: {measured['dense', 'before'][0].protocol}.")
+# %%
+fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6))
+names = list(before)
+for k, when in enumerate(("before", "after")):
+    at = [i + (k - 0.5) * 0.38 for i in range(len(names))]
+    style = dict(color=lesson.PALETTE[k], hatch=lesson.HATCHES[k], edgecolor="white", label=when)
+    found = [measured[name, when] for name in names]
+    left.bar(at, [p.value for p, _ in found], 0.36, **style)
+    right.bar(at, [100 * m.value for _, m in found], 0.36, yerr=[196 * m.stderr for _, m in found], capsize=3, **style)
+chance = sum(amp.CHANCE.values()) / len(amp.CHANCE)
+right.axhline(100 * chance, color="0.2", ls="--")
+right.text(len(names) - 0.45, 100 * chance, "guessing", va="center", fontsize="small")
+left.set(yscale="log", title="perplexity (lower is better)")
+right.set(ylim=(0, 105), title="mean accuracy, % (higher is better)")
+for axis in (left, right):
+    axis.set_xticks(range(len(names)), names)
+left.legend(frameon=False)
+told = "; ".join(
+    f"{n}: perplexity {measured[n, 'before'][0].value:.2f} to {measured[n, 'after'][0].value:.2f}, accuracy "
+    f"{measured[n, 'before'][1].value:.0%} to {measured[n, 'after'][1].value:.0%}"
+    for n in names
+)
+L.show(fig, alt=f"Bars before and after recovery, perplexity on the left, accuracy on the right. {told}.")
+
+
+# %% [markdown]
+# ### Exercise 3 · How much of the gap was closed?
+# *Medium, 5 minutes.* "Recovery brought back 80 %" needs a ceiling. Which one is fair? Write the share of the gap that
+# was closed, 1 meaning as good as the fair ceiling. You are given four accuracies; not all are needed.
+# %%
+def closed(pruned: float, recovered: float, dense: float, dense_tuned: float) -> float:
+    """Share of the gap that recovery closed."""
+    ...  # your answer here
+
+
+closed = L.check(closed, "l4_closed")
+# %% [markdown]
+# {{hint:l4_closed}}
+#
+# {{solution:l4_closed}}
+# %%
+accuracy = {key: m.value for key, (_, m) in measured.items()}
+error = {key: m.stderr for key, (_, m) in measured.items()}
+ceiling = accuracy["dense", "before"], accuracy["dense", "after"]
+for name in (mild, deep, "random"):
+    gain, control = (accuracy[n, "after"] - accuracy[n, "before"] for n in (name, "dense"))
+    noise = 1.96 * (error[name, "after"] ** 2 + error[name, "before"] ** 2) ** 0.5
+    gap = ceiling[1] - accuracy[name, "before"]
+    shares = closed(accuracy[name, "before"], accuracy[name, "after"], *ceiling) if gap > noise else None
+    print(f"{name}: {100 * gain:+.1f} points (± {100 * noise:.1f}), dense trained alike {100 * control:+.1f};", end=" ")
+    print("the gap itself is within noise." if shares is None else f"{shares:.0%} of the gap is closed.")
+    if gain <= noise:
+        print(f"  No gain that {items} items a task can show.")
+    elif control > 0.5 * gain:
+        print(f"  The dense model gains {control / gain:.0%} as much: most of this is no recovery.")
+    else:
+        print(f"  The dense model gains {max(control, 0) / gain:.0%} as much: this is mostly recovery.")
+# %% [markdown]
+# The ± is the careful one: both measurements are treated as independent, though they ask the same items.
+#
+# ## Two numbers that need not agree
+#
+# Perplexity and accuracy answer different questions. **Perplexity** says how well the model foresees *every token* of
+# running text, names and connecting words included. **Accuracy** says whether the right answer beats the wrong ones,
+# nothing more. Training on responses only works on few tokens of a row, and they are answers.
+#
+# **Predict:** train the same pruned model on whole rows, prompts too. Which of the two numbers gets better for it?
+# %%
+text = train(before[mild], loss="text")
+found = {"responses": measured[mild, "after"], "text": measure(text.model)}
+tokens = {"responses": recoveries[mild].tokens, "text": text.tokens}
+for kind, (p, m) in found.items():
+    print(f"loss on {kind:9s}: perplexity {p.value:6.2f}, accuracy {m.value:.1%}, {tokens[kind]:,} tokens trained on")
+better_text = min(found, key=lambda kind: found[kind][0].value)
+better_answers = max(found, key=lambda kind: found[kind][1].value)
+difference = abs(found["text"][1].value - found["responses"][1].value)
+noise = 1.96 * (found["text"][1].stderr ** 2 + found["responses"][1].stderr ** 2) ** 0.5
+told = "within" if difference < noise else "beyond"
+print(f"Perplexity prefers {better_text}.")
+print(f"Accuracy prefers {better_answers}, by {100 * difference:.1f} points, which is {told} noise.")
+fits_better = found["responses"][0].value < measured[mild, "before"][0].value
+answers_better = accuracy[mild, "after"] > accuracy[mild, "before"]
+if fits_better == answers_better:
+    print(f"Trained on responses, {'both numbers' if fits_better else 'neither number'} improved.")
+else:
+    which = ("perplexity", "accuracy") if fits_better else ("accuracy", "perplexity")
+    print(f"Trained on responses, {which[0]} got better and {which[1]} did not: either alone would mislead you.")
+# %% [markdown]
+# Mind what a row is, too: it ends (with EOS) after one answer, while the texts that perplexity is taken on go on. A
+# model trained on rows learns to stop early, which costs perplexity and no accuracy. So a table with one of the two
+# numbers can hide half of what a recovery did. Say both, and say which loss and which text.
+#
+# ## What it costs
+#
+# The adapter is small, its training is not free. The last line gives the paper's for comparison.
+# %%
+mine = recoveries[mild]
+small = mine.model
+share = mine.trainable / small.num_parameters()
+print(f"{mine.trainable:,} trained numbers, {share:.1%} of the pruned model's {small.num_parameters():,} parameters;")
+print(f"{mine.tokens:,} tokens trained on, in {steps} steps.")
+print(f"This machine took {mine.seconds:.1f} s, or {1000 * mine.seconds / steps:.0f} ms a step.")
+print("The paper: Alpaca-cleaned, 2 epochs, about 4 hours on one RTX 3090 [second-hand].")
+L.record.metric("recovery", mine.seconds, unit="s")
+L.record.metric("trainable", mine.trainable, unit="parameters")
+# %%
+# NBVAL_CHECK_OUTPUT
+shape = amp.Anatomy.of(small)
+maps = []
+for i in range(shape.layers):
+    layer = shape.layer(i)
+    maps += [layer.query, layer.key, layer.value, layer.output, *layer.neurons_in, layer.neurons_out]
+numbers = sum(rank * (m.in_features + m.out_features) for m in maps)
+L.assert_close(numbers, mine.trainable, 0, "r · (in + out) trained numbers for each map")
+L.assert_close(small.num_parameters(), before[mild].num_parameters(), 0, "merging adds no parameter")
+# %% [markdown]
+# Is the rate worth a number in the parameters cell? Here is the same training at the paper's. Its steps are as many
+# as ours, not as many as its own.
+# %%
+slow = train(before[mild], lr=3e-4)
+p, m = measure(slow.model)
+print(f"At 0.0003, after {steps} steps: perplexity {p.value:.2f}, accuracy {m.value:.1%};")
+print(f"at {rate:g}: {measured[mild, 'after'][0].value:.2f} and {accuracy[mild, 'after']:.1%};", end=" ")
+print(f"untrained: {measured[mild, 'before'][0].value:.2f} and {accuracy[mild, 'before']:.1%}.")
+# %% [markdown]
+# A learning rate belongs to a number of steps. Copying one without the other is a common way to find that a method
+# "does not work".
+#
+# ## The result, and a control that must fail
+#
+# Could this training have built the answers into *any* model of that size? The control asks it of the model cut by AMP
+# upside down, which kept what AMP would have removed. It has as many parameters and gets the same training.
+# %%
+wrong = measure(train(cut_by("reversed", ratio)).model)[1]
+best = measured[mild, "after"][1]
+L.record.metric("dense trained alike", 100 * ceiling[1], unit="%")
+L.signature(
+    f"mean accuracy after {ratio:.0%} AMP and recovery",
+    100 * best.value,
+    100 * best.low,
+    100 * best.high,
+    "%",
+    baseline=("random pruning and the same recovery", 100 * accuracy["random", "after"]),
+    control=("AMP reversed and the same recovery", 100 * wrong.value),
+)
+# %%
+apart = 1.96 * (best.stderr**2 + error["random", "after"] ** 2) ** 0.5
+lead = best.value - accuracy["random", "after"]
+if abs(lead) < apart:
+    print(f"After recovery AMP and random can't be told apart ({100 * lead:+.1f} points, noise {100 * apart:.1f}).")
+else:
+    print(f"After recovery AMP is {100 * abs(lead):.1f} points {'above' if lead > 0 else 'below'} random.")
+apart = 1.96 * (best.stderr**2 + wrong.stderr**2) ** 0.5
+failed = best.value - wrong.value > apart
+print("The control failed, as it must." if failed else "The control did not fail: these items can't tell.")
+# %% [markdown]
+# ## What this does not show
+# - **One seed and few items.** The results command trains over several seeds; lesson 5 shows its table.
+# - **Recovery on home ground.** The training rows come from the same small world as the tests (never the same
+#   combinations). On a large model, Alpaca and the benchmarks are strangers to each other.
+# - **Nothing about full fine-tuning,** longer training or other ranks. A pruned model trained for billions of tokens
+#   can end far from one trained for minutes.
+# - **No general order of methods.** Training can even out what the criterion did, so compare before *and* after.
+#
+# ## References
+# - LoRA: *Low-Rank Adaptation of Large Language Models*, [arXiv 2106.09685](https://arxiv.org/abs/2106.09685); library
+#   `peft`.
+# - AMP, [arXiv 2504.21174](https://arxiv.org/abs/2504.21174); recovery settings from its code,
+#   `c2d-usp/Efficient-LLMs-with-AMP`: r = 8, α = 16, dropout 0.05, learning rate 0.0003, 2 epochs, loss on responses.
+#
+# ## Where next
+# Every number in this lesson came from one seed. **Lesson 5** asks what a number needs before you may believe it.
+# %%
+L.finish()

@@ -1,0 +1,452 @@
+# lesson: Evaluation
+# reading: 25
+# %% [markdown]
+# # 5 · Evaluation: what a number needs before you believe it
+#
+# "Our method keeps 61.0 % where the other keeps 59.5 %." Is that a result? It depends on what was asked, how many
+# questions, how often the draw was repeated, and what else was measured. This lesson measures pruned models so that
+# its own numbers can be believed, or seen to be too coarse.
+#
+# **Objectives.** After this lesson you can
+# - compute a perplexity from losses, and say why it needs its window beside it;
+# - give an accuracy its standard error, and tell noise of items from noise of seeds;
+# - compare criteria over ratios and seeds with intervals, with a baseline and a control;
+# - take a method apart at equal parameters, and measure size, memory and speed against the ideal.
+#
+# **Prerequisites.** Lessons 0 to 2; lesson 3 for masks and cuts. **Time:** {{minutes}} minutes.
+# %% tags=["parameters"]
+model = "tiny-llama"  # or "tiny-llama-gqa", "tiny-phi", a local folder, a hub id
+ratio = 0.30  # the ratio at which accuracy is measured
+calibration = 64  # texts that the score looks at
+seed = 0  # the first of the seeds
+preset = "smallest"  # or "full": more seeds, more items, more text
+out = "out"
+# %%
+import json
+import math
+
+import matplotlib.pyplot as plt
+import torch
+from IPython.display import Markdown, display
+
+import amp_tutorial as amp
+from amp_tutorial.course import lesson, summary
+from amp_tutorial.course.summary import over_seeds
+from amp_tutorial.data import windows
+
+L = lesson.start(
+    "05_evaluation", dict(model=model, ratio=ratio, calibration=calibration, seed=seed, preset=preset, out=out)
+)
+sizes = {"smallest": dict(seeds=3, items=40, windows=120), "full": dict(seeds=10, items=200, windows=None)}[preset]
+seeds = range(seed, seed + sizes["seeds"])
+ratios = sorted({0.2, ratio, 0.5})
+dense, tokenizer = amp.load(model)
+# %% [markdown]
+# ## Perplexity, and its protocol
+#
+# A language model gives every next token a probability; the loss of a token is −log of it. Perplexity is the
+# exponential of the **mean loss per token**: among how many equally likely tokens the model seems to choose. Long text
+# is read in windows, and each window has its own mean loss and its own number of tokens.
+#
+# ### Exercise 1 · From windows to one number
+# *Easy, 5 minutes.* Given each window's mean loss and its number of tokens, compute the perplexity of the whole text.
+# %%
+def perplexity(window_losses: list[float], window_tokens: list[int]) -> float:
+    """Perplexity of a text in windows."""
+    ...  # your answer here
+
+
+perplexity = L.check(perplexity, "l5_perplexity")
+# %% [markdown]
+# {{hint:l5_perplexity}}
+#
+# {{solution:l5_perplexity}}
+#
+# Here are the losses of twenty windows, taken one by one, the slow and obvious way. The module must agree.
+# %%
+# NBVAL_CHECK_OUTPUT
+losses, tokens = [], []
+with torch.no_grad():
+    for window in windows(tokenizer, amp.texts("tinyworld", "validation"), 256)[:20]:
+        ids = torch.tensor([window.ids], device=dense.device)
+        losses.append(dense(input_ids=ids, labels=ids).loss.item())  # transformers shifts the labels itself
+        tokens.append(ids.shape[1] - 1)  # BOS opens the window and is never predicted
+module = amp.perplexity(dense, tokenizer, window=256, limit=20)
+L.assert_close(perplexity(losses, tokens) / module.value, 1, 1e-4, "twenty windows by hand give the module's value")
+# %% [markdown]
+# Now the same model and the same text, cut into short windows. **Predict:** does the perplexity rise, fall or stay? And
+# if the short windows overlap, so that each token is counted where it has some text before it?
+# %%
+some = amp.texts("tinyworld", "validation")[:150]
+protocols = {"window 256": dict(window=256), "window 8": dict(window=8), "window 8, stride 2": dict(window=8, stride=2)}
+protocol = {name: amp.perplexity(dense, tokenizer, some, **how) for name, how in protocols.items()}
+for name, found in protocol.items():
+    print(f"{name:18s} {found.value:6.2f} (95 % interval {found.low:.2f} to {found.high:.2f}), {found.tokens:,} tokens")
+times = protocol["window 8"].value / protocol["window 256"].value
+print(f"Same weights, same text: the short windows give {times:.2f} times the perplexity of the long ones.")
+# %% [markdown]
+# A token near the start of a window has little before it to be foreseen from, and short windows have many such tokens.
+# So **a perplexity without its window is no number**: LLM-Pruner's Llama-3 goes from 25.6 to 12.9 by window length
+# alone [second-hand]. The protocol also says whether windows overlap, whether texts are joined, and what BOS does:
+# %%
+print(protocol["window 256"].protocol)
+
+
+# %% [markdown]
+# ## Accuracy, and how sure it is
+#
+# A task asks n questions. Ask other n questions of the same kind, and another accuracy comes out. The **standard
+# error** says how far it would typically move.
+#
+# ### Exercise 2 · Standard error
+# *Easy, 5 minutes.* You get 1 for every right answer and 0 for every wrong one. Return the standard error of the mean.
+# %%
+def standard_error(correct: list[int]) -> float:
+    """Standard error of an accuracy."""
+    ...  # your answer here
+
+
+standard_error = L.check(standard_error, "l5_standard_error")
+# %% [markdown]
+# {{hint:l5_standard_error}}
+#
+# {{solution:l5_standard_error}}
+# %%
+suite = amp.accuracy(dense, tokenizer, limit=sizes["items"])
+for task, m in suite.items():
+    print(f"{task:12s} {m.value:6.1%} ± {1.96 * m.stderr:5.1%} ({m.n} items; guessing gives {amp.CHANCE[task]:.0%})")
+m = suite.mean
+print(f"{'mean':12s} {m.value:6.1%} ± {1.96 * m.stderr:5.1%}")
+points = 2
+needed = math.ceil(0.8 * 0.2 * (196 / points) ** 2)
+print(f"To know an accuracy of 80 % to ± {points} points, a task needs {needed:,} items.")
+# %%
+# NBVAL_CHECK_OUTPUT
+for task, m in suite.items():
+    right = round(m.value * m.n)
+    L.assert_close(standard_error([1] * right + [0] * (m.n - right)), m.stderr, 1e-9, f"standard error of {task}")
+# %% [markdown]
+# Here ± is 1.96 standard errors, a 95 % interval. A task where every answer is right shows ± 0: the formula sees no
+# spread. That is a weakness of the formula, not a certainty.
+#
+# ## Two kinds of noise
+#
+# A pruned model adds a second source of chance: **the draw**. Other calibration texts give other scores; a random plan
+# is a draw altogether. More items don't help against that. Only repeating the pruning with other seeds does. With n
+# seeds, the interval is mean ± t · s / √n. For three seeds Student's t is 4.3, so be prepared for wide intervals.
+# Magnitude looks at weights only: it has no draw, and gives the same plan every time.
+#
+# ## Ratios × criteria × seeds
+#
+# **Predict** the order of the four criteria at 30 %, and whether AMP's seeds or random's differ more.
+# %%
+criteria = {"AMP": "amp", "magnitude": "magnitude", "random": "random", "reversed": "reversed"}
+scores, plans = {}, {}
+for s in seeds:
+    batches = amp.calibration(tokenizer, "tinyworld", samples=calibration, seed=s)
+    for name, criterion in criteria.items():
+        if name == "magnitude" and s != seed:
+            continue  # no draw, so one is all
+        scores[name, s] = amp.score(dense, batches, criterion, seed=s)
+        plans |= {(name, r, s): amp.plan(dense, scores[name, s], remove=r) for r in ratios}
+pruned = {key: amp.prune(dense, plan) for key, plan in plans.items()}
+values = {key: amp.perplexity(small, tokenizer, limit=sizes["windows"]).value for key, small in pruned.items()}
+base = amp.perplexity(dense, tokenizer, limit=sizes["windows"])
+print(f"{len(values)} pruned models measured; dense: {base.value:.2f}. {base.protocol}.")
+# %%
+def of_seeds(table: dict, name: str, r: float) -> list[float]:
+    return [table[name, r, s] for s in seeds if (name, r, s) in table]
+
+
+fig, axes = plt.subplots(figsize=(7, 4))
+lines = []
+for k, name in enumerate(criteria):
+    logs = [[math.log(v) for v in of_seeds(values, name, r)] for r in ratios]
+    found = [over_seeds(v) if len(v) > 1 else None for v in logs]
+    middle = [math.exp(sum(v) / len(v)) for v in logs]
+    if None not in found:
+        bars = [[m - math.exp(f.low) for m, f in zip(middle, found, strict=True)],
+                [math.exp(f.high) - m for m, f in zip(middle, found, strict=True)]]  # fmt: skip
+    else:
+        bars = None
+    x = [100 * r + (k - 1.5) * 0.4 for r in ratios]  # side by side, so that bars don't hide each other
+    axes.errorbar(x, middle, bars, marker=lesson.MARKERS[k], color=lesson.PALETTE[k + 1], capsize=3, label=name)
+    lines.append(f"{name} " + ", ".join(f"{m:.3g}" for m in middle))
+    for r, m, f in zip(ratios, middle, found, strict=True):
+        spread = f"{math.exp(f.low):9.2f} to {math.exp(f.high):9.2f}" if f else "        no draw"
+        print(f"{name:10s} {r:4.0%}  perplexity {m:8.2f}   {spread}")
+axes.axhline(base.value, color="0.2", ls="--")
+axes.text(100 * ratios[0], base.value * 0.97, "dense", va="top")
+axes.set(yscale="log", ylabel="perplexity", xlabel="share of all parameters removed (%)")
+axes.set_xticks([100 * r for r in ratios])
+axes.legend(frameon=False)
+where = ", ".join(f"{r:.0%}" for r in ratios)
+L.show(fig, alt=f"Perplexity, log axis, at {where} removed, mean over seeds with 95 % intervals: {'; '.join(lines)}. "
+       f"Dense: {base.value:.3g}.")  # fmt: skip
+
+
+# %% [markdown]
+# Means and intervals were taken over log perplexities, that is, over losses: perplexities of bad models are so large
+# that one of them would rule the mean. The next cell puts the picture in sentences.
+# %%
+def order(r: float) -> str:
+    ours, chance = (over_seeds([math.log(v) for v in of_seeds(values, n, r)]) for n in ("AMP", "random"))
+    if not ours.apart(chance):
+        return f"At {r:.0%} the intervals of AMP and random overlap: {len(seeds)} seeds can't tell them apart."
+    return f"At {r:.0%} AMP is {'better' if ours.value < chance.value else 'worse'} than random, clear of its interval."
+
+
+for r in ratios:
+    print(order(r))
+    ours = over_seeds([math.log(v) for v in of_seeds(values, "AMP", r)])
+    weights = math.log(of_seeds(values, "magnitude", r)[0])
+    place = "better than" if weights < ours.low else "worse than" if weights > ours.high else "within the interval of"
+    print(f"  Magnitude, which sees no data, is {place} AMP there.")
+heads, neurons = plans["AMP", ratio, seeds[0]].shared(plans["AMP", ratio, seeds[1]])
+print(f"Two AMP plans from other calibration texts share {heads:.0%} of their heads, {neurons:.0%} of their neurons.")
+# %% [markdown]
+# ## Which half of the choice is it?
+#
+# A plan is two choices, of heads and of neurons. Where AMP wins or loses against chance, it may do so by one of them
+# only. So carry out each half alone, with as many heads or neurons as the whole plan takes. **Predict:** in which half
+# does AMP's score know more than a draw?
+# %%
+halves = {}
+for s in seeds:
+    for name in ("AMP", "random"):
+        kept = plans[name, ratio, s]
+        for half, widths in (("heads", len(kept.heads[0])), ("neurons", len(kept.neurons[0]))):
+            with amp.masked(dense, amp.plan(dense, scores[name, s], **{half: widths})):
+                halves[half, name, s] = amp.perplexity(dense, tokenizer, limit=sizes["windows"]).value
+for half in ("heads", "neurons"):
+    ours, chance = (over_seeds([math.log(halves[half, name, s]) for s in seeds]) for name in ("AMP", "random"))
+    better = "AMP is better" if ours.value < chance.value else "AMP is worse"
+    verdict = better if ours.apart(chance) else "not told apart"
+    shown = [f"{math.exp(f.value):.2f} ({math.exp(f.low):.2f} to {math.exp(f.high):.2f})" for f in (ours, chance)]
+    print(f"{half:8s} gone: perplexity {shown[0]} by AMP, {shown[1]} at random: {verdict}.")
+# %% [markdown]
+# Where AMP's heads or neurons are no better than drawn ones, mind what the score is: a **mean** size over all tokens.
+# A part that writes a little everywhere outranks one that writes much, but only at the few tokens where it is needed,
+# such as the name that answers a question. Lesson 2 compares the score with the true damage, part by part.
+#
+# ## Task by task
+#
+# A mean over tasks can hide a skill that is gone. **Predict:** which falls first, a fact learnt by heart, or finding
+# out in two hops where a thing is?
+# %%
+at_ratio = {key: small for key, small in pruned.items() if key[1] == ratio}
+answers = {key: amp.accuracy(small, tokenizer, limit=sizes["items"]) for key, small in at_ratio.items()}
+means = {key: 100 * found.mean.value for key, found in answers.items()}
+fig, axes = plt.subplots(figsize=(8.5, 3.8))
+told = []
+for k, name in enumerate(("dense", *criteria)):
+    found = [suite] if name == "dense" else of_seeds(answers, name, ratio)
+    at = [t + (k - 2) * 0.16 for t in range(len(amp.TASKS))]
+    middle = [100 * sum(f[task].value for f in found) / len(found) for task in amp.TASKS]
+    axes.bar(at, middle, 0.15, color=lesson.PALETTE[k], hatch=lesson.HATCHES[k], edgecolor="white", label=name)
+    for f in found:
+        axes.plot(at, [100 * f[task].value for task in amp.TASKS], ".", color="black", markersize=4)
+    told.append(f"{name} " + ", ".join(f"{v:.0f}" for v in middle))
+for t, task in enumerate(amp.TASKS):
+    axes.hlines(100 * amp.CHANCE[task], t - 0.42, t + 0.42, color="black", ls="--", lw=1.2)
+names = [task.removeprefix("tiny_") for task in amp.TASKS]
+axes.set_xticks(range(len(names)), names)
+axes.set(ylabel="accuracy (%)", ylim=(0, 105))
+axes.legend(frameon=False, ncols=5, loc="upper center", bbox_to_anchor=(0.5, -0.1))
+L.show(fig, alt=f"Accuracy at {ratio:.0%} on {', '.join(names)}, mean over seeds, in percent: {'; '.join(told)}. "
+       "Dots are single seeds, dashed lines guessing.")  # fmt: skip
+# %% [markdown]
+# Bars are means over seeds, dots single seeds, dashed lines guessing.
+# %%
+ours = {task: sum(f[task].value for f in of_seeds(answers, "AMP", ratio)) / len(seeds) for task in amp.TASKS}
+lost = {task: 100 * (suite[task].value - ours[task]) for task in amp.TASKS}
+most, least = max(lost, key=lost.get), min(lost, key=lost.get)
+print(f"AMP at {ratio:.0%} loses most on {most} ({lost[most]:.1f} points) and least on {least} ({lost[least]:.1f}).")
+known = [task for task in amp.TASKS if suite[task].value > amp.CHANCE[task] + 0.2]
+gone = [task for task in known if ours[task] < amp.CHANCE[task] + 0.05]
+print(f"Fallen to within 5 points of guessing, from at least 20 above it: {', '.join(gone) or 'none'}.")
+
+
+# %% [markdown]
+# ## AMP taken apart
+#
+# AMP prunes heads *and* neurons. Is either enough? The paper's ablation removes 30 % of all parameters three ways. To
+# be fair, all three must remove **equally many parameters**.
+#
+# ### Exercise 3 · Equal parameters
+# *Easy, 4 minutes.* In every layer so many heads go, each worth `head_cost` parameters. How many neurons, each worth
+# `neuron_cost`, are worth as much? Round to the nearest neuron.
+# %%
+def equal_neurons(heads_gone: int, head_cost: int, neuron_cost: int) -> int:
+    """How many neurons are worth so many heads."""
+    ...  # your answer here
+
+
+equal_neurons = L.check(equal_neurons, "l5_equal_neurons")
+# %% [markdown]
+# {{hint:l5_equal_neurons}}
+#
+# {{solution:l5_equal_neurons}}
+#
+# Heads alone may not hold enough parameters for the ratio, as the last head (or KV group) of a layer must stay. Then
+# all three go as far as heads can.
+# %%
+# NBVAL_CHECK_OUTPUT
+anatomy = amp.Anatomy.of(dense)
+most = (anatomy.groups - 1) * anatomy.group_cost * anatomy.layers / dense.num_parameters()
+heads_only = amp.plan(dense, scores["AMP", seed], remove=min(ratio, most), parts="heads")
+equal = heads_only.achieved
+parts = {
+    name: {s: amp.plan(dense, scores["AMP", s], remove=equal, parts=name) for s in seeds}
+    for name in ("both", "heads", "neurons")
+}
+groups_gone = (anatomy.heads - len(heads_only.heads[0])) // anatomy.group_size
+neurons_gone = anatomy.neurons - len(parts["neurons"][seed].neurons[0])
+worth = equal_neurons(groups_gone, anatomy.group_cost, anatomy.neuron_cost)
+L.assert_close(worth, neurons_gone, 0, "the plan's neurons are worth the other plan's heads")
+one_neuron = anatomy.neuron_cost * anatomy.layers / dense.num_parameters()
+for name in parts:
+    L.assert_close(parts[name][seed].achieved, equal, one_neuron, f"{name}: equal parameters, to one neuron a layer")
+# %% [markdown]
+# **Predict** the order of the three. In the paper, on LLaMA-2-7B and five other tasks, both gave 61.02, neurons only
+# 56.93 and heads only 37.63 % [second-hand].
+# %%
+ablation = {}
+for name, of_seed in parts.items():
+    small = {s: amp.prune(dense, plan) for s, plan in of_seed.items()}
+    logs = [math.log(amp.perplexity(m, tokenizer, limit=sizes["windows"]).value) for m in small.values()]
+    ablation[name] = over_seeds(logs), amp.accuracy(small[seed], tokenizer, limit=sizes["items"]).mean
+paper = {"both": 61.02, "heads": 37.63, "neurons": 56.93}
+print(f"{equal:.1%} of all parameters removed; perplexity over {len(seeds)} seeds, accuracy with the first.")
+for name, (logs, m) in ablation.items():
+    shown = f"{math.exp(logs.value):9.2f} ({math.exp(logs.low):.2f} to {math.exp(logs.high):.2f})"
+    print(f"{name:8s} accuracy {m.value:6.1%} ± {1.96 * m.stderr:.1%}   perplexity {shown}   paper {paper[name]:.2f} %")
+by_accuracy = sorted(ablation, key=lambda name: -ablation[name][1].value)
+first, second = (ablation[name][1] for name in by_accuracy[:2])
+clear = first.value - second.value > 1.96 * (first.stderr**2 + second.stderr**2) ** 0.5
+print(f"Here the order is {' > '.join(by_accuracy)}; the paper's is both > neurons > heads.")
+print(f"The first two are {'clearly apart' if clear else 'not told apart by these items'}.")
+# %% [markdown]
+# Where an order differs from the paper's, mind what "heads only" means here: so many heads must go that a layer may be
+# left with one. In a 7-billion-parameter model other shares of the parameters sit in attention.
+#
+# ## Size, memory and speed against the ideal
+#
+# With a share p of the parameters gone, the ideal model needs 1 − p of everything. **Predict** which of these comes
+# closest to the ideal: bytes, multiply-accumulates per token, KV cache, time of a prompt, time per new token?
+# %%
+key = {"dense": dense} | {f"{r:.0%}": pruned["AMP", r, seed] for r in ratios}
+weighed = {name: amp.size(m) for name, m in key.items()}
+timed = {name: amp.latency(m, prompt=128, new=16, repeats=7) for name, m in key.items()}
+whole, clock = weighed["dense"], timed["dense"]
+shares = {}
+for name in key:
+    z, t = weighed[name], timed[name]
+    shares[name] = {
+        "parameters (ideal)": z.parameters / whole.parameters,
+        "bytes": z.bytes / whole.bytes,
+        "MACs per token": z.macs_per_token / whole.macs_per_token,
+        "KV cache": z.kv_cache_bytes_per_token / whole.kv_cache_bytes_per_token,
+        "prompt time": t["prefill"].median / clock["prefill"].median,
+        "time per new token": t["decode"].median / clock["decode"].median,
+    }
+for name in key:
+    print(f"{name:6s}" + "  ".join(f"{what} {share:4.0%}" for what, share in shares[name].items()))
+for name, t in timed.items():
+    p, d = t["prefill"], t["decode"]
+    prompt, token = (f"{1e3 * x.median:.2f} ms (quartiles {1e3 * x.low:.2f} to {1e3 * x.high:.2f})" for x in (p, d))
+    print(f"{name:6s} prompt of 128: {prompt}, a new token: {token}")
+# %%
+fig, axes = plt.subplots(figsize=(7.5, 3.8))
+for k, what in enumerate(shares["dense"]):
+    style = dict(color=lesson.PALETTE[k], marker=lesson.MARKERS[k]) if k else dict(color="0.8", lw=7, zorder=0)
+    axes.plot([100 * r for r in ratios], [100 * shares[f"{r:.0%}"][what] for r in ratios], label=what, **style)
+axes.axhline(100, color="0.6", lw=0.8)
+axes.set(xlabel="share of all parameters removed (%)", ylabel="left, % of dense", xticks=[100 * r for r in ratios])
+axes.set_ylim(bottom=0)
+axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+at = f"{ratio:.0%}"
+L.show(fig, alt=f"What is left of size, memory and time at {where} removed. At {at}: "
+       + ", ".join(f"{what} {share:.0%}" for what, share in shares[at].items()) + ".")  # fmt: skip
+# %%
+ideal = 1 / shares[at]["parameters (ideal)"]
+fast = {what: 1 / shares[at][what] for what in ("prompt time", "time per new token")}
+print(f"At {at} the ideal speed-up is {ideal:.2f}×. A prompt is {fast['prompt time']:.2f}× as fast,")
+print(f"a new token {fast['time per new token']:.2f}×.")
+for what, gain in fast.items():
+    if gain < 0.9 * ideal:
+        print(f"{what}: short of the ideal. Fixed costs (Python, norms, the output head) did not shrink.")
+# %% [markdown]
+# Bytes follow the parameters by definition, and the KV cache follows the heads alone. Time has fixed costs: for models
+# this small, much of it is spent between the matrix products, and a token at a time is worse than a whole prompt. The
+# paper reports 2.90 → 2.31 s (1.25×) for LLaMA-7B and 2.79 → 2.34 s (1.19×) for LLaMA-2-7B [second-hand]. Neither is
+# the ideal there.
+#
+# ## Three models, more items
+#
+# The results command repeats all this on three models, with more items and with recovery:
+# `python -m amp_tutorial.course.results`. Its table comes with the course.
+# %%
+shipped = amp.DATA / "results" / "summary.json"
+if shipped.is_file():
+    display(Markdown(summary.main_table(json.loads(shipped.read_text(encoding="utf-8")))))
+else:
+    print("No stored results here; the command above makes them.")
+# %% [markdown]
+# ## The result
+#
+# The question of the paper, asked so that it can come out either way: **how many points of mean accuracy does AMP keep
+# over random choice,** with everything else equal? The baseline is magnitude. AMP upside down is the control: it must
+# lie below AMP.
+# %%
+gaps = [means["AMP", ratio, s] - means["random", ratio, s] for s in seeds]
+gap = over_seeds(gaps)
+chance = sum(of_seeds(means, "random", ratio)) / len(seeds)
+upside_down = sum(of_seeds(means, "reversed", ratio)) / len(seeds) - chance
+L.signature(
+    f"AMP minus random, mean accuracy at {ratio:.0%}",
+    gap.value,
+    gap.low,
+    gap.high,
+    "points",
+    baseline=("magnitude minus random", means["magnitude", ratio, seed] - chance),
+    control=("AMP reversed minus random", upside_down),
+)
+for name in criteria:
+    for s in seeds:
+        if (name, ratio, s) in means:
+            L.record.metric(f"mean accuracy, {name}, seed {s}", means[name, ratio, s], unit="%")
+# %%
+if gap.low > 0:
+    print("AMP beats random choice here, and the interval excludes zero.")
+elif gap.high < 0:
+    print("AMP loses to random choice here, and the interval excludes zero.")
+else:
+    print(f"The interval includes zero: with {len(seeds)} seeds, AMP and random are not told apart by accuracy.")
+reversed_ = over_seeds([means["AMP", ratio, s] - means["reversed", ratio, s] for s in seeds])
+if reversed_.low > 0:
+    print(f"The control failed, as it must: reversed, AMP loses {reversed_.value:.1f} more points.")
+else:
+    print("The control is not clearly below AMP: on this model and these items, the score's order carries little.")
+# %% [markdown]
+# The interval is over seeds, all of them asked the same items. It says what another draw would give, and not what other
+# items would.
+#
+# ## What this does not show
+# - **A ranking of methods.** Four criteria on one tiny model. On LLaMA-7B at 20 %, figures published elsewhere (other
+#   harness versions) have FLAP at 65.1 and Wanda-sp at 66.1 without tuning, against AMP's 64.5 [second-hand].
+# - **Other tasks.** Ours are built like PIQA or HellaSwag, they are not them; no number carries over.
+# - **Order after recovery.** Lesson 4 shows that training can change it.
+# - **Speed elsewhere.** Times are this machine's. A GPU with long prompts and large batches shows other ratios.
+#
+# ## References
+# - AMP, [arXiv 2504.21174](https://arxiv.org/abs/2504.21174); ablation and times second-hand, from a summary.
+# - lm-eval: <https://github.com/EleutherAI/lm-evaluation-harness>.
+# - Miller, *Adding Error Bars to Evals*, [arXiv 2411.00640](https://arxiv.org/abs/2411.00640).
+#
+# ## Where next
+# You now have every part: anatomy, scores, surgery, recovery and honest numbers. Take another model
+# (`model = "tiny-phi"`, a local folder or a hub id), another ratio, or write a criterion of your own: one function and
+# one line in `amp_tutorial/criteria.py`. Then come back here and see whether it wins.
+# %%
+L.finish()

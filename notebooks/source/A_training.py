@@ -1,0 +1,225 @@
+# lesson: Training the tiny models
+# reading: 10
+# %% [markdown]
+# # A · Training: where the three models come from
+#
+# Pruning an untrained model teaches nothing: there is nothing to lose. So this course brings its own world to learn
+# from, and models trained on it. This appendix reads some of that world, trains one of the models for half a minute
+# before your eyes, and looks at how the shipped ones learnt. No lesson depends on it.
+#
+# **Objectives.** After this appendix you can
+# - say what the models' training text looks like, and what is kept out of it for the tests;
+# - write a training loop and tell whether it works from the first seconds of its loss;
+# - read from the shipped curves which skill was learnt when, and which was not.
+#
+# **Prerequisites.** Having seen a training loop; lesson 0 helps. **Time:** {{minutes}} minutes.
+# %% tags=["parameters"]
+model = "tiny-llama"  # or "tiny-llama-gqa", "tiny-phi"
+seconds = 30  # of training
+seed = 0
+preset = "smallest"
+out = "out"
+# %%
+import json
+import math
+import random
+import time
+
+import matplotlib.pyplot as plt
+import torch
+
+import amp_tutorial as amp
+from amp_tutorial.course import lesson
+from amp_tutorial.tinyworld import skills, stories, train
+
+L = lesson.start("A_training", dict(model=model, seconds=seconds, seed=seed, preset=preset, out=out))
+_, tokenizer = amp.load(model)
+# %% [markdown]
+# ## The world
+#
+# Every document is written by a small generator, from a lexicon that fits on a few pages. Read some, and try to say
+# what a reader must understand to guess the last words of each.
+# %%
+# NBVAL_CHECK_OUTPUT
+for document in stories.documents(4, seed=11):
+    print("·", stories.plain(document), "\n")
+# %% [markdown]
+# Behind the sentences are six *skills*: what a tool is for, what happens next, which of two things is whose, facts
+# about the world, chains of two facts, and yes-or-no questions. A skill writes *groups*: some questions and as many
+# answers, where every answer is right for exactly one question. Here is one group of each.
+# %%
+# NBVAL_CHECK_OUTPUT
+rng = random.Random(3)
+for name, skill in skills.TASKS.items():
+    group = skill(rng, skills.trained)
+    print(f"{name}: {group.prompt(0)} …  {' / '.join(group.answers)}  → {group.answers[0]}\n")
+# %% [markdown]
+# Because all questions of a group share their list of answers, a model that only looks at the answers is right once in
+# k, and no better. And what must be *combined* to answer (this tool with that object, this colour with that thing) is
+# held out for a fifth of all combinations: training text never has them, and the tests have no others.
+# %%
+# NBVAL_CHECK_OUTPUT
+for key in (
+    ("tool", "needle", "coat"),
+    ("tool", "needle", "shirt"),
+    ("size", "piano", "teapot"),
+    ("size", "bed", "jar"),
+):
+    print(f"{' + '.join(key):<26}", "held out for the tests" if skills.held_out(key) else "in the training text")
+# %% [markdown]
+# ## Training for half a minute
+#
+# One step of training: predict every next token, measure the loss, push all weights a little. The pieces come from
+# `amp_tutorial.tinyworld.train`, where the shipped models were made. One is unusual: the *Muon* optimiser updates the
+# matrices inside the blocks, AdamW all else. On models this small it needs far fewer tokens.
+#
+# **Predict.** A model that knows nothing spreads its guess over the whole vocabulary of 1,536 tokens. What is its loss?
+# And how far down will half a minute bring it?
+# %%
+torch.manual_seed(seed)
+student = train.build_model(model, len(tokenizer)).train()
+recipe = train.Recipe(seed=seed)
+optimizers = train.Optimizers(student, recipe)
+batches = train.batches(tokenizer, seed, recipe.batch_tokens)
+first = next(batches)  # the generator writes and sorts its documents here, before the clock starts
+with torch.no_grad():
+    start = train.loss_of(student, first).item()
+uniform = math.log(len(tokenizer))
+print(f"Untrained: {start:.2f} nats per token. A uniform guess over {len(tokenizer):,} tokens: {uniform:.2f}.")
+# %%
+losses, curve, tokens, began = [], [(0, start)], 0, time.perf_counter()
+for step, batch in enumerate(batches, start=1):
+    loss = train.loss_of(student, batch)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+    optimizers.step(min(1.0, step / 100))  # the learning rate rises over the first 100 steps, as in the shipped runs
+    tokens += batch.tokens
+    losses.append(loss.item())
+    if step % 25 == 0:
+        curve.append((tokens, sum(losses[-25:]) / 25))  # single batches are noisy
+    if time.perf_counter() - began > seconds:
+        break
+took = time.perf_counter() - began
+minutes = recipe.tokens / tokens * took / 60
+print(f"{step} steps and {tokens:,} tokens in {took:.0f} s: loss {start:.2f} → {curve[-1][1]:.2f} nats per token.")
+print(f"At this speed the shipped run of {recipe.tokens / 1e6:.1f} million tokens takes {minutes:.1f} minutes.")
+
+
+# %%
+def write(prompt: str, new: int = 24) -> str:
+    ids = torch.tensor([tokenizer(prompt)["input_ids"]])
+    with torch.no_grad():
+        written = student.eval().generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, do_sample=False)
+    return tokenizer.decode(written[0, ids.shape[1] :])
+
+
+prompt = "Anna wants to cut the bread and looks for the"
+print(f"{prompt} …{write(prompt)}")
+known = train.skills(student, tokenizer)
+print("Right answers of 64: " + ", ".join(f"{skill} {value * 64:.0f}" for skill, value in known.items()))
+# %% [markdown]
+# What this briefly trained model writes, and which skills it has, depends on how fast your machine is. Usually the
+# form comes first: which words exist, what a sentence looks like, that a full stop follows. What the sentences
+# *mean* comes later, if at all.
+#
+# ## The shipped runs
+#
+# While the shipped models were trained, their loss was noted every 25 steps, and after every chunk of documents
+# each skill was tried on 64 questions, about combinations that *may* stand in training text. So the tests were
+# never looked at.
+# %%
+shipped = {}
+for name in amp.EMBEDDED:
+    points = json.loads((amp.DATA / "models" / name / "curve.json").read_text(encoding="utf-8"))
+    if points:
+        shipped[name] = points
+fig, ax = plt.subplots(figsize=(7.5, 3.8))
+for i, (name, points) in enumerate(shipped.items()):
+    xs, ys = [p["tokens"] / 1e6 for p in points], [p["loss"] for p in points]
+    style = dict(color=lesson.PALETTE[i], marker=lesson.MARKERS[i], markevery=max(1, len(xs) // 12), label=name)
+    ax.plot(xs, ys, **style)
+xs, ys = [t / 1e6 for t, _ in curve], [y for _, y in curve]
+ax.plot(xs, ys, color="0.2", ls="--", label=f"your {took:.0f} seconds")
+ax.set(xlabel="million tokens", ylabel="loss (nats per token)", ylim=(0, None))
+ax.legend()
+ends = ", ".join(f"{name} {points[-1]['loss']:.2f} after {points[-1]['tokens'] / 1e6:.1f} million tokens"
+                 for name, points in shipped.items())  # fmt: skip
+L.show(
+    fig, alt=f"Training loss against tokens for the shipped models ({ends}), and the run of this notebook beside them."
+)
+print(f"Last loss: {ends}; yours {curve[-1][1]:.2f} after {tokens / 1e6:.2f} million.")
+# %% [markdown]
+# Solid lines are the shipped runs, and the dashed one is yours: it should follow the shipped run of the same model over
+# its short length. The loss falls steeply while words and sentence forms are learnt, and flattens then. What is left is
+# mostly choice that nobody can predict, such as which name comes next. A flat loss can hide much, as the next figure
+# shows.
+#
+# **Predict.** Which skill is learnt first, and which last? Think of what each needs: a fact stored in the weights, or a
+# lookup in what was just read?
+# %%
+fig, axes = plt.subplots(1, len(shipped), figsize=(3.6 * len(shipped) + 1, 3.6), sharey=True, squeeze=False)
+for ax, (name, points) in zip(axes[0], shipped.items(), strict=True):
+    tried = [p for p in points if "tool" in p]
+    for i, skill in enumerate(skills.TASKS):
+        xs, ys = [p["tokens"] / 1e6 for p in tried], [p[skill] for p in tried]
+        ax.plot(xs, ys, color=lesson.PALETTE[i], marker=lesson.MARKERS[i], ms=4, label=skill)
+    ax.set(title=name, xlabel="million tokens", xlim=(0, None), ylim=(0, 1.05))
+axes[0][0].set_ylabel("accuracy, 64 questions")
+fig.legend(
+    *axes[0][0].get_legend_handles_labels(), loc="upper center", bbox_to_anchor=(0.5, -0.02), ncols=6, frameon=False
+)
+ends = "; ".join(f"{name}: " + ", ".join(f"{s} {[p for p in points if s in p][-1][s]:.0%}" for s in skills.TASKS)
+                 for name, points in shipped.items())  # fmt: skip
+L.show(fig, alt=f"Accuracy of each skill against training tokens, one panel per shipped model. At the end: {ends}.")
+
+
+# %% [markdown]
+# One line per skill. A skill counts as learnt here from the first point on after which it always stays more than
+# halfway between guessing and perfect.
+# %%
+def learnt_at(points: list[dict[str, float]], skill: str) -> float | None:
+    """Million tokens after which a skill stays more than halfway between chance and perfect; None if it never does."""
+    halfway = (1 + amp.CHANCE[f"tiny_{skill}"]) / 2
+    when = None
+    for p in (p for p in points if skill in p):
+        if p[skill] <= halfway:
+            when = None
+        elif when is None:
+            when = p["tokens"] / 1e6
+    return when
+
+
+for name, points in shipped.items():
+    found = {skill: learnt_at(points, skill) for skill in skills.TASKS}
+    order = sorted((when, skill) for skill, when in found.items() if when is not None)
+    never = [skill for skill, when in found.items() if when is None]
+    print(f"{name}: " + ", ".join(f"{skill} at {when:.1f} M tokens" for when, skill in order))
+    print(f"    not learnt: {', '.join(never) or 'none'}")
+# %% [markdown]
+# Skills with an answer stored in the weights (a tool's purpose, a fact) need only be read often enough. Skills that
+# must *bind* things in a passage (whose is the red cup, where is it now) need several heads in different layers to work
+# together, and are at chance for long before they appear, if they do. Keep that in mind when heads are cut.
+#
+# ## Train your own
+#
+# `python -m amp_tutorial.tinyworld.train tiny-llama` runs the whole recipe into the folder `trained`. You may
+# interrupt it; the same command goes on. Another seed gives another model, and makes a fine check of anything you
+# find in this course.
+#
+# ## What this does not show
+# - **How large models learn.** Order and timing are those of a small, regular world and of six layers.
+# - **Precise moments.** 64 questions leave an error of up to 6 points (one standard error), and the trials are far
+#   apart.
+# - **Test accuracy.** These points use combinations allowed in training; lesson 0 measures on those held out.
+#
+# ## References
+# - Jordan et al. (2024), *Muon: an optimizer for hidden layers in neural networks*,
+#   <https://kellerjordan.github.io/posts/muon/>.
+# - Eldan, Li (2023), *TinyStories*, [arXiv 2305.07759](https://arxiv.org/abs/2305.07759): small models, small world.
+# - Olsson et al. (2022), *In-context Learning and Induction Heads*,
+#   [arXiv 2209.11895](https://arxiv.org/abs/2209.11895): why looking things up in context takes two layers.
+#
+# ## Where next
+# Back to **lesson 1** for the anatomy of these models, or to **lesson 2** for what each of their heads is worth.
+# %%
+L.finish()
