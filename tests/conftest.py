@@ -1,0 +1,25 @@
+"""Set up before any test module is imported: no network, one thread, shape annotations executed, fixed examples."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import jaxtyping
+import torch
+from hypothesis import HealthCheck, Phase, settings
+
+jaxtyping.install_import_hook("amp_tutorial", "helpers.executed")  # before the first import of the package
+
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+settings.register_profile(
+    "fixed",
+    max_examples=50,
+    derandomize=True,  # the same examples every time and everywhere
+    database=None,
+    phases=(Phase.generate,) if os.environ.get("TESTS_NO_SHRINK") else tuple(Phase),  # enough to see that it fails
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("fixed")

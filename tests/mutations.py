@@ -1,0 +1,93 @@
+"""One-line faults that the tests and the lessons must notice. Each is one exact replacement in one file."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from amp_tutorial.course import ROOT
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is replaced, and what turns red: a file of unit tests and a lesson (the quickest ones that do)."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: str
+    lesson: str
+
+
+FAULTS = (
+    Fault(
+        "dropped abs",
+        "criteria.py",
+        "(h[:, n] @ output[:, n].T).abs().sum(-1)",
+        "(h[:, n] @ output[:, n].T).sum(-1)",
+        "tests/test_scores.py",
+        "02",
+    ),
+    Fault(
+        "reversed sort",
+        "plans.py",
+        "torch.sort(scores, descending=True, stable=True)",
+        "torch.sort(scores, descending=False, stable=True)",
+        "tests/test_plans.py",
+        "00",
+    ),
+    Fault(
+        "rows for columns",
+        "surgery.py",
+        'cuts[f"{prefix}{f.neurons_out}.weight"] = [(1, neurons)]',
+        'cuts[f"{prefix}{f.neurons_out}.weight"] = [(0, neurons)]',
+        "tests/test_surgery.py",
+        "03",
+    ),
+    Fault(
+        "unsliced o_proj",
+        "surgery.py",
+        'cuts[f"{prefix}{f.output}.weight"] = [(1, queries)]',
+        'cuts[f"{prefix}{f.output}.weight"] = []',
+        "tests/test_surgery.py",
+        "03",
+    ),
+    Fault(
+        "the first columns of o_proj, whichever heads stay",
+        "surgery.py",
+        'cuts[f"{prefix}{f.output}.weight"] = [(1, queries)]',
+        'cuts[f"{prefix}{f.output}.weight"] = [(1, torch.arange(len(queries)))]',
+        "tests/test_surgery.py",
+        "03",
+    ),
+    Fault(
+        "padding counted",
+        "scores.py",
+        "weight = mask.double()",
+        "weight = torch.ones_like(mask, dtype=torch.float64)",
+        "tests/test_scores.py",
+        "02",
+    ),
+)
+
+
+def copy_repository(folder: Path) -> Path:
+    """The package, tests and notebooks in a folder of their own; the data is linked to."""
+    for name in ("amp_tutorial", "tests", "notebooks"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "out"))
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    (folder / "data").symlink_to(ROOT / "data", target_is_directory=True)
+    return folder
+
+
+def apply(fault: Fault, repository: Path) -> None:
+    """Put the fault into a copy.
+
+    Raises:
+        ValueError: the text to replace does not stand there exactly once.
+    """
+    path = repository / "amp_tutorial" / fault.file
+    text = path.read_text(encoding="utf-8")
+    if text.count(fault.old) != 1:
+        raise ValueError(f"{fault.file} holds {fault.old!r} {text.count(fault.old)} times, not once; mend the fault.")
+    path.write_text(text.replace(fault.old, fault.new), encoding="utf-8")

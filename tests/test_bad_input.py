@@ -1,0 +1,224 @@
+"""Bad input: one clear sentence, before any work, and nothing written."""
+
+import json
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import PLAIN, TEXT, Shape, batch, byte_tokenizer, hooks, prompts, tiny
+from transformers import PreTrainedModel
+
+import amp_tutorial as amp
+from amp_tutorial import checkpoint
+
+TOKENIZER = byte_tokenizer()
+
+
+class WorkError(Exception):
+    """A model was run although the input was bad."""
+
+
+def idle(shape: Shape = PLAIN) -> PreTrainedModel:
+    """A model that must not be run."""
+
+    def refuse(*_: object) -> None:
+        raise WorkError
+
+    model = tiny(shape)
+    model.get_input_embeddings().register_forward_pre_hook(refuse)
+    return model
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder: whatever the package writes by accident is written here."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def contents(folder: Path) -> dict[str, bytes | None]:
+    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in folder.rglob("*")}
+
+
+def refused(folder: Path, words: str, call: Callable[[], object]) -> None:
+    """The call raises one sentence with these words, and the folder stays as it is."""
+    before = contents(folder)
+    with pytest.raises(ValueError, match=words) as caught:
+        call()
+    said = str(caught.value)
+    assert len(said) < 400 and "\n" not in said and said[-1] == ".", said
+    assert contents(folder) == before
+
+
+def scores(model: PreTrainedModel) -> amp.Scores:
+    return amp.score(model, [], "random")
+
+
+BATCHES = [batch(prompts())]
+NOWHERE = "no-such-model"
+
+
+@pytest.mark.parametrize(
+    ("words", "call"),
+    [
+        ("Unknown model 'no-such-model': the embedded ones are tiny-llama", lambda: amp.load(NOWHERE)),
+        ("Unknown model './no/such'", lambda: amp.load("./no/such")),
+        ("Could not load 'nobody/nothing'", lambda: amp.load("nobody/nothing")),
+        ("Unknown criterion 'best'; choose from amp", lambda: amp.score(idle(), BATCHES, "best")),
+        ("Unknown average 'median'; choose 'tokens'", lambda: amp.score(idle(), BATCHES, average="median")),
+        ("hold no tokens", lambda: amp.score(tiny(), [])),
+        ("Unknown task 'piqa'; choose from tiny_tool", lambda: amp.accuracy(idle(), TOKENIZER, ["piqa"])),
+        ("'answers' must be 'responses' or 'text'", lambda: amp.recover(idle(), TOKENIZER, loss="answers")),
+        ("No text source 'missing.txt'", lambda: amp.calibration(TOKENIZER, "missing.txt")),
+        ("No text source 'missing.jsonl'", lambda: amp.recover(idle(), TOKENIZER, "missing.jsonl")),
+        ("No text source 'missing.txt'", lambda: amp.perplexity(idle(), TOKENIZER, "missing.txt")),
+        ("holds no text", lambda: amp.calibration(TOKENIZER, ["", "  "])),
+        ("less than one window of 128", lambda: amp.calibration(TOKENIZER, ["A short text."])),
+        ("less than one window of 256", lambda: amp.perplexity(idle(), TOKENIZER, ["A short text."])),
+        ("stride of 1 to 30, not 31", lambda: amp.perplexity(idle(), TOKENIZER, [TEXT], window=31, stride=31)),
+        ("length >= 2", lambda: amp.calibration(TOKENIZER, length=1)),
+        ("samples=0", lambda: amp.calibration(TOKENIZER, samples=0)),
+        ("batch_size=0", lambda: amp.calibration(TOKENIZER, batch_size=0)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_refused(words: str, call: Callable[[], object], here: Path) -> None:
+    refused(here, words, call)
+
+
+@pytest.mark.parametrize("remove", [0.0, 1.0, -0.1, 1.5, 30.0, float("nan"), float("inf")])
+def test_ratios_outside_0_and_1(remove: float, here: Path) -> None:
+    model = idle()
+    refused(here, "must lie between 0 and 1", lambda: amp.plan(model, scores(model), remove=remove))
+
+
+@pytest.mark.parametrize(
+    ("words", "asked"),
+    [
+        ("without a head", dict(remove=0.9, of="blocks")),
+        ("without a head", dict(remove=0.6, parts="heads", of="blocks")),
+        ("without a neuron", dict(remove=0.7, parts="neurons", of="blocks")),
+        ("heads=3 is not possible: keep a multiple of 2", dict(heads=3)),
+        ("heads=0 is not possible", dict(heads=0)),
+        ("heads=6 is not possible", dict(heads=6)),
+        ("neurons=0 is not possible", dict(neurons=0)),
+        ("neurons=25 is not possible", dict(neurons=25)),
+        ("not both and not neither", dict()),
+        ("not both and not neither", dict(remove=0.3, heads=2)),
+        ("one of both, heads, neurons", dict(remove=0.3, parts="all")),
+        ("must be 'all' or 'blocks'", dict(remove=0.3, of="heads")),
+    ],
+)
+def test_impossible_plans(words: str, asked: dict, here: Path) -> None:
+    model = idle(Shape(groups=2, group_size=2))
+    refused(here, words, lambda: amp.plan(model, scores(model), **asked))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("empty.txt", b"", "holds no text"),
+        ("blank.txt", b" \n\n ", "holds no text"),
+        ("empty.jsonl", b"", "holds no (text|rows)"),
+        ("latin.txt", "Käse ".encode("latin-1") * 99, r"latin.txt is not UTF-8 \(byte 1\)"),
+        ("latin.jsonl", b'{"text": "K\xe4se"}\n', "latin.jsonl is not UTF-8"),
+        ("broken.jsonl", b'{"text": "a"}\n{"text": \n', "broken.jsonl, line 2"),
+        ("other.jsonl", b'{"body": "a"}\n', "other.jsonl, line 1: need"),
+        ("list.jsonl", b'["a"]\n', "list.jsonl, line 1: need"),
+        ("number.jsonl", b'{"text": 3}\n', "number.jsonl, line 1: need"),
+    ],
+)
+def test_bad_text_files(name: str, content: bytes, words: str, here: Path) -> None:
+    (here / name).write_bytes(content)
+    refused(here, words, lambda: amp.calibration(TOKENIZER, name))
+    refused(here, words, lambda: amp.perplexity(idle(), TOKENIZER, name))
+    refused(here, words, lambda: amp.recover(idle(), TOKENIZER, name))
+
+
+@pytest.fixture
+def saved(here: Path) -> Path:
+    """A pruned model in a folder: 3 of 4 heads of 8 dimensions, so that hidden / heads is not head_dim."""
+    model = tiny(Shape("mistral"))
+    return amp.save(amp.prune(model, amp.plan(model, scores(model), heads=3, neurons=9)), TOKENIZER, here / "saved")
+
+
+def edit(folder: Path, **settings: object) -> None:
+    path = folder / "config.json"
+    config = json.loads(path.read_text()) | settings
+    path.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
+
+
+def test_a_configuration_without_head_dim_is_not_filled_up_with_chance(saved: Path, here: Path) -> None:
+    edit(saved, head_dim=None)
+    refused(here, "do not match its configuration.*head_dim", lambda: amp.load(saved))
+
+
+@pytest.mark.parametrize(
+    "settings", [dict(intermediate_size=10), dict(num_hidden_layers=3), dict(num_hidden_layers=1), dict(vocab_size=9)]
+)
+def test_weights_that_do_not_fit_are_refused(settings: dict, saved: Path, here: Path) -> None:
+    edit(saved, **settings)
+    refused(here, "do not match its configuration", lambda: amp.load(saved))
+
+
+def test_broken_folders(saved: Path, here: Path) -> None:
+    weights = saved / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    refused(here, "Could not load", lambda: amp.load(saved))
+    weights.unlink()
+    refused(here, "Could not load", lambda: amp.load(saved))
+    (saved / "config.json").write_text("{")
+    refused(here, "Could not load", lambda: amp.load(saved))
+    (saved / "config.json").unlink()
+    refused(here, "without config.json", lambda: amp.load(saved))
+
+
+def test_a_folder_without_a_tokenizer(here: Path) -> None:
+    folder = amp.save(tiny(), None, here / "saved")
+    refused(here, "Could not load", lambda: amp.load(folder))
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_a_damaged_embedded_model(file: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(checkpoint.MODELS / "tiny-llama", here / "tiny-llama")
+    monkeypatch.setattr(checkpoint, "MODELS", here)
+    assert amp.load("tiny-llama", device="cpu")
+    path = here / "tiny-llama" / file
+    damaged = bytearray(path.read_bytes())
+    damaged[-9] ^= 1  # one bit
+    path.write_bytes(damaged)
+    refused(here, f"{file} is missing or damaged", lambda: amp.load("tiny-llama"))
+    path.unlink()
+    refused(here, f"{file} is missing or damaged", lambda: amp.load("tiny-llama"))
+
+
+def test_an_output_folder_that_is_not_empty(here: Path) -> None:
+    (here / "out").mkdir()
+    (here / "out" / "mine.txt").write_text("mine")
+    (here / "file").write_text("mine")
+    for folder in ("out", "file", here / "out"):
+        refused(here, "is not empty", partial(amp.save, tiny(), TOKENIZER, folder))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize(("where", "kind"), [("v_proj", "attention heads"), ("up_proj", "neurons")])
+def test_activations_that_are_not_finite(value: float, where: str, kind: str, here: Path) -> None:
+    model = tiny()
+    block = model.model.layers[1]
+    getattr(block.self_attn if where == "v_proj" else block.mlp, where).weight.data[0, 0] = value
+    refused(here, f"{kind} of layer 1 are NaN or infinite", lambda: amp.score(model, BATCHES))
+    assert hooks(model) == 0
+
+
+def test_a_loss_that_is_not_finite(here: Path) -> None:
+    model = tiny()
+    model.lm_head.weight.data[3, 0] = float("nan")
+    refused(here, "recovery loss is nan at step 0", lambda: amp.recover(model, TOKENIZER, progress=False, samples=4))
+
+
+def test_padding_alone_is_no_text(here: Path) -> None:
+    nothing = {name: torch.zeros((2, 3), dtype=torch.long) for name in ("input_ids", "attention_mask")}
+    refused(here, "hold no tokens", lambda: amp.score(tiny(), [nothing]))

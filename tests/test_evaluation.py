@@ -1,0 +1,140 @@
+"""Measurements against hand computations: perplexity, accuracy, size, cache; and what timings promise."""
+
+import itertools
+import json
+import math
+
+import pytest
+import torch
+from helpers import EVERY_FAMILY, KNOWN, TEXT, Shape, byte_tokenizer, equal, hooks, logits, tiny, weights
+from transformers import PreTrainedModel
+
+import amp_tutorial as amp
+from amp_tutorial import evaluation
+
+TOKENIZER = byte_tokenizer()
+
+
+def losses(model: PreTrainedModel, ids: list[int]) -> list[float]:
+    """-log p of each token after the first, given all before it in `ids`."""
+    found = logits(model, [ids])[0].double().log_softmax(-1)
+    return [-float(found[t - 1, ids[t]]) for t in range(1, len(ids))]
+
+
+@pytest.mark.parametrize("stride", [None, 10, 7])
+def test_perplexity_by_hand(stride: int | None) -> None:
+    """Windows of 31 tokens, BOS and 30 of the text; each token counts once, where it first appears."""
+    model, ids = tiny(), TOKENIZER(TEXT)["input_ids"]
+    counted: list[float] = []
+    for start in range(0, len(ids), stride or 30):
+        window = losses(model, [0, *ids[start : start + 30]])
+        counted += window[len(counted) - start :]
+    assert len(counted) == len(ids)
+    found = amp.perplexity(model, TOKENIZER, [TEXT], window=31, stride=stride)
+    assert found.value == pytest.approx(math.exp(sum(counted) / len(counted)), rel=1e-5)
+    assert found.tokens == len(ids) and found.low <= found.value <= found.high
+    assert "31 tokens" in found.protocol and "BOS" in found.protocol
+    assert ("stride = window" if stride is None else f"stride {stride}") in found.protocol
+
+
+def test_documents_are_kept_apart_and_weigh_by_their_tokens() -> None:
+    model, documents = tiny(), ["Ben.", TEXT[:20], "A red kite"]
+    each = [losses(model, [0, *TOKENIZER(text)["input_ids"]]) for text in documents]
+    total = sum(map(sum, each)) / sum(map(len, each))
+    for size in (1, 3):
+        found = amp.perplexity(model, TOKENIZER, documents, window=64, batch_size=size)
+        assert found.value == pytest.approx(math.exp(total), rel=1e-5)
+    first = amp.perplexity(model, TOKENIZER, documents, window=64, limit=1)
+    assert first.value == pytest.approx(math.exp(sum(each[0]) / len(each[0])), rel=1e-5)
+
+
+def test_an_untrained_uniform_model_has_the_vocabulary_as_perplexity() -> None:
+    model = tiny()
+    model.lm_head.weight.data.zero_()
+    assert amp.perplexity(model, TOKENIZER, [TEXT], window=31).value == pytest.approx(259, rel=1e-5)
+
+
+def test_accuracy_is_slow_scoring() -> None:
+    """Highest summed log-likelihood of a space and the choice, after BOS and the prompt: 20 items of two tasks."""
+    model, tasks = tiny(), ("tiny_tool", "tiny_fact")
+    found = amp.accuracy(model, TOKENIZER, tasks, limit=20)
+    for task in tasks:
+        right = 0
+        for line in (amp.DATA / "tasks" / f"{task}.jsonl").read_text().splitlines()[:20]:
+            item = json.loads(line)
+            prompt = [0, *TOKENIZER(item["prompt"])["input_ids"]]
+            rows = [prompt + TOKENIZER(f" {choice}")["input_ids"] for choice in item["choices"]]
+            sums = [sum(losses(model, row)[len(prompt) - 1 :]) for row in rows]
+            right += sums.index(min(sums)) == item["answer"]
+        assert found[task].value == pytest.approx(right / 20) and found[task].n == 20
+        error = math.sqrt(right / 20 * (1 - right / 20) / 19)
+        assert found[task].stderr == pytest.approx(error)
+    assert list(found) == list(tasks)
+
+
+def test_the_mean_over_tasks_and_its_error() -> None:
+    found = amp.Accuracy(a=amp.Measured(0.5, 0.03, 100), b=amp.Measured(0.9, 0.04, 400))
+    assert (found.mean.value, found.mean.stderr, found.mean.n) == (pytest.approx(0.7), pytest.approx(0.025), 500)
+    assert (found["a"].low, found["a"].high) == (pytest.approx(0.4412), pytest.approx(0.5588))
+
+
+def test_chance_is_one_over_the_number_of_choices() -> None:
+    assert set(amp.TASKS) == {path.stem for path in (amp.DATA / "tasks").glob("*.jsonl")}
+    for task, chance in amp.CHANCE.items():
+        items = [json.loads(line) for line in (amp.DATA / "tasks" / f"{task}.jsonl").read_text().splitlines()]
+        assert {1 / len(item["choices"]) for item in items} == {chance}
+
+
+@pytest.mark.parametrize("shape", EVERY_FAMILY, ids=KNOWN)
+def test_size_by_hand(shape: Shape) -> None:
+    model, length = tiny(shape), 32
+    found = amp.size(model, length)
+    anatomy = amp.Anatomy.of(model)
+    linear = anatomy.layers * (anatomy.groups * anatomy.group_cost + anatomy.neurons * anatomy.neuron_cost)
+    layer = anatomy.layer(0)
+    cut = (layer.query, layer.key, layer.value, *layer.neurons_in)
+    linear -= anatomy.layers * sum(m.bias.numel() for m in cut if m.bias is not None)  # additions, not products
+    attention = anatomy.layers * 2 * anatomy.heads * anatomy.head_dim * length  # scores, and their mean of values
+    macs = linear + attention + model.config.vocab_size * anatomy.hidden
+    assert found.macs_per_token == pytest.approx(macs, rel=2e-3)  # the rotary angles are a product too
+    assert found.parameters == model.num_parameters() and found.block_parameters == anatomy.block_parameters
+    assert found.bytes == 4 * found.parameters
+
+
+def test_size_leaves_the_model_alone() -> None:
+    model = tiny()
+    before, kind = weights(model), model.config._attn_implementation
+    amp.size(model)
+    assert equal(weights(model), before) and model.config._attn_implementation == kind and hooks(model) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_cache_has_the_size_said(dtype: torch.dtype) -> None:
+    model = tiny(Shape(groups=2, group_size=3, hidden=36)).to(dtype)
+    cache = model(input_ids=torch.zeros((1, 10), dtype=torch.long), use_cache=True).past_key_values
+    held = sum(t.numel() * t.element_size() for layer in cache.layers for t in (layer.keys, layer.values))
+    assert amp.size(model).kv_cache_bytes_per_token == held / 10
+
+
+def test_a_cut_model_is_smaller_in_every_respect() -> None:
+    model = tiny()
+    small = amp.prune(model, amp.plan(model, amp.score(model, [], "random"), heads=2, neurons=12))
+    dense, cut = vars(amp.size(model)), vars(amp.size(small))
+    assert all(cut[name] < dense[name] for name in dense)
+    assert cut["kv_cache_bytes_per_token"] == dense["kv_cache_bytes_per_token"] / 2
+
+
+def test_latency_counts_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a clock that ticks once a forward pass: a prefill is one pass, a new token one pass each."""
+    model, ticks = tiny(), itertools.count()
+    passes = [0]
+    model.register_forward_pre_hook(lambda *_: passes.__setitem__(0, next(ticks)))
+    monkeypatch.setattr(evaluation.time, "perf_counter", lambda: float(passes[0]))
+    found = amp.latency(model, prompt=6, new=5, repeats=3)
+    assert vars(found["prefill"]) == dict(median=1.0, low=1.0, high=1.0)
+    assert vars(found["decode"]) == dict(median=1.0, low=1.0, high=1.0)
+
+
+def test_latency_orders_its_quartiles() -> None:
+    for timing in amp.latency(tiny(), prompt=4, new=2, repeats=5).values():
+        assert 0 < timing.low <= timing.median <= timing.high

@@ -1,0 +1,224 @@
+"""The committed notebooks: as their sources, executed, accessible; and every lesson runs, by papermill and by nbval."""
+
+import ast
+import copy
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat import NotebookNode
+
+from amp_tutorial.course import NOTEBOOKS, ROOT, SOURCES, STATIC, exercises, run
+from amp_tutorial.course.build import COMPARED, faults, stored_differs
+from amp_tutorial.course.sources import Source, parse
+
+EVERY = sorted(p.stem for p in SOURCES.glob("*.py"))
+LESSONS = [stem for stem in EVERY if re.match(r"\d\d_", stem)]
+MODELS = ("tiny-llama", "tiny-phi")
+SECONDS = 180  # a lesson takes under 60 s alone; tests run side by side
+
+
+def stored(stem: str) -> NotebookNode:
+    return nbformat.read(NOTEBOOKS / f"{stem}.ipynb", as_version=4)
+
+
+def source(stem: str) -> Source:
+    return parse((SOURCES / f"{stem}.py").read_text(encoding="utf-8"))
+
+
+def prose(stem: str) -> str:
+    return "\n\n".join(cell.source for cell in source(stem).cells if cell.kind == "markdown")
+
+
+def code(stem: str) -> str:
+    return "\n\n".join(cell.source for cell in source(stem).cells if cell.kind == "code")
+
+
+def checked_names(stem: str) -> set[str]:
+    """Exercises that the lesson checks."""
+    return {
+        str(node.args[1].value)
+        for node in ast.walk(ast.parse(code(stem)))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr == "check"
+        and len(node.args) == 2
+        and isinstance(node.args[1], ast.Constant)
+    }
+
+
+# The gate: what is committed
+
+
+def test_there_are_six_lessons_and_no_notebook_without_a_source() -> None:
+    assert [stem[:2] for stem in LESSONS] == ["00", "01", "02", "03", "04", "05"]
+    assert sorted(p.stem for p in NOTEBOOKS.glob("*.ipynb")) == EVERY
+
+
+@pytest.mark.parametrize("stem", EVERY)
+def test_notebook_is_what_its_source_gives(stem: str) -> None:
+    assert stored_differs(stem, source(stem)) is None
+
+
+@pytest.mark.parametrize("stem", EVERY)
+def test_notebook_is_executed_and_fit_to_be_committed(stem: str) -> None:
+    nb = stored(stem)
+    nbformat.validate(nb)
+    assert faults(nb) == []
+    assert nb.metadata.minutes > 0
+
+
+@pytest.mark.parametrize("stem", LESSONS)
+def test_at_least_three_cells_are_compared(stem: str) -> None:
+    compared = [cell for cell in stored(stem).cells if cell.source.startswith(COMPARED)]
+    assert len(compared) >= 3
+    assert sum("NBVAL" in line for line in code(stem).splitlines()) == len(compared), "only as a cell's first line"
+
+
+def small_notebook(*cells: str) -> NotebookNode:
+    """An executed notebook, as far as the gate can see: every cell shows "a"."""
+    nb = nbformat.v4.new_notebook()
+    for count, text in enumerate(cells, start=1):
+        output = nbformat.v4.new_output("stream", name="stdout", text="a\n")
+        nb.cells.append(nbformat.v4.new_code_cell(text, execution_count=count, outputs=[output]))
+    return nb
+
+
+def picture(alt: str | None) -> NotebookNode:
+    metadata = {} if alt is None else {"image/png": {"alt": alt}}
+    return nbformat.v4.new_output("display_data", {"image/png": "aGVsbG8="}, metadata=metadata)
+
+
+def test_the_gate_opens_for_a_sound_notebook() -> None:
+    nb = small_notebook(f"{COMPARED}\nprint('a')", "print('a')")
+    nb.cells[1].outputs.append(picture("A letter."))
+    assert faults(nb) == []
+
+
+@pytest.mark.parametrize(
+    ("spoil", "complaint"),
+    [
+        (lambda nb: nb.cells[0].update(execution_count=None), "counts do not run"),
+        (lambda nb: nb.cells[1].update(execution_count=3), "counts do not run"),
+        (lambda nb: nb.cells[0].update(execution_count=None, outputs=[]), "nothing is stored to compare with"),
+        (lambda nb: nb.cells[0].update(outputs=[]), "nothing is stored to compare with"),
+        (lambda nb: nb.cells[1].outputs.append(picture(None)), "without alt text"),
+        (lambda nb: nb.cells[1].outputs.append(picture(" ")), "without alt text"),
+        (lambda nb: nb.metadata.update(widgets={"state": {}}), "widget state"),
+        (
+            lambda nb: nb.cells[1].outputs.append(nbformat.v4.new_output("error", ename="KeyError", evalue="'x'")),
+            "stopped with KeyError",
+        ),
+        (lambda nb: nb.cells[1].outputs[0].update(text=f"{sys.prefix}/lib"), "path of this machine"),
+    ],
+)
+def test_the_gate_closes(spoil: object, complaint: str) -> None:
+    nb = small_notebook(f"{COMPARED}\nprint('a')", "print('a')")
+    assert callable(spoil)
+    spoil(nb)
+    assert any(complaint in fault for fault in faults(nb))
+
+
+# The parts every lesson has
+
+
+@pytest.mark.parametrize("stem", LESSONS)
+def test_lesson_has_every_part_in_order(stem: str) -> None:
+    text = prose(stem)
+    parts = [r"objectives|you will be able to", r"prerequisites", r"\{\{minutes\}\}"]
+    parts += [r"^#+ .*what this does not show", r"^#+ .*references"]
+    found = [re.search(part, text, re.IGNORECASE | re.MULTILINE) for part in parts]
+    assert None not in found, parts[found.index(None)]
+    first, *_, limits, references = [match.start() for match in found if match]
+    assert first < limits < references
+    assert "L.signature(" in code(stem)
+    assert source(stem).cells[0].source.startswith("# ")
+    assert re.search(r"L\.finish\(\)\s*$", code(stem)), "the last code cell finishes the record"
+
+
+@pytest.mark.parametrize("stem", LESSONS)
+def test_parameters_are_flat_literals(stem: str) -> None:
+    (cell,) = [c for c in source(stem).cells if "parameters" in c.tags]
+    names = set()
+    for statement in ast.parse(cell.source).body:
+        assert isinstance(statement, ast.Assign), "papermill sees plain assignments only"
+        assert isinstance(ast.literal_eval(statement.value), (str, int, float, bool))
+        names |= {target.id for target in statement.targets if isinstance(target, ast.Name)}
+    assert {"model", "ratio", "seed", "preset", "out"} <= names
+    assert any(name.startswith(("calibration", "samples")) for name in names), "the calibration size"
+
+
+@pytest.mark.parametrize("stem", LESSONS)
+def test_exercises_have_hints_a_solution_and_are_left_to_the_reader(stem: str) -> None:
+    names, text = checked_names(stem), prose(stem)
+    assert len(names) >= 2
+    shown = "".join(output.get("text", "") for cell in stored(stem).cells for output in cell.get("outputs", []))
+    for name in names:
+        exercises.named(name)
+        assert f"{{{{hint:{name}}}}}" in text and f"{{{{solution:{name}}}}}" in text
+        assert f"✎ {name}: not solved yet" in shown
+
+
+# They run
+
+
+@pytest.mark.lessons
+@pytest.mark.slow
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("stem", LESSONS)
+def test_lesson_runs_by_papermill(stem: str, model: str, tmp_path: Path) -> None:
+    outcome = run.run_lesson(NOTEBOOKS / f"{stem}.ipynb", model, tmp_path, "smallest")
+    assert outcome.status == "ok", f"{outcome.cell}: {outcome.error}"
+    assert outcome.seconds < SECONDS
+    record = json.loads((tmp_path / outcome.record).read_text(encoding="utf-8"))
+    assert record["status"] == "ok" and record["parameters"]["model"] == model
+    assert record["signature"]["baseline"] and record["signature"]["control"]
+    page = (tmp_path / outcome.html).read_text(encoding="utf-8")
+    images = re.findall(r"<img[^>]*>", page)
+    assert images and all(re.search(r'alt="[^"]+"', image) for image in images)
+
+
+def nbval(notebook: Path) -> subprocess.CompletedProcess[str]:
+    """Run nbval on a notebook, in its own folder, as another process."""
+    search = os.pathsep.join(filter(None, (str(ROOT), os.getenv("PYTHONPATH"))))
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    return subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "--nbval-lax",
+            "--nbval-current-env",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            notebook,
+        ],
+        cwd=notebook.parent,
+        env=inherited | {STATIC: "1", "PYTHONPATH": search},
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.lessons
+@pytest.mark.slow
+@pytest.mark.parametrize("stem", LESSONS)
+def test_lesson_runs_by_nbval(stem: str, tmp_path: Path) -> None:
+    done = nbval(Path(shutil.copy(NOTEBOOKS / f"{stem}.ipynb", tmp_path)))
+    assert done.returncode == 0, done.stdout[-3000:]
+
+
+def test_nbval_compares(tmp_path: Path) -> None:
+    same = small_notebook(f"{COMPARED}\nprint('a')")
+    other = copy.deepcopy(same)
+    other.cells[0].outputs[0].text = "b\n"
+    for nb, status in ((same, 0), (other, 1)):
+        nbformat.write(nb, tmp_path / "small.ipynb")
+        assert nbval(tmp_path / "small.ipynb").returncode == status

@@ -1,0 +1,99 @@
+"""Recovery: what is trained on, what comes out, and that the model given stays as it was."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import EVERY_FAMILY, KNOWN, Shape, byte_tokenizer, equal, logits, tiny, weights
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+import amp_tutorial as amp
+from amp_tutorial.recovery import IGNORE, encode
+
+TOKENIZER = byte_tokenizer()
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    path = tmp_path / "rows.jsonl"
+    pairs = [("To cut the bread, take the", "knife."), ("A cow says", "moo."), ("Is it red?", "no.")] * 4
+    path.write_text("".join(json.dumps(dict(prompt=p, response=r)) + "\n" for p, r in pairs), encoding="utf-8")
+    return path
+
+
+def recovered(model: PreTrainedModel, rows: Path, **settings: Any) -> amp.Recovery:
+    few: dict[str, Any] = dict(samples=12, epochs=2, batch_size=4, progress=False)
+    return amp.recover(model, TOKENIZER, rows, **few | settings)
+
+
+def test_responses_are_the_only_labels_and_bos_stands_once() -> None:
+    ids, labels = encode(TOKENIZER, "A cow says", "moo.", "responses", 64)
+    response = [*TOKENIZER(" moo.")["input_ids"], TOKENIZER.eos_token_id]
+    assert ids == [TOKENIZER.bos_token_id, *TOKENIZER("A cow says")["input_ids"], *response]
+    assert labels == [IGNORE] * (len(ids) - len(response)) + response
+
+
+def test_text_is_trained_on_whole() -> None:
+    ids, labels = encode(TOKENIZER, "A cow says", "moo.", "text", 64)
+    assert labels == ids and ids.count(TOKENIZER.bos_token_id) == 1
+
+
+@pytest.mark.parametrize("loss", ["responses", "text"])
+def test_a_row_of_plain_text_is_trained_on_after_its_bos(loss: str) -> None:
+    ids, labels = encode(TOKENIZER, "", "moo.", loss, 64)
+    assert ids == [0, *TOKENIZER("moo.")["input_ids"], 1] and labels[1:] == ids[1:]  # labels are shifted by one
+
+
+def test_length_cuts_both_alike() -> None:
+    ids, labels = encode(TOKENIZER, "A cow says", "moo.", "responses", 13)
+    assert (len(ids), len(labels)) == (13, 13) and labels[-2:] == ids[-2:]
+
+
+def test_the_loss_counts_labels_only(rows: Path) -> None:
+    """The first step's loss, by hand: its adapter is still zero, and one batch takes all rows."""
+    model, total, tokens = tiny(), 0.0, 0
+    first = recovered(model, rows, epochs=1, batch_size=12, dropout=0.0)
+    for line in rows.read_text().splitlines():
+        row = json.loads(line)
+        ids, labels = encode(TOKENIZER, row["prompt"], row["response"], "responses", 512)
+        found = logits(model, [ids])[0].log_softmax(-1)
+        for t, label in enumerate(labels):
+            if label != IGNORE:
+                total, tokens = total - float(found[t - 1, label]), tokens + 1
+    assert first.history[0]["loss"] == pytest.approx(total / tokens, rel=1e-4) and first.tokens == tokens
+
+
+@pytest.mark.parametrize("shape", EVERY_FAMILY, ids=KNOWN)
+def test_every_projection_is_adapted_and_merged_into_a_stock_model(shape: Shape, rows: Path, tmp_path: Path) -> None:
+    dense = tiny(shape)
+    model = amp.prune(dense, amp.plan(dense, amp.score(dense, [], "random"), heads=2, neurons=11))
+    before, found = weights(model), recovered(model, rows, lr=1e-2)
+    anatomy = amp.Anatomy.of(model)
+    layer = anatomy.layer(0)
+    linear = [layer.query, layer.key, layer.value, layer.output, *layer.neurons_in, layer.neurons_out]
+    assert found.trainable == 8 * anatomy.layers * sum(m.in_features + m.out_features for m in linear)
+    assert equal(weights(model), before) and type(found.model) is type(model)
+    after = weights(found.model)
+    family = anatomy.family
+    names = {family.query, family.key, family.value, family.output, *family.neurons_in, family.neurons_out}
+    changed = {name for name in after if not torch.equal(after[name], before[name])}
+    assert changed == {f"{family.layers}.{i}.{name}.weight" for i in range(anatomy.layers) for name in names}
+    assert not found.model.training and all(p.requires_grad for p in found.model.parameters())
+    folder = amp.save(found.model, None, tmp_path / "recovered")
+    loaded, report = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    assert not any(report.values()) and torch.equal(logits(loaded), logits(found.model))
+
+
+def test_the_same_seed_gives_the_same_model_and_another_does_not(rows: Path) -> None:
+    model = tiny()
+    first, again, other = (recovered(model, rows, seed=seed) for seed in (0, 0, 1))
+    assert first.history == again.history and equal(weights(first.model), weights(again.model))
+    assert first.history != other.history
+
+
+def test_the_loss_falls(rows: Path) -> None:
+    history = recovered(tiny(), rows, epochs=15, lr=1e-2).history
+    assert [entry["step"] for entry in history] == list(range(45))
+    assert history[-1]["loss"] < 0.7 * history[0]["loss"]

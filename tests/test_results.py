@@ -1,0 +1,134 @@
+"""The results command: intervals, tables, the README's part, and going on where it stopped."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import amp_tutorial as amp
+from amp_tutorial.course import results, summary
+
+
+def test_interval_over_seeds_is_students() -> None:
+    found = summary.over_seeds([1.0, 2.0, 3.0])
+    assert found.value == 2.0
+    assert found.high - found.value == pytest.approx(4.303 / 3**0.5)
+    assert found.value - found.low == pytest.approx(found.high - found.value)
+
+
+def test_one_seed_has_no_interval_over_seeds() -> None:
+    with pytest.raises(ValueError, match="at least two"):
+        summary.over_seeds([1.0])
+
+
+def test_intervals_that_touch_are_not_apart() -> None:
+    a, b, c = (summary.Interval(m, m - 1, m + 1, "seeds", 3) for m in (0.0, 2.0, 2.5))
+    assert not a.apart(b) and not b.apart(a)
+    assert a.apart(c) and c.apart(a)
+
+
+def _records(amp_accuracy: float) -> dict[str, list[dict[str, Any]]]:
+    """Records of one model as `results` writes them, where only the numbers that matter differ."""
+    accuracy = {"dense": 0.9, "amp": amp_accuracy, "random": 0.6, "reversed": 0.4}
+    mine = []
+    for what, w in results.WHATS.items():
+        for seed in range(1 if w.once else 3):
+            value = accuracy.get(what, 0.7) + 0.01 * seed
+            metrics = {name: dict(value=value, low=value - 0.02, high=value + 0.02) for name in amp.TASKS}
+            metrics["mean accuracy"] = dict(value=value, low=value - 0.01, high=value + 0.01)
+            metrics["perplexity"] = dict(value=5 + seed, low=4.0, high=9.0)
+            metrics["removed"] = dict(value=0.3, low=0.3, high=0.3)
+            mine.append({"parameters": {"what": what, "seed": seed}, "metrics": metrics})
+    return {"tiny-llama": mine}
+
+
+SETTINGS: dict[str, int] = {"limit": 200, "seeds": 3}
+
+
+def test_table_states_mean_interval_and_what_it_is_over() -> None:
+    table = summary.main_table(summary.summarise(_records(0.8), SETTINGS))
+    assert "| tiny-llama | accuracy, % | 90.0 ± 1.0\\* | 81.0 ± 2.5 |" in table
+    assert "3 seeds (Student's t)" in table and "guessing gives 37.5 %" in table
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "sentence"),
+    [(0.8, "20.0 points more than random"), (0.5, "10.0 points less than random"), (0.61, "intervals overlap")],
+)
+def test_the_sentence_follows_the_outcome(accuracy: float, sentence: str) -> None:
+    assert sentence in summary.verdicts(summary.summarise(_records(accuracy), SETTINGS))[0]
+
+
+def test_write_and_fill_the_readme_twice(tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text(f"# Title\n{summary.BEGIN}\nold\n{summary.END}\nend\n", encoding="utf-8")
+    out = tmp_path / "data" / "results"
+    summary.write(_records(0.8), SETTINGS, out)
+    assert (out / "picture.png").stat().st_size > 10_000
+    summary.into_readme(readme, out)
+    once = readme.read_text(encoding="utf-8")
+    summary.into_readme(readme, out)
+    assert readme.read_text(encoding="utf-8") == once
+    assert "(data/results/picture.png)" in once and "old" not in once
+    assert "![Bars of mean accuracy" in once, "the picture carries its alt text"
+    assert once.startswith("# Title\n") and once.endswith("\nend\n")
+
+
+def test_a_readme_without_markers_is_refused_before_any_work(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "README.md").write_text("nothing", encoding="utf-8")
+    with pytest.raises(SystemExit):
+        results.main(["--readme", str(tmp_path / "README.md"), "--out", str(tmp_path / "out")])
+    assert summary.BEGIN in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", amp.EMBEDDED)
+def test_the_ablation_removes_equally_much(name: str) -> None:
+    bench = results.Bench(name)
+    wanted = [results.Run(name, what, 0, results.Settings(calibration=4)) for what in summary.ABLATION]
+    sizes = [bench.pruned(run).num_parameters() for run in wanted]
+    anatomy = amp.Anatomy.of(bench.model)
+    assert max(sizes) - min(sizes) <= anatomy.neuron_cost * anatomy.layers
+    assert max(sizes) < bench.model.num_parameters()
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Replace the measurements by instant ones; the list grows by one entry for each."""
+    done: list[float] = []
+
+    def perplexity(model: Any, tokenizer: Any) -> amp.Perplexity:
+        done.append(1.0)
+        return amp.Perplexity(5.0, 4.0, 6.0, 100, "by hand")
+
+    def accuracy(model: Any, tokenizer: Any, limit: int | None) -> amp.Accuracy:
+        return amp.Accuracy({task: amp.Measured(0.5, 0.1, 26) for task in amp.TASKS})
+
+    def recover(model: Any, tokenizer: Any, **settings: Any) -> amp.Recovery:
+        return amp.Recovery(model, [{"step": 0.0, "loss": 1.0}], 1, 1, 0.1)
+
+    for function in (perplexity, accuracy, recover):
+        monkeypatch.setattr(amp, function.__name__, function)
+    return done
+
+
+def test_finished_runs_are_skipped_and_stale_ones_made_again(tmp_path: Path, quick: list[float]) -> None:
+    arguments = ["--models", "tiny-phi", "--seeds", "2", "--out", str(tmp_path)]
+    assert results.main(arguments) == 0
+    runs = results.runs_of("tiny-phi", 2, results.Settings())
+    assert len(quick) == len(runs) == len(list(tmp_path.glob("tiny-phi-*.json")))
+    assert results.main(arguments) == 0
+    assert len(quick) == len(runs), "everything was there"
+    runs[0].path(tmp_path).unlink()
+    stale = json.loads(runs[1].path(tmp_path).read_text(encoding="utf-8")) | {"model_sha256": "of other weights"}
+    runs[1].path(tmp_path).write_text(json.dumps(stale), encoding="utf-8")
+    runs[2].path(tmp_path).write_text('{"half', encoding="utf-8")
+    assert results.main(arguments) == 0
+    assert len(quick) == len(runs) + 3
+    assert list(json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))["models"]) == ["tiny-phi"]
+
+
+def test_an_unknown_model_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert results.main(["--models", "tiny-lama", "--out", str(tmp_path)]) == 1
+    assert "Unknown model 'tiny-lama'" in capsys.readouterr().err

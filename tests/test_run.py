@@ -1,0 +1,64 @@
+"""The runner: a failing lesson is named, the others still run, and the exit status says so."""
+
+import json
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from amp_tutorial.course import run
+
+
+def write_lesson(folder: Path, stem: str, *cells: str) -> None:
+    first = nbformat.v4.new_code_cell(
+        'model = "m"\nout = "out"\npreset = "smallest"', metadata={"tags": ["parameters"]}
+    )
+    finish = f"""
+import json, pathlib
+path = pathlib.Path(out) / "records" / f"{stem}-{{model}}.json"
+path.parent.mkdir(parents=True, exist_ok=True)
+path.write_text(json.dumps(dict(status="ok", signature=dict(name="drop", value=2, low=1, high=3, unit="nats"))))
+"""
+    nb = nbformat.v4.new_notebook(cells=[first, *map(nbformat.v4.new_code_cell, (*cells, finish))])
+    nb.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(nb, folder / f"{stem}.ipynb")
+
+
+def test_a_failing_lesson_is_named_and_the_others_still_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_lesson(tmp_path, "00_fails", "x = 1", 'raise KeyError("one | two")')
+    write_lesson(tmp_path, "01_works", "x = 1")
+    out = tmp_path / "results"
+    assert run.main(["--notebooks", str(tmp_path), "--out", str(out), "--models", "m", "--jobs", "2"]) == 1
+    said = capsys.readouterr().out
+    failed, worked = json.loads((out / "summary.json").read_text(encoding="utf-8"))
+    assert (failed["lesson"], failed["status"]) == ("00_fails", "failed")
+    assert 'raise KeyError("one | two")' in failed["cell"] and failed["error"] == "KeyError: 'one | two'"
+    assert failed["error"] in said and failed["cell"] in said
+    assert worked["status"] == "ok" and worked["signature"]["value"] == 2
+    for outcome in (failed, worked):
+        assert (out / outcome["notebook"]).is_file() and (out / outcome["html"]).is_file()
+    rows = (out / "summary.md").read_text(encoding="utf-8").splitlines()
+    assert len(rows) == 4 and "KeyError: 'one \\| two'" in rows[2] and "drop: 2 [1, 3] nats" in rows[3]
+
+
+def test_a_lesson_that_leaves_no_record_has_failed(tmp_path: Path) -> None:
+    write_lesson(tmp_path, "00_quits", "out = out + '/elsewhere'")
+    outcome = run.run_lesson(tmp_path / "00_quits.ipynb", "m", tmp_path / "results", "smallest")
+    assert outcome.status == "failed" and "left no record" in outcome.error
+
+
+def test_an_unknown_parameter_is_an_error(tmp_path: Path) -> None:
+    write_lesson(tmp_path, "00_odd")
+    nb = nbformat.read(tmp_path / "00_odd.ipynb", as_version=4)
+    nb.cells[0].source = 'model = "m"\nout = "out"'
+    nbformat.write(nb, tmp_path / "00_odd.ipynb")
+    outcome = run.run_lesson(tmp_path / "00_odd.ipynb", "m", tmp_path / "results", "smallest")
+    assert outcome.status == "failed" and "does not name preset" in outcome.error
+
+
+@pytest.mark.parametrize("arguments", [["--lessons", "77"], ["--notebooks", "nowhere"]])
+def test_what_is_not_there_is_said_before_any_work(arguments: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "results"
+    with pytest.raises(SystemExit, match="2"):
+        run.main([*arguments, "--out", str(out)])
+    assert not out.exists()

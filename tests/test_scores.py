@@ -1,0 +1,194 @@
+"""Scores against a slow reference written from the equations, and what must not change them or be changed by them."""
+
+import copy
+import itertools
+import math
+import weakref
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import EVERY_FAMILY, KNOWN, Shape, batch, equal, hooks, prompts, shapes, tiny, weights
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from transformers import PreTrainedModel
+
+import amp_tutorial as amp
+
+ROWS = prompts()
+
+
+def close(a: list[Tensor], b: list[Tensor], tolerance: float = 1e-6) -> None:
+    torch.testing.assert_close(torch.stack(list(a)), torch.stack(list(b)), rtol=tolerance, atol=tolerance)
+
+
+def same(a: amp.Scores, b: amp.Scores) -> None:
+    close(a.heads, b.heads)
+    close(a.neurons, b.neurons)
+
+
+@torch.no_grad()
+def slow(model: PreTrainedModel, rows: list[list[int]], average: str) -> tuple[list[Tensor], list[Tensor]]:
+    """AMP by its equations, one prompt, token and head at a time; attention heads from probabilities and values.
+
+    h[n, t] = sum over s of A[n, t, s] · V[group of n, s];  I_n = mean over t of sum over j of |(W_n h[n, t])_j|;
+    I_m = mean over t of |act(gate x_t)_m · (up x_t)_m|, or |act(fc1 x_t)_m|.
+    """
+    model = copy.deepcopy(model)
+    model.set_attn_implementation("eager")  # the only one that returns probabilities
+    anatomy = amp.Anatomy.of(model)
+    d, mlp = anatomy.head_dim, model.model.layers[0].mlp
+    act = mlp.act_fn if hasattr(mlp, "act_fn") else mlp.activation_fn
+    heads = torch.zeros(anatomy.layers, anatomy.heads, dtype=torch.float64)
+    neurons = torch.zeros(anatomy.layers, anatomy.neurons, dtype=torch.float64)
+    total = 0.0
+    seen: dict[str, Tensor] = {}
+    for i in range(anatomy.layers):
+        layer = anatomy.layer(i)
+        layer.value.register_forward_hook(lambda m, a, out, i=i: seen.update({f"values {i}": out[0]}))
+        layer.neurons_in[0].register_forward_hook(lambda m, a, out, i=i: seen.update({f"x {i}": a[0][0]}))
+    for row in rows:
+        attentions = model(input_ids=torch.tensor([row]), output_attentions=True, use_cache=False).attentions
+        weight = 1.0 if average == "tokens" else 1 / len(row)
+        for i, t in itertools.product(range(anatomy.layers), range(len(row))):
+            layer = anatomy.layer(i)
+            for n in range(anatomy.heads):
+                group = n // (anatomy.heads // anatomy.groups)
+                values = seen[f"values {i}"][:, group * d : (group + 1) * d]
+                h = torch.stack([attentions[i][0, n, t, s] * values[s] for s in range(t + 1)]).sum(0)
+                heads[i, n] += weight * float((layer.output.weight[:, n * d : (n + 1) * d] @ h).abs().sum())
+            first, *rest = (F.linear(seen[f"x {i}"][t], m.weight, m.bias) for m in layer.neurons_in)
+            neurons[i] += weight * math.prod(rest, start=act(first)).abs()
+        total += weight * len(row)
+    return list((heads / total).float()), list((neurons / total).float())
+
+
+@pytest.mark.parametrize("average", ["tokens", "prompts"])
+@pytest.mark.parametrize("shape", EVERY_FAMILY, ids=KNOWN)
+def test_amp_is_its_equation(shape: Shape, average: str) -> None:
+    model = tiny(shape)
+    heads, neurons = slow(model, ROWS, average)
+    scores = amp.score(model, [batch(ROWS[:3]), batch(ROWS[3:])], average=average)
+    close(scores.heads, heads, 1e-5)
+    close(scores.neurons, neurons, 1e-5)
+    assert (scores.tokens, scores.prompts) == (27, 5)
+
+
+@pytest.mark.parametrize("shape", EVERY_FAMILY, ids=KNOWN)
+def test_magnitude_is_the_norm_of_everything_a_structure_owns(shape: Shape) -> None:
+    model = tiny(shape).requires_grad_(False)
+    anatomy, scores, d = amp.Anatomy.of(model), amp.score(model, [], "magnitude"), shape.head_dim
+    layer = anatomy.layer(1)
+    for n in range(shape.heads):
+        mine, shared = slice(n * d, n * d + d), slice(n // shape.group_size * d, n // shape.group_size * d + d)
+        parts = (layer.query.weight[mine], layer.key.weight[shared], layer.value.weight[shared])
+        squares = sum(float((w**2).sum()) for w in (*parts, layer.output.weight[:, mine]))
+        assert float(scores.heads[1][n]) == pytest.approx(squares**0.5, rel=1e-5)
+    for m in range(shape.neurons):
+        squares = sum(float((w.weight[m] ** 2).sum()) for w in layer.neurons_in)
+        squares += float((layer.neurons_out.weight[:, m] ** 2).sum())
+        assert float(scores.neurons[1][m]) == pytest.approx(squares**0.5, rel=1e-5)
+
+
+def test_reversed_is_amp_upside_down() -> None:
+    model, batches = tiny(), [batch(ROWS)]
+    up, down = amp.score(model, batches), amp.score(model, batches, "reversed")
+    close(up.heads, [-h for h in down.heads])
+    close(up.neurons, [-n for n in down.neurons])
+
+
+def test_random_depends_on_its_seed_alone() -> None:
+    first, again, other = (amp.score(tiny(seed=seed), [], "random", seed=seed // 2) for seed in (0, 1, 2))
+    same(first, again)
+    assert not torch.equal(first.heads[0], other.heads[0]) and not torch.equal(first.neurons[0], other.neurons[0])
+    assert not torch.equal(first.heads[0], first.heads[1])
+
+
+@given(shapes(), st.permutations(range(5)), st.integers(1, 5), st.sampled_from(("tokens", "prompts")))
+def test_neither_size_nor_order_of_batches_matters(shape: Shape, order: list[int], size: int, average: str) -> None:
+    model, rows = tiny(shape), [ROWS[i] for i in order]
+    cut = [batch(rows[i : i + size]) for i in range(0, 5, size)]
+    same(amp.score(model, cut, average=average), amp.score(model, [batch(ROWS)], average=average))
+
+
+@pytest.mark.parametrize("average", ["tokens", "prompts"])
+@pytest.mark.parametrize("shape", EVERY_FAMILY, ids=KNOWN)
+def test_padding_counts_on_neither_side(shape: Shape, average: str) -> None:
+    model = tiny(shape)
+    alone = amp.score(model, [batch([row]) for row in ROWS], average=average)
+    same(amp.score(model, [batch(ROWS)], average=average), alone)
+    same(amp.score(model, [batch(ROWS, left=True)], average=average), alone)
+
+
+def test_the_averages_differ_where_prompts_differ_in_length() -> None:
+    model, batches = tiny(), [batch(ROWS)]
+    tokens, mean = amp.score(model, batches), amp.score(model, batches, average="prompts")
+    assert not torch.allclose(tokens.neurons[0], mean.neurons[0], rtol=1e-3)
+    even = [batch(prompts((6, 6, 6)))]
+    same(amp.score(model, even), amp.score(model, even, average="prompts"))
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("criterion", list(amp.CRITERIA))
+def test_scoring_leaves_the_model_as_it_was(criterion: str, training: bool) -> None:
+    model = tiny(Shape("qwen2")).train(training)
+    before = weights(model)
+    scores = amp.score(model, [batch(ROWS)], criterion)
+    assert equal(weights(model), before) and model.training == training and hooks(model) == 0
+    assert all(p.grad is None for p in model.parameters())
+    assert not any(t.requires_grad for t in (*scores.heads, *scores.neurons))
+
+
+def test_scoring_drops_nothing_out() -> None:
+    model = tiny()
+    still = amp.score(model, [batch(ROWS)])
+    for block in model.model.layers:
+        block.self_attn.attention_dropout = 0.5
+    same(amp.score(model.train(), [batch(ROWS)]), still)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_scoring_leaves_no_hook_behind_when_it_fails(training: bool) -> None:
+    model = tiny().train(training)
+    before = weights(model)
+
+    def batches() -> Iterator[dict[str, Tensor]]:
+        yield batch(ROWS)
+        yield {"input_ids": torch.tensor([[10**6]]), "attention_mask": torch.tensor([[1]])}  # no such token
+
+    with pytest.raises(IndexError):
+        amp.score(model, batches())
+    assert hooks(model) == 0 and model.training == training and equal(weights(model), before)
+
+
+def test_batches_are_read_once_and_not_kept() -> None:
+    alive: list[weakref.ref[Tensor]] = []
+
+    def batches() -> Iterator[dict[str, Tensor]]:
+        for row in ROWS:
+            given = batch([row])
+            alive.append(weakref.ref(given["input_ids"]))
+            yield given
+            del given
+            assert sum(reference() is not None for reference in alive) <= 2  # this one, and the one before at most
+
+    same(amp.score(tiny(), batches()), amp.score(tiny(), [batch(ROWS)]))
+
+
+def test_half_precision_is_summed_in_full() -> None:
+    """A head's score is a sum over the hidden size, which overflows float16 (65,504) long before the activations."""
+    model = tiny()
+    for i in range(2):
+        model.model.layers[i].self_attn.o_proj.weight.data *= 3e4
+    whole, half = amp.score(model, [batch(ROWS)]), amp.score(model.to(torch.bfloat16), [batch(ROWS)])
+    assert float(whole.heads[0].max()) > 65_504 and half.heads[0].dtype == torch.float32
+    torch.testing.assert_close(whole.heads[0], half.heads[0], rtol=0.1, atol=0.0)
+
+
+def test_a_new_criterion_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    squared = amp.Criterion(lambda h, o: h.pow(2).sum(-1), lambda a, o: a.pow(2))
+    monkeypatch.setitem(amp.CRITERIA, "squared", squared)
+    scores = amp.score(tiny(), [batch(ROWS)], "squared")
+    assert scores.criterion == "squared" and bool((scores.heads[0] > 0).all())
