@@ -43,7 +43,7 @@ L = lesson.start(
     dict(model=model, ratio=ratio, ratio_deep=ratio_deep, calibration=calibration, samples=samples, rate=rate,
          seed=seed, preset=preset, out=out),
 )  # fmt: skip
-items = {"smallest": 40, "full": 400}[preset]
+items, texts = {"smallest": (60, 200), "full": (400, 500)}[preset]  # of each task, for the perplexity
 dense, tokenizer = amp.load(model)
 anatomy = amp.Anatomy.of(dense)
 # %% [markdown]
@@ -222,7 +222,7 @@ L.show(fig, alt=f"Loss on responses over {steps} training steps, four curves: {e
 # were not trained on.
 # %%
 def measure(what):
-    return amp.perplexity(what, tokenizer), amp.accuracy(what, tokenizer, limit=items).mean
+    return amp.perplexity(what, tokenizer, limit=texts), amp.accuracy(what, tokenizer, limit=items).mean
 
 
 measured = {(name, "before"): measure(start) for name, start in before.items()}
