@@ -58,6 +58,7 @@ def test_batch_size_changes_the_batches_only() -> None:
 def test_padding_is_on_the_right_and_masked() -> None:
     (batch,) = amp.calibration(TOKENIZER, source=["one", "twenty words"], samples=2, length=20)
     assert batch["input_ids"].shape == batch["attention_mask"].shape == (2, 13)
+    assert sorted(batch["attention_mask"].sum(1).tolist()) == [4, 13]
     assert torch.equal(batch["attention_mask"].sort(1, descending=True).values, batch["attention_mask"])
     assert bool((batch["input_ids"][batch["attention_mask"] == 0] == TOKENIZER.pad_token_id).all())
 

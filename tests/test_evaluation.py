@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from helpers import EVERY_FAMILY, KNOWN, TEXT, Shape, byte_tokenizer, equal, hooks, logits, tiny, weights
+from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedModel
 
 import amp_tutorial as amp
@@ -56,8 +57,13 @@ def test_an_untrained_uniform_model_has_the_vocabulary_as_perplexity() -> None:
 
 def test_accuracy_is_slow_scoring() -> None:
     """Highest summed log-likelihood of a space and the choice, after BOS and the prompt: 20 items of two tasks."""
-    model, tasks = tiny(), ("tiny_tool", "tiny_fact")
-    found = amp.accuracy(model, TOKENIZER, tasks, limit=20)
+    model, tasks, seen = tiny(), ("tiny_tool", "tiny_fact"), list[list[int]]()
+    spy = model.get_input_embeddings().register_forward_pre_hook(lambda _, args: seen.extend(args[0].tolist()))
+    opening = byte_tokenizer()
+    opening.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    found = amp.accuracy(model, opening, tasks, limit=20)
+    spy.remove()
+    assert all(row[0] == 0 and row[1] != 0 for row in seen)  # one BOS
     for task in tasks:
         right = 0
         for line in (amp.DATA / "tasks" / f"{task}.jsonl").read_text().splitlines()[:20]:

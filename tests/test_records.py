@@ -34,10 +34,14 @@ def test_a_record_says_everything(tmp_path: Path) -> None:
 def test_the_data_hash_is_that_of_all_tasks_and_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = written(amp.Record("a", {}), tmp_path / "a.json")["data_sha256"]
     assert first == written(amp.Record("b", {}), tmp_path / "b.json")["data_sha256"]
-    (tmp_path / "tasks").mkdir()
-    (tmp_path / "tasks" / "tiny_tool.jsonl").write_text("{}\n")
     monkeypatch.setattr("amp_tutorial.records.DATA", tmp_path)
-    assert written(amp.Record("a", {}), tmp_path / "a.json")["data_sha256"] != first
+    seen = {first}
+    for folder in ("tasks", "world"):
+        (tmp_path / folder).mkdir()
+        for content in ("{}\n", "{ }\n"):
+            (tmp_path / folder / "a.jsonl").write_text(content)
+            seen.add(written(amp.Record("a", {}), tmp_path / "a.json")["data_sha256"])
+    assert len(seen) == 5
 
 
 def test_a_failed_run_says_so_and_models_of_ones_own_have_no_hash(tmp_path: Path) -> None:

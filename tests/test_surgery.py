@@ -1,5 +1,6 @@
 """Surgery: cutting computes what masking computes, on every family, and what is cut is an ordinary model."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,16 @@ def test_what_is_saved_loads_in_stock_transformers(shape: Shape, tmp_path: Path)
     assert equal(weights(loaded), weights(small))
 
 
+@pytest.mark.parametrize("shape", [s for s in MHA if s.family != "qwen3"], ids=lambda s: s.family)  # qwen3 has it
+def test_head_dim_is_written_down_even_if_the_dense_model_left_it_out(shape: Shape, tmp_path: Path) -> None:
+    model = tiny(shape)
+    model.config.head_dim = None  # hidden / heads, until heads go
+    small = amp.prune(model, some_plan(model, heads=3, neurons=11))
+    folder = amp.save(small, None, tmp_path / "small")
+    assert json.loads((folder / "config.json").read_text())["head_dim"] == shape.head_dim
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(folder)), logits(small))
+
+
 @pytest.mark.parametrize("shape", EVERY_FAMILY, ids=KNOWN)
 def test_the_cut_model_generates_with_a_cache_what_it_does_without(shape: Shape) -> None:
     model = tiny(shape)
@@ -66,7 +77,9 @@ def test_in_place_is_the_same_model(shape: Shape) -> None:
     plan = some_plan(model, heads=2, neurons=11)
     copied = amp.prune(model, plan)
     pointer = model.get_input_embeddings().weight.data_ptr()
+    cut = amp.Anatomy.of(model).layer(0)
     within = amp.prune(model, plan, inplace=True)
+    assert cut.query.weight.numel() == cut.neurons_out.weight.numel() == 0
     assert equal(weights(within), weights(copied)) and torch.equal(logits(within), logits(copied))
     assert within.get_input_embeddings().weight.data_ptr() == pointer  # nothing is held twice
     assert copied.get_input_embeddings().weight.data_ptr() != pointer
