@@ -314,12 +314,13 @@ told = "within" if difference < noise else "beyond"
 print(f"Perplexity prefers {better_text}.")
 print(f"Accuracy prefers {better_answers}, by {100 * difference:.1f} points, which is {told} noise.")
 fits_better = found["responses"][0].value < measured[mild, "before"][0].value
-answers_better = accuracy[mild, "after"] > accuracy[mild, "before"]
+noise = 1.96 * (error[mild, "after"] ** 2 + error[mild, "before"] ** 2) ** 0.5
+answers_better = accuracy[mild, "after"] - accuracy[mild, "before"] > noise
 if fits_better == answers_better:
-    print(f"Trained on responses, {'both numbers' if fits_better else 'neither number'} improved.")
+    print(f"Trained on responses, {'both numbers' if fits_better else 'neither number'} clearly improved.")
 else:
     which = ("perplexity", "accuracy") if fits_better else ("accuracy", "perplexity")
-    print(f"Trained on responses, {which[0]} got better and {which[1]} did not: either alone would mislead you.")
+    print(f"Trained on responses, {which[0]} got better and {which[1]} not clearly: either alone would mislead you.")
 # %% [markdown]
 # Mind what a row is, too: it ends (with EOS) after one answer, while the texts that perplexity is taken on go on. A
 # model trained on rows learns to stop early, which costs perplexity and no accuracy. So a table with one of the two
