@@ -410,7 +410,7 @@ image = left.imshow(true_map, cmap="PuOr_r", norm=scale, aspect="auto")
 place = true_map.argsort(1, descending=True).argsort(1) + 1
 for i in range(layers):
     for n in range(heads):
-        colour = "white" if true_map[i, n].abs() > 0.4 * top else "black"
+        colour = "white" if true_map[i, n].abs() > 0.2 * top else "black"
         left.text(n, i, int(place[i, n]), ha="center", va="center", color=colour)
 left.set(xlabel="head", ylabel="layer", xticks=range(heads), title="true change of loss; 1: worst to lose in its layer")
 left.grid(False)
@@ -440,6 +440,8 @@ for kind, c in change.items():
     one, other = (c[:, halves[:, part]].sum(-1).T for part in (slice(half), slice(half, None)))
     median, low, high = summary(spearman(one, other))
     print(f"{kind}: one half of the texts ranks like the other half with {median:.2f} ({low:.2f} to {high:.2f}).")
+    if low <= 0:
+        print(f"  That may be nothing: so few texts can't rank these {kind}. Read their rows below with that in mind.")
 
 # %% [markdown]
 # Now every criterion against the truth, for heads and for the sampled neurons. Twice: over all layers together, and
