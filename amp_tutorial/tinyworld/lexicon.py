@@ -1,7 +1,7 @@
 """The words of the tiny world: who lives in it, what things are for, and which facts hold.
 
 Everything the generator can say is listed here, so that a reader can check any sentence by eye.
-Every noun that can be an answer is one word: a multiple-choice option then is one token.
+Every noun that can be an answer is one word.
 """
 
 GIRLS = (

@@ -1,7 +1,7 @@
 """Train the three embedded models from nothing on the tiny world: `python -m amp_tutorial.tinyworld.train`.
 
-1.2 million tokens a model: a few minutes on one core. Interrupt it when you like: the same command
-goes on from the last chunk of documents. Seeded; another number of threads changes the last digits.
+1.2 million tokens a model: a few minutes on one core. Interrupt it when you like: the same command goes on from the
+last chunk of documents. Seeded; another number of threads changes the last digits.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PhiConfig, PhiForCausalLM, PreTrainedModel
 from transformers import PreTrainedTokenizerFast as Fast
 
+from ..data import padded
 from .skills import TASKS, trained
 from .stories import WRITERS, Writers, documents, plain
 
@@ -31,14 +32,14 @@ VALIDATION_SEED = 900_000  # above every training chunk's seed
 CHUNK = 10_000  # documents, about half a million tokens; training can be resumed between chunks
 
 
-# A run of function words is one piece (" is in the"), so that what belongs together stands close together: a small
-# model then learns sooner to look from a key to its value. Any other word, with its space, is a piece of its own.
+# A run of function words is one piece (" is in the"): a key then stands next but one to its value, which should make
+# looking from one to the other easier to learn (not measured). Any other word, with its space, is a piece of its own.
 FUNCTION = "a an and are at be by for from had has in is it of on one that the their they this to was what where with"
 WORDS = rf"( ({FUNCTION.replace(' ', '|')})(?![a-zA-Z]))+| ?[a-zA-Z]+| ?[0-9]| ?[^\sa-zA-Z0-9]+|\s+"
 
 
 def build_tokenizer(documents_seed: int = TOKENIZER_SEED, vocabulary: int = 1536) -> Fast:
-    """Byte-level BPE: any text can be encoded, and nearly every word of the world is one token."""
+    """Byte-level BPE trained on the world: any text can be encoded, and most of the world's words are one token."""
     bpe = Tokenizer(models.BPE())
     split = pre_tokenizers.Split(Regex(WORDS), behavior="isolated")
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
@@ -66,9 +67,8 @@ def build_model(name: str, vocabulary: int) -> PreTrainedModel:
         num_attention_heads=8,
         head_dim=16,
         max_position_embeddings=512,
-        # Wider weights and slower rotations than the defaults, which are made for large models: 0.06 is about
-        # 2/3 of 1/sqrt(128), and with 8 pairs of dimensions a base of 100 tells neighbours apart. With the defaults
-        # copying from context is not learnt within a million tokens, with these within half a million.
+        # The defaults are made for large models. 0.06 is about 2/3 of 1/sqrt(128); a base of 100 spreads the 8 pairs
+        # of a head over distances up to some 50 tokens, the length of a document.
         initializer_range=0.06,
         rope_parameters=rope,
         bos_token_id=BOS,
@@ -187,19 +187,16 @@ def skills(model: PreTrainedModel, tokenizer: Fast, items: int = 64) -> dict[str
     model.eval()
     result = {}
     for name, skill in TASKS.items():
-        rng, right, asked = random.Random(0), 0, 0
-        while asked < items:
+        rng, right = random.Random(0), 0
+        for _ in range(items):
             group = skill(rng, trained)
             i = rng.randrange(len(group.answers))
-            texts = [f"{group.prompt(i)} {answer}" for answer in group.answers]
-            ids = tokenizer(texts)["input_ids"]
-            width = max(map(len, ids))
-            batch = torch.tensor([row + [PAD] * (width - len(row)) for row in ids])
+            ids = tokenizer([f"{group.prompt(i)} {answer}" for answer in group.answers])["input_ids"]
+            batch = padded(tokenizer, ids)["input_ids"]
             logits = model(input_ids=batch[:, :-1]).logits
             nll = F.cross_entropy(logits.transpose(1, 2), batch[:, 1:], ignore_index=PAD, reduction="none")
             right += int(nll.sum(1).argmin()) == i
-            asked += 1
-        result[name] = right / asked
+        result[name] = right / items
     model.train()
     return result
 
