@@ -92,13 +92,20 @@ def plan(
 
     Raises:
         ValueError: neither or both ways of asking, a ratio outside (0, 1), or one that leaves a layer without a head
-            or a neuron; widths out of range; heads that are not whole KV groups.
+            or a neuron; widths out of range; heads that are not whole KV groups; scores of a model of another shape.
     """
     anatomy = Anatomy.of(model)
     if (remove is None) == (heads is None and neurons is None):
         raise ValueError("Say either remove=… or kept widths (heads=…, neurons=…), not both and not neither.")
     if of not in ("all", "blocks") or parts not in PARTS:
         raise ValueError(f"of={of!r} must be 'all' or 'blocks', and parts={parts!r} one of {', '.join(PARTS)}.")
+    shape = [(anatomy.heads, anatomy.neurons)] * anatomy.layers
+    scored = [(len(h), len(n)) for h, n in zip(scores.heads, scores.neurons, strict=True)]
+    if scored != shape:
+        raise ValueError(
+            f"The scores are for {len(scored)} layers of (heads, neurons) = {max(scored)}, the model has {len(shape)} "
+            f"of {shape[0]}; score this model."
+        )
     total = model.num_parameters() if of == "all" else anatomy.block_parameters
     if remove is not None:
         groups, kept_neurons = _widths(anatomy, remove * total, remove, parts)

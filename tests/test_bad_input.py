@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -72,6 +73,7 @@ NOWHERE = "no-such-model"
         ("hold no tokens", lambda: amp.score(tiny(), [])),
         ("Unknown task 'piqa'; choose from tiny_tool", lambda: amp.accuracy(idle(), TOKENIZER, ["piqa"])),
         ("'answers' must be 'responses' or 'text'", lambda: amp.recover(idle(), TOKENIZER, loss="answers")),
+        ("fills length=4 tokens; raise length", lambda: amp.recover(idle(), TOKENIZER, length=4)),
         ("No text source 'missing.txt'", lambda: amp.calibration(TOKENIZER, "missing.txt")),
         ("No text source 'missing.jsonl'", lambda: amp.recover(idle(), TOKENIZER, "missing.jsonl")),
         ("No text source 'missing.txt'", lambda: amp.perplexity(idle(), TOKENIZER, "missing.txt")),
@@ -201,6 +203,11 @@ def test_an_output_folder_that_is_not_empty(here: Path) -> None:
     (here / "file").write_text("mine")
     for folder in ("out", "file", here / "out"):
         refused(here, "is not empty", partial(amp.save, tiny(), TOKENIZER, folder))
+
+
+def test_scores_of_another_model(here: Path) -> None:
+    found = replace(scores(tiny()), neurons=[torch.ones(3)] * 2)
+    refused(here, "The scores are for 2 layers of", lambda: amp.plan(tiny(), found, remove=0.3))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
