@@ -53,21 +53,23 @@ def recover(
     second BOS becomes the first label).
 
     Args:
-        source: "tinyworld" or a JSONL file with `prompt` and `response` (or `text`).
+        source: "tinyworld", a JSONL file with `prompt` and `response` (or `text`), or a text file.
         samples: rows drawn by `seed`; None takes all.
+        length: tokens at most; a longer response is cut there, a longer text without a prompt becomes several rows.
         loss: "responses" trains on responses only, "text" on prompt and response.
 
     Raises:
-        ValueError: an unknown kind of loss, or no rows.
+        ValueError: an unknown kind of loss, no rows, or no row whose prompt leaves room for a response.
     """
     if loss not in ("responses", "text"):
         raise ValueError(f"loss={loss!r} must be 'responses' or 'text'.")
     rows = pairs(source)
     rng = random.Random(seed)
     rows = rng.sample(rows, min(samples or len(rows), len(rows)))
-    examples = [encode(tokenizer, prompt, response, loss, length) for prompt, response in rows]
+    examples = [row for prompt, response in rows for row in encode(tokenizer, prompt, response, loss, length)]
     if not examples:
-        raise ValueError(f"{source} holds no rows to recover on.")
+        raise ValueError(f"Every prompt in {source} fills length={length} tokens; raise length to reach a response.")
+    examples = rng.sample(examples, min(samples or len(examples), len(examples)))
     torch.manual_seed(seed)
     family = Anatomy.of(model).family
     names = (family.query, family.key, family.value, family.output, *family.neurons_in, family.neurons_out)
@@ -107,16 +109,22 @@ def recover(
 
 def encode(
     tokenizer: PreTrainedTokenizerBase, prompt: str, response: str, loss: str, length: int
-) -> tuple[list[int], list[int]]:
-    """Token ids and labels of one row: one BOS, prompt, response, EOS; prompt labels are ignored for "responses"."""
+) -> list[tuple[list[int], list[int]]]:
+    """Token ids and labels of one row: one BOS, prompt, response, EOS; prompt labels are ignored for "responses".
+
+    A text without a prompt is cut into as many pieces as it needs; a prompt that leaves no room for a label gives none.
+    """
     bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     eos = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     # The space goes with the response, as in running text: byte-level tokens begin with their space.
     first = bos + (tokenizer(prompt, add_special_tokens=False)["input_ids"] if prompt else [])
     second = tokenizer(f" {response}" if prompt else response, add_special_tokens=False)["input_ids"] + eos
-    ids = (first + second)[:length]
-    labels = ([IGNORE] * len(first) + second)[:length] if loss == "responses" else list(ids)
-    return ids, labels
+    room = length - len(first)
+    if room < 1:
+        return []
+    pieces = [second[:room]] if prompt else [second[i : i + room] for i in range(0, len(second), room)]
+    shown = [IGNORE] * len(first) if loss == "responses" else first
+    return [(first + piece, shown + piece) for piece in pieces]
 
 
 def _batch(

@@ -29,26 +29,36 @@ def recovered(model: PreTrainedModel, rows: Path, **settings: Any) -> amp.Recove
 
 
 def test_responses_are_the_only_labels_and_bos_stands_once() -> None:
-    ids, labels = encode(TOKENIZER, "A cow says", "moo.", "responses", 64)
+    [(ids, labels)] = encode(TOKENIZER, "A cow says", "moo.", "responses", 64)
     response = [*TOKENIZER(" moo.")["input_ids"], TOKENIZER.eos_token_id]
     assert ids == [TOKENIZER.bos_token_id, *TOKENIZER("A cow says")["input_ids"], *response]
     assert labels == [IGNORE] * (len(ids) - len(response)) + response
 
 
 def test_text_is_trained_on_whole() -> None:
-    ids, labels = encode(TOKENIZER, "A cow says", "moo.", "text", 64)
+    [(ids, labels)] = encode(TOKENIZER, "A cow says", "moo.", "text", 64)
     assert labels == ids and ids.count(TOKENIZER.bos_token_id) == 1
 
 
 @pytest.mark.parametrize("loss", ["responses", "text"])
 def test_a_row_of_plain_text_is_trained_on_after_its_bos(loss: str) -> None:
-    ids, labels = encode(TOKENIZER, "", "moo.", loss, 64)
+    [(ids, labels)] = encode(TOKENIZER, "", "moo.", loss, 64)
     assert ids == [0, *TOKENIZER("moo.")["input_ids"], 1] and labels[1:] == ids[1:]  # labels are shifted by one
 
 
 def test_length_cuts_both_alike() -> None:
-    ids, labels = encode(TOKENIZER, "A cow says", "moo.", "responses", 13)
+    [(ids, labels)] = encode(TOKENIZER, "A cow says", "moo.", "responses", 13)
     assert (len(ids), len(labels)) == (13, 13) and labels[-2:] == ids[-2:]
+
+
+def test_a_long_text_becomes_several_rows_and_loses_no_token() -> None:
+    found = encode(TOKENIZER, "", "A cow says moo. " * 9, "text", 16)
+    assert len(found) > 3 and {ids[0] for ids, _ in found} == {TOKENIZER.bos_token_id}
+    assert [i for ids, _ in found for i in ids[1:]] == [*TOKENIZER("A cow says moo. " * 9)["input_ids"], 1]
+
+
+def test_a_prompt_without_room_for_a_response_is_left_out() -> None:
+    assert encode(TOKENIZER, "A cow says " * 9, "moo.", "responses", 16) == []
 
 
 def test_the_loss_counts_labels_only(rows: Path) -> None:
@@ -57,7 +67,7 @@ def test_the_loss_counts_labels_only(rows: Path) -> None:
     first = recovered(model, rows, epochs=1, batch_size=12, dropout=0.0)
     for line in rows.read_text().splitlines():
         row = json.loads(line)
-        ids, labels = encode(TOKENIZER, row["prompt"], row["response"], "responses", 512)
+        [(ids, labels)] = encode(TOKENIZER, row["prompt"], row["response"], "responses", 512)
         found = logits(model, [ids])[0].log_softmax(-1)
         for t, label in enumerate(labels):
             if label != IGNORE:

@@ -120,7 +120,7 @@ with torch.no_grad():
 # *Easy, 3 minutes.* Given the tokens of prompt and response, write one label for each token of the two together.
 # %%
 prompt, response = pairs("tinyworld")[0]
-ids, expected = encode(tokenizer, prompt, response, "responses", length=512)
+[(ids, expected)] = encode(tokenizer, prompt, response, "responses", length=512)
 cut = sum(label == IGNORE for label in expected)
 
 
