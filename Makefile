@@ -31,7 +31,7 @@ notebooks: .venv/installed
 	$(BIN)/python -m amp_tutorial.course.build $(LESSONS)
 
 results: .venv/installed
-	$(BIN)/python -m amp_tutorial.course.results
+	$(BIN)/python -m amp_tutorial.course.results --readme README.md
 
 # After an upgrade of what is in .venv: pin what is there now.
 constraints: .venv/installed
