@@ -112,7 +112,7 @@ A {kind} language model of {parameters:,} parameters: {layers} layers, {heads} h
 {vocabulary} tokens. Trained from nothing on {tokens:.1f} million tokens of the tiny world (last training loss
 {loss:.3f} nats; the curve is in `curve.json`), to be pruned in the course.
 
-Made by `python -m amp_tutorial.tinyworld.train {name}`, seed 0. It knows the tiny world and nothing else: no use
+Made by `python -m amp_tutorial.tinyworld.train {name} --fast`, seed 0. It knows the tiny world and nothing else: no use
 outside the course is intended. What the world is, and what results on it can show: the data card, `data/README.md`.
 """
 

@@ -235,7 +235,7 @@ def pets_or_jobs(rng: random.Random, allowed: Allowed, k: int = 4) -> Group:
 
 def yesno(rng: random.Random, allowed: Allowed) -> Group:
     """One true and one false question about a passage or the world (2 choices)."""
-    return rng.choice((_yesno_owner, yesno_where, _yesno_fact, _yesno_size))(rng, allowed)
+    return rng.choice((_yesno_owner, yesno_where, yesno_fact, _yesno_size))(rng, allowed)
 
 
 def _yesno(passage: str, true: str, false: str, keys: list[Key]) -> Group:
@@ -257,7 +257,7 @@ def yesno_where(rng: random.Random, allowed: Allowed) -> Group:
     return _yesno(passage, f"Is the {x} in the {p}", f"Is the {x} in the {q}", keys)
 
 
-def _yesno_fact(rng: random.Random, allowed: Allowed) -> Group:
+def yesno_fact(rng: random.Random, allowed: Allowed) -> Group:
     while True:
         relation = rng.choice(list(FACTS))
         statement, _, table = FACTS[relation]

@@ -24,6 +24,7 @@ from .skills import (
     trained,
     two_owners,
     yesno,
+    yesno_fact,
     yesno_where,
 )
 
@@ -98,6 +99,50 @@ def story(rng: random.Random) -> str:
     return " ".join([parts[0], *rng.sample(parts[1:], k=rng.randint(2, 4))])
 
 
+def verdict(question: str, true: bool) -> str:
+    return f"{question}? The answer is [{'yes' if true else 'no'}]."
+
+
+def check_register(rng: random.Random) -> str:
+    """People and what they have, then for each whether it is so."""
+    keys = draw(rng, trained, NAMES, ITEMS, tag="register", k=rng.randint(3, 8))
+    there, _ = rng.choice(PAIR_FORMS)
+    passage = [f"{there.format(n=n, x=x)}." for _, n, x in keys]
+    questions = []
+    for _, n, x in keys:
+        said = x if rng.random() < 0.5 else rng.choice(keys)[2]
+        questions.append(verdict(f"Does {n} have the {said}", said == x))
+    return " ".join([*passage, *rng.sample(questions, k=len(questions))])
+
+
+def check_owners(rng: random.Random) -> str:
+    """Two owners, then for each colour whether it is so."""
+    passage, people, keys = two_owners(rng, trained)
+    colours = [c for _, c, _ in keys]
+    questions = [
+        verdict(f"Is the {x} of {n} {colour}", colour == c)
+        for n, (_, c, x) in zip(people, keys, strict=True)
+        for colour in colours
+    ]
+    return " ".join([passage, *rng.sample(questions, k=len(questions))])
+
+
+def check_movements(rng: random.Random) -> str:
+    """Two to four people with things, on their way, then for people and things whether they are there."""
+    passage, people, keys = on_the_way(rng, trained, rng.randint(2, 4))
+    questions = []
+    for n, (_, x, p) in zip(people, keys, strict=True):
+        for what in (n, f"the {x}", f"the {x}"):
+            said = p if rng.random() < 0.5 else rng.choice(keys)[2]
+            questions.append(verdict(f"Is {what} in the {said}", said == p))
+    return " ".join([passage, *rng.sample(questions, k=len(questions))])
+
+
+def check_facts(rng: random.Random) -> str:
+    """Whether some sentences about the world are true."""
+    return " ".join(told(yesno_fact(rng, trained), rng, 1) for _ in range(rng.randint(3, 6)))
+
+
 def asked(skill: Callable[[random.Random, Allowed], Group]) -> Writer:
     """Documents of one skill: a passage and at least half of its questions."""
 
@@ -120,6 +165,8 @@ WRITERS: Writers = {
     asked(yesno): 2.5,
     story: 1.5,
 }
+# To judge a sentence is to recall what it should say and to compare: learnt after the recalling.
+JUDGING: Writers = {**WRITERS, check_register: 4.0, check_owners: 4.0, check_movements: 5.0, check_facts: 5.0}
 
 
 def documents(count: int, seed: int, writers: Writers = WRITERS) -> Iterator[str]:

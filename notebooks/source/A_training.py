@@ -127,8 +127,8 @@ print("Right answers of 64: " + ", ".join(f"{skill} {value * 64:.0f}" for skill,
 # You trained on everything at once: all kinds of documents, every next token worth the same. A model so trained soon
 # knows tools and facts, while what must be *looked up in the passage* stays at chance for long. One likely reason: most
 # words of a passage are chosen at random ("Anna has the …"), nobody can predict them, and they drown the few that
-# follow from what was read. The shipped models therefore went through stages. The answers are marked in the documents (the
-# brackets below, which no model sees), and at first only they count.
+# follow from what was read. The shipped models therefore went through stages. The answers are marked in the documents
+# (the brackets below, which no model sees), and at first only they count.
 # %%
 # NBVAL_CHECK_OUTPUT
 begin = 0.0
