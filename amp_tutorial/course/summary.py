@@ -170,13 +170,15 @@ def picture(found: dict[str, Any]) -> plt.Figure:
         found_here = [interval(found, m, what, "mean accuracy") for m in models]
         x = [i + (k - (len(MAIN) - 1) / 2) * width for i in range(len(models))]
         values = [100 * f.value for f in found_here]
-        errors = [[100 * (f.value - f.low) for f in found_here], [100 * (f.high - f.value) for f in found_here]]
+        # An interval over three seeds can reach below 0 and above 100 %; the table has it whole.
+        down = [min(v, 100 * (f.value - f.low)) for v, f in zip(values, found_here, strict=True)]
+        up = [min(100 - v, 100 * (f.high - f.value)) for v, f in zip(values, found_here, strict=True)]
         axes.bar(
-            x, values, width * 0.92, yerr=errors, label=LABELS[what], color=PALETTE[k], hatch=HATCHES[k],
+            x, values, width * 0.92, yerr=[down, up], label=LABELS[what], color=PALETTE[k], hatch=HATCHES[k],
             edgecolor="white", error_kw=dict(elinewidth=1.2, capsize=2.5, ecolor="black"),
         )  # fmt: skip
-        for at, value, up in zip(x, values, errors[1], strict=True):
-            axes.text(at, value + up + 1.2, f"{value:.0f}", ha="center", va="bottom", fontsize=8.5)
+        for at, value, above in zip(x, values, up, strict=True):
+            axes.text(at, value + above + 1.2, f"{value:.0f}", ha="center", va="bottom", fontsize=8.5)
     axes.axhline(100 * CHANCE, color="black", linestyle="--", linewidth=1.2)
     axes.set_xlim(-0.5, len(models) - 0.5)
     axes.text(len(models) - 0.49, 100 * CHANCE, "guessing", va="center", fontsize=9)

@@ -176,7 +176,7 @@ for k, name in enumerate(criteria):
         spread = f"{math.exp(f.low):9.2f} to {math.exp(f.high):9.2f}" if f else "        no draw"
         print(f"{name:10s} {r:4.0%}  perplexity {m:8.2f}   {spread}")
 axes.axhline(base.value, color="0.2", ls="--")
-axes.text(100 * ratios[0], base.value * 0.97, "dense", va="top")
+axes.text(100 * ratios[-1], base.value * 1.05, "dense", va="bottom", ha="right")
 axes.set(yscale="log", ylabel="perplexity", xlabel="share of all parameters removed (%)")
 axes.set_xticks([100 * r for r in ratios])
 axes.legend(frameon=False)
