@@ -13,11 +13,13 @@ from .plans import Plan, plan
 from .records import Record
 from .recovery import Recovery, recover
 from .scores import Scores, score
+from .stock import check, estimate
+from .streaming import prune_folder
 from .surgery import masked, prune
 
 __all__ = [
     "CHANCE", "CRITERIA", "DATA", "EMBEDDED", "FAMILIES", "TASKS",
     "Accuracy", "Anatomy", "Criterion", "Family", "Measured", "Perplexity", "Plan", "Record", "Recovery", "Scores",
-    "accuracy", "calibration", "latency", "load", "masked", "perplexity", "plan", "prune", "recover", "save",
-    "score", "size", "texts",
+    "accuracy", "calibration", "check", "estimate", "latency", "load", "masked", "perplexity", "plan", "prune",
+    "prune_folder", "recover", "save", "score", "size", "texts",
 ]  # fmt: skip

@@ -2,6 +2,9 @@
 
 To add a criterion, write its two functions and one line in `CRITERIA`. Higher is more important: a plan keeps the
 highest. Axes: `tokens`, `heads`, `d_head`, `hidden`, `neurons`, `weights` (all weights of one structure).
+
+A measure is called with a stretch of tokens at a time, activations in float32 and output weights in the model's dtype;
+gradients are off. Criteria that share a measure share its cost: in one call of `score` it is computed once.
 """
 
 from collections.abc import Callable
@@ -12,15 +15,22 @@ from jaxtyping import Float
 from torch import Tensor
 
 
+@torch.no_grad()
 def projected_l1(
     h: Float[Tensor, "tokens heads d_head"], output: Float[Tensor, "hidden heads d_head"]
 ) -> Float[Tensor, "tokens heads"]:
     """AMP's head score for each token: ‖h_n W_n‖₁, what head n adds to the residual stream, summed over hidden.
 
-    Source: AMP (arXiv 2504.21174), head importance; the official code agrees. One head at a time, so that
-    tokens × heads × hidden never exists.
+    Source: AMP (arXiv 2504.21174), head importance; the official code agrees. One head at a time in one buffer, so
+    that tokens × heads × hidden never exists. The products of all heads cost what the output projection costs.
     """
-    return torch.stack([(h[:, n] @ output[:, n].T).abs().sum(-1) for n in range(h.shape[1])], dim=1)
+    output = output.to(h.dtype)
+    scores = h.new_empty(h.shape[:2])
+    added = h.new_empty(h.shape[0], output.shape[0])  # (tokens, hidden), of one head after the other
+    for n in range(h.shape[1]):
+        torch.mm(h[:, n], output[:, n].T, out=added)
+        scores[:, n] = added.abs_().sum(-1)
+    return scores
 
 
 def activation_l1(
@@ -38,16 +48,6 @@ def l2(w: Float[Tensor, "structures weights"]) -> Float[Tensor, " structures"]:
     return w.float().norm(dim=1)
 
 
-def reversed_heads(h: Tensor, output: Tensor) -> Tensor:
-    """AMP upside down: the control that must fail."""
-    return -projected_l1(h, output)
-
-
-def reversed_neurons(a: Tensor, output: Tensor) -> Tensor:
-    """AMP upside down for neurons."""
-    return -activation_l1(a, output)
-
-
 Measure = Callable[[Tensor, Tensor], Tensor]
 Static = Callable[[Tensor], Tensor]
 
@@ -59,6 +59,7 @@ class Criterion:
     heads: Measure | None = None
     neurons: Measure | None = None
     static: Static | None = None  # with neither measures nor static the scores are drawn at random
+    sign: int = 1  # -1: the other way round, so that the least goes last
 
     @property
     def sees_data(self) -> bool:
@@ -69,7 +70,7 @@ CRITERIA: dict[str, Criterion] = {
     "amp": Criterion(projected_l1, activation_l1),
     "magnitude": Criterion(static=l2),
     "random": Criterion(),
-    "reversed": Criterion(reversed_heads, reversed_neurons),
+    "reversed": Criterion(projected_l1, activation_l1, sign=-1),  # AMP upside down: the control that must fail
 }
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -192,20 +193,24 @@ def size(model: PreTrainedModel, length: int = 128) -> Size:
     """Parameters, bytes, multiply-accumulates per token (counted by torch on a real pass) and KV cache."""
     anatomy, device = Anatomy.of(model), next(model.parameters()).device
     ids = torch.zeros((1, length), dtype=torch.long, device=device)
-    attention = model.config._attn_implementation
+    attention, experts = model.config._attn_implementation, getattr(model.config, "_experts_implementation", None)
     model.set_attn_implementation("eager")  # plain matrix products, which the counter sees on every device
-    try:
-        with FlopCounterMode(display=False) as counter:
+    if experts:
+        model.set_experts_implementation("eager")
+    try:  # MATH: the same of a family whose attention cannot be set (Falcon)
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
             model(input_ids=ids, use_cache=False)
     finally:
         model.set_attn_implementation(attention)
-    element = next(model.parameters()).element_size()
+        if experts:
+            model.set_experts_implementation(experts)
+    cache = model(input_ids=ids[:, :1], use_cache=True).past_key_values
     return Size(
         parameters=model.num_parameters(),
         block_parameters=anatomy.block_parameters,
         bytes=sum(p.numel() * p.element_size() for p in model.parameters()),
         macs_per_token=counter.get_total_flops() / 2 / length,
-        kv_cache_bytes_per_token=2 * anatomy.layers * anatomy.groups * anatomy.head_dim * element,
+        kv_cache_bytes_per_token=sum(t.nbytes for layer in cache.layers for t in (layer.keys, layer.values)),
     )
 
 

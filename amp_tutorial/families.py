@@ -1,19 +1,26 @@
 """Where heads, KV groups and neurons live in each model family. The rest of the package knows no family by name.
 
-To add a family, add a row to `FAMILIES`: the key is the `model_type` of its configuration.
+To add a family, add a row to `FAMILIES`: the key is the `model_type` of its configuration. The tests run on every row.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
+from accelerate.utils import has_offloaded_params
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+Kind = Literal["query", "shared", "neurons"]  # whose rows: of query heads, of key-value heads, of neurons
+Projection = Any  # nn.Linear, or GPT-2's Conv1D; None where the heads or neurons of the family stay
 
 
 @dataclass(frozen=True)
 class Family:
-    """Module names inside one decoder layer."""
+    """Module names inside one decoder layer. A name that stands more than once is one packed matrix, in that order."""
 
     query: str = "self_attn.q_proj"
     key: str = "self_attn.k_proj"
@@ -22,30 +29,114 @@ class Family:
     neurons_in: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj")  # a row of each is one neuron
     neurons_out: str = "mlp.down_proj"  # a column is one neuron
     layers: str = "model.layers"
+    width: str = "intermediate_size"  # what the configuration calls the number of neurons
+    norms: tuple[tuple[str, Kind], ...] = ()  # norms (if there) with weights for each head: they are cut alike
+    spanning: bool = False  # these norms take one mean over all heads, so cutting some changes the scale of the rest
+    no_heads: str = ""  # why heads cannot be cut, if so
+    no_heads_with: tuple[str, ...] = ()  # settings with which its head_dim is hidden_size / num_attention_heads
+    no_neurons: str = ""  # why neurons cannot be cut, if so
     any_head_count: bool = True  # False: the configuration only takes head counts that divide the hidden size
-    equal_type: str | None = None  # an architecture that computes the same and takes any head count
+    equal_type: str = ""  # an architecture that computes the same and takes any head count
     equal_settings: tuple[tuple[str, object], ...] = ()  # what its configuration needs for that
+    equal_unless: tuple[str, ...] = ()  # settings that it cannot express
 
+    def rows(self) -> Iterator[tuple[str, list[Kind]]]:
+        """Each module whose rows are heads or neurons, with what its blocks of rows are."""
+        blocks: dict[str, list[Kind]] = {}
+        if not self.no_heads:
+            for name, kind in ((self.query, "query"), (self.key, "shared"), (self.value, "shared"), *self.norms):
+                blocks.setdefault(name, []).append(kind)  # type: ignore[arg-type]
+        for name in () if self.no_neurons else self.neurons_in:
+            blocks.setdefault(name, []).append("neurons")
+        yield from blocks.items()
+
+
+FIXED = "its configuration has no head_dim: a head always has hidden_size / num_attention_heads dimensions"
+EXPERTS = "its MLP is a mixture of experts, which are left alone"
+QK_NORMS: tuple[tuple[str, Kind], ...] = (("self_attn.q_norm", "query"), ("self_attn.k_norm", "shared"))
+QKV, GATE_UP = "self_attn.qkv_proj", "mlp.gate_up_proj"
 
 FAMILIES = {
-    "llama": Family(any_head_count=False, equal_type="mistral", equal_settings=(("sliding_window", None),)),
+    "llama": Family(
+        any_head_count=False,
+        equal_type="mistral",
+        equal_settings=(("sliding_window", None),),
+        equal_unless=("attention_bias", "mlp_bias"),
+    ),
     "mistral": Family(),
+    "phi": Family(
+        output="self_attn.dense", neurons_in=("mlp.fc1",), neurons_out="mlp.fc2", no_heads_with=("qk_layernorm",)
+    ),
+    "phi3": Family(
+        query=QKV,
+        key=QKV,
+        value=QKV,
+        neurons_in=(GATE_UP, GATE_UP),
+        no_heads_with=("rope_parameters.long_factor",),  # one factor for each pair of that head_dim
+    ),
     "qwen2": Family(),
     "qwen3": Family(),
-    "phi": Family(output="self_attn.dense", neurons_in=("mlp.fc1",), neurons_out="mlp.fc2"),
+    "gemma": Family(),
+    "gemma2": Family(any_head_count=False),
+    "gemma3_text": Family(any_head_count=False),
+    "olmo2": Family(norms=QK_NORMS, spanning=True),
+    "granite": Family(),
+    "smollm3": Family(),
+    "starcoder2": Family(neurons_in=("mlp.c_fc",), neurons_out="mlp.c_proj"),
+    "cohere": Family(norms=QK_NORMS),
+    "mixtral": Family(no_neurons=EXPERTS),
+    "qwen3_moe": Family(no_neurons=EXPERTS),
+    "gpt_neox": Family(
+        no_heads=FIXED,
+        layers="gpt_neox.layers",
+        output="attention.dense",
+        neurons_in=("mlp.dense_h_to_4h",),
+        neurons_out="mlp.dense_4h_to_h",
+    ),
+    "gpt2": Family(
+        no_heads=FIXED,
+        layers="transformer.h",
+        output="attn.c_proj",
+        neurons_in=("mlp.c_fc",),
+        neurons_out="mlp.c_proj",
+        width="n_inner",
+    ),
+    "opt": Family(
+        no_heads=FIXED,
+        layers="model.decoder.layers",
+        output="self_attn.out_proj",
+        neurons_in=("fc1",),
+        neurons_out="fc2",
+        width="ffn_dim",
+    ),
+    "stablelm": Family(no_heads=FIXED),
+    "falcon": Family(
+        no_heads=FIXED,
+        layers="transformer.h",
+        output="self_attention.dense",
+        neurons_in=("mlp.dense_h_to_4h",),
+        neurons_out="mlp.dense_4h_to_h",
+        width="ffn_hidden_size",
+    ),
 }
+
+
+def weight_of(module: nn.Module) -> Float[Tensor, "out in"]:
+    """The weight as (out, in) features, whichever way round the module stores it (GPT-2's Conv1D: transposed)."""
+    weight: Tensor = module.weight  # type: ignore[assignment]
+    return weight.T if isinstance(module, Conv1D) else weight
 
 
 @dataclass(frozen=True)
 class Layer:
-    """The linear maps of one decoder layer that pruning touches."""
+    """The linear maps of one decoder layer that pruning touches; one packed matrix may be several of them."""
 
-    query: nn.Linear  # (heads · head_dim, hidden)
-    key: nn.Linear  # (groups · head_dim, hidden)
-    value: nn.Linear  # (groups · head_dim, hidden)
-    output: nn.Linear  # (hidden, heads · head_dim): a head is a block of columns
-    neurons_in: tuple[nn.Linear, ...]  # (neurons, hidden) each
-    neurons_out: nn.Linear  # (hidden, neurons): a neuron is a column
+    query: Projection  # (heads · head_dim, hidden)
+    key: Projection  # (groups · head_dim, hidden)
+    value: Projection  # (groups · head_dim, hidden)
+    output: Projection  # (hidden, heads · head_dim): a head is a block of columns
+    neurons_in: tuple[Projection, ...]  # (neurons, hidden) each
+    neurons_out: Projection  # (hidden, neurons): a neuron is a column
 
 
 @dataclass(frozen=True)
@@ -59,62 +150,90 @@ class Anatomy:
     heads: int  # query heads in every layer
     groups: int  # key-value heads; each serves heads / groups query heads
     head_dim: int
-    neurons: int  # intermediate size
+    neurons: int  # intermediate size; 0 where neurons stay
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> "Anatomy":
         """Read the anatomy off a model.
 
         Raises:
-            ValueError: the family has no row in the table, a width differs between layers, or the shapes of the
-                weights disagree with the configuration.
+            ValueError: no decoder, a quantised model, a family without a row in the table, a row that names what this
+                model does not have, offloaded weights, or shapes of weights that disagree with the configuration.
         """
+        family = family_of(model.config)
         config = model.config
-        kind = config.model_type
-        if kind not in FAMILIES:
+        wanted = ("num_attention_heads", "hidden_size", *(() if family.no_neurons else (family.width,)))
+        absent = [f"config.{name}" for name in wanted if not hasattr(config, name)]
+        absent += [name for name in (family.layers,) if _submodule(model, name) is None]
+        if absent:
             raise ValueError(
-                f"Model type {kind!r} has no row in amp_tutorial.families.FAMILIES (rows: {', '.join(FAMILIES)}); "
-                "add one that names its query, key, value and output projections and its MLP's linear maps."
+                f"A {type(model).__name__} has no {' and no '.join(absent)}, where the row {config.model_type!r} of "
+                "amp_tutorial.FAMILIES says that it has; load it with AutoModelForCausalLM, or mend the row."
             )
-        family = FAMILIES[kind]
+        if any(has_offloaded_params(module) for module in model.modules()):
+            raise ValueError(
+                "Some weights of the model are offloaded to CPU or disk, where they can be neither scored nor cut; "
+                "load it with a device_map that gives each a device."
+            )
         heads, hidden = config.num_attention_heads, config.hidden_size
         head_dim = getattr(config, "head_dim", None) or hidden // heads
-        groups = getattr(config, "num_key_value_heads", None) or heads
+        groups = heads if family.no_heads else getattr(config, "num_key_value_heads", None) or heads
         depth = len(model.get_submodule(family.layers))
-        anatomy = cls(model, family, depth, hidden, heads, groups, head_dim, config.intermediate_size)
+        anatomy = cls(model, family, depth, hidden, heads, groups, head_dim, 0)
+        if not family.no_neurons:
+            neurons = getattr(config, family.width) or weight_of(anatomy.layer(0).neurons_out).shape[1]
+            anatomy = cls(model, family, depth, hidden, heads, groups, head_dim, neurons)
         for i in range(depth):
             anatomy._check(i)
         return anatomy
 
     def _check(self, i: int) -> None:
-        layer = self.layer(i)
+        block, f = self.model.get_submodule(f"{self.family.layers}.{i}"), self.family
         expected = {
-            "query": (layer.query, (self.heads * self.head_dim, self.hidden)),
-            "key": (layer.key, (self.groups * self.head_dim, self.hidden)),
-            "value": (layer.value, (self.groups * self.head_dim, self.hidden)),
-            "output": (layer.output, (self.hidden, self.heads * self.head_dim)),
-            "neurons_out": (layer.neurons_out, (self.hidden, self.neurons)),
+            name: (sum(self.features(kind) for kind in kinds), self.hidden)
+            for name, kinds in f.rows()
+            if name not in dict(f.norms)
         }
-        for name, (module, shape) in expected.items():
-            if not isinstance(module, nn.Linear):
-                raise ValueError(f"Layer {i}'s {name} projection is a {type(module).__name__}, not a plain nn.Linear.")
-            if tuple(module.weight.shape) != shape:
+        expected[f.output] = (self.hidden, self.features("query"))
+        if not f.no_neurons:
+            expected[f.neurons_out] = (self.hidden, self.neurons)
+        for name, shape in expected.items():
+            module = _submodule(block, name)
+            if module is None:
                 raise ValueError(
-                    f"Layer {i}'s {name} weight is {tuple(module.weight.shape)} where the configuration says {shape}: "
-                    "give the configuration the right head_dim, head counts and intermediate_size."
+                    f"Layer {i} has no {name}, where the row {self.model.config.model_type!r} of amp_tutorial.FAMILIES "
+                    "says that it has; mend the row."
                 )
+            if not isinstance(module, nn.Linear | Conv1D):
+                raise ValueError(
+                    f"Layer {i}'s {name} is a {type(module).__name__}, not a plain nn.Linear; merge adapters first."
+                )
+            if tuple(weight_of(module).shape) != shape:
+                raise ValueError(
+                    f"Layer {i}'s {name} weight is {tuple(weight_of(module).shape)} where the configuration says "
+                    f"{shape}: give the configuration the right head_dim, head counts and {f.width}."
+                )
+
+    def features(self, kind: Kind) -> int:
+        """Rows that all heads, all key-value heads, or all neurons of a layer have in a matrix."""
+        return {"query": self.heads * self.head_dim, "shared": self.groups * self.head_dim, "neurons": self.neurons}[
+            kind
+        ]
 
     def layer(self, i: int) -> Layer:
         block = self.model.get_submodule(f"{self.family.layers}.{i}")
         f = self.family
-        query, key, value, output = (block.get_submodule(name) for name in (f.query, f.key, f.value, f.output))
+
+        def find(name: str, absent: str) -> Projection:
+            return None if absent else block.get_submodule(name)
+
         return Layer(
-            query,
-            key,
-            value,
-            output,
-            tuple(block.get_submodule(name) for name in f.neurons_in),
-            block.get_submodule(f.neurons_out),
+            query=find(f.query, f.no_heads),
+            key=find(f.key, f.no_heads),
+            value=find(f.value, f.no_heads),
+            output=find(f.output, ""),
+            neurons_in=tuple(find(name, "") for name in (() if f.no_neurons else f.neurons_in)),
+            neurons_out=find(f.neurons_out, f.no_neurons),
         )
 
     @property
@@ -125,15 +244,54 @@ class Anatomy:
     @property
     def group_cost(self) -> int:
         """Parameters of one KV group with its query heads; one head with multi-head attention: 4·head_dim·hidden."""
-        layer = self.layer(0)
-        rows = {layer.query: self.group_size, layer.key: 1, layer.value: 1}
-        inputs = sum(n * self.head_dim * (self.hidden + (m.bias is not None)) for m, n in rows.items())
-        return inputs + self.group_size * self.head_dim * self.hidden
+        return self._cost(query=self.group_size * self.head_dim, shared=self.head_dim)
+
+    @property
+    def query_cost(self) -> int:
+        """Parameters of one query head in every KV group, which keeps its key and value."""
+        return self._cost(query=self.groups * self.head_dim)
 
     @property
     def neuron_cost(self) -> int:
         """Parameters of one neuron: 3·hidden with gate, up and down; 2·hidden + 1 with fc1, its bias and fc2."""
-        return sum(self.hidden + (m.bias is not None) for m in self.layer(0).neurons_in) + self.hidden
+        return 0 if self.family.no_neurons else self._cost(neurons=1)
+
+    def _cost(self, **features: int) -> int:
+        """Parameters of one layer that so many rows of each kind stand for, with their columns in the output."""
+        block, total = self.model.get_submodule(f"{self.family.layers}.0"), 0
+        norms = dict(self.family.norms)
+        for name, kinds in self.family.rows():
+            module = _submodule(block, name)
+            if module is None:
+                continue
+            a_row = 1 if name in norms else self.hidden + (module.bias is not None)
+            total += a_row * sum(features.get(kind, 0) for kind in kinds)
+        return total + self.hidden * (features.get("query", 0) + features.get("neurons", 0))
+
+    @property
+    def no_heads(self) -> str:
+        """Why this model can lose no heads: its family cannot, or not with a setting that it has; "" if it can."""
+        for name in self.family.no_heads_with:
+            setting: object = self.model.config
+            for part in name.split("."):
+                setting = setting.get(part) if isinstance(setting, dict) else getattr(setting, part, None)
+            if setting:
+                return f"with {name} its head_dim is always hidden_size / num_attention_heads"
+        return self.family.no_heads
+
+    @property
+    def head_counts(self) -> list[int]:
+        """The numbers of query heads that a stock configuration of this model can say."""
+        if self.no_heads:
+            return [self.heads]
+        anything = self.family.any_head_count or self.equal_type
+        return [h for h in range(1, self.heads + 1) if anything or self.hidden % h == 0]
+
+    @property
+    def equal_type(self) -> str:
+        """The architecture that can stand in for this one with any number of heads; "" if there is none."""
+        f, config = self.family, self.model.config
+        return "" if any(getattr(config, name, False) for name in f.equal_unless) else f.equal_type
 
     @property
     def block_parameters(self) -> int:
@@ -143,13 +301,58 @@ class Anatomy:
     @torch.no_grad()
     def head_weights(self, i: int) -> Float[Tensor, "heads weights"]:
         """All weights of each query head of layer i in one row; a shared key-value head counts for each of them."""
-        layer, g = self.layer(i), self.group_size
-        shared = [m.weight.view(self.groups, -1).repeat_interleave(g, dim=0) for m in (layer.key, layer.value)]
-        output = layer.output.weight.view(self.hidden, self.heads, -1).transpose(0, 1).flatten(1)
-        return torch.cat([layer.query.weight.view(self.heads, -1), *shared, output], dim=1)
+        block, parts = self.model.get_submodule(f"{self.family.layers}.{i}"), []
+        for name, kinds in self.family.rows():
+            if name in dict(self.family.norms) or "neurons" in kinds:
+                continue
+            weight = weight_of(block.get_submodule(name))
+            for kind, part in zip(kinds, weight.split([self.features(kind) for kind in kinds]), strict=True):
+                each = part.reshape(self.heads if kind == "query" else self.groups, -1)
+                parts.append(each if kind == "query" else each.repeat_interleave(self.group_size, dim=0))
+        output = weight_of(self.layer(i).output)
+        return torch.cat([*parts, output.reshape(self.hidden, self.heads, -1).transpose(0, 1).flatten(1)], dim=1)
 
     @torch.no_grad()
     def neuron_weights(self, i: int) -> Float[Tensor, "neurons weights"]:
         """All weights of each neuron of layer i in one row."""
         layer = self.layer(i)
-        return torch.cat([*(m.weight for m in layer.neurons_in), layer.neurons_out.weight.T], dim=1)
+        if self.family.no_neurons:
+            return torch.empty(0, 1)
+        inner = [part for m in dict.fromkeys(layer.neurons_in) for part in weight_of(m).split(self.neurons)]
+        return torch.cat([*inner, weight_of(layer.neurons_out).T], dim=1)
+
+
+def _submodule(block: nn.Module, name: str) -> nn.Module | None:
+    """A submodule that not every model of the family has (a norm that a setting switches on), or None."""
+    try:
+        return block.get_submodule(name)
+    except AttributeError:
+        return None
+
+
+def family_of(config: object) -> Family:
+    """The row of a configuration.
+
+    Raises:
+        ValueError: it is no decoder, it is quantised, or there is no row.
+    """
+    kind = getattr(config, "model_type", "")
+    if getattr(config, "is_encoder_decoder", False):
+        raise ValueError(f"{kind!r} is an encoder-decoder; only decoders are pruned here.")
+    if method := getattr(config, "quantization_config", None):
+        how = method.get("quant_method") if isinstance(method, dict) else getattr(method, "quant_method", method)
+        how = getattr(how, "value", how)
+        raise ValueError(f"The checkpoint is quantised ({how}); prune its full-precision original and quantise that.")
+    if kind not in FAMILIES:
+        inner = getattr(getattr(config, "text_config", None), "model_type", None)
+        if inner in FAMILIES:
+            raise ValueError(
+                f"Model type {kind!r} has no row in amp_tutorial.FAMILIES. Its text model is of type {inner!r}: "
+                "load that alone."
+            )
+        raise ValueError(
+            f"Model type {kind!r} has no row in amp_tutorial.FAMILIES (by config.model_type); those with one: "
+            f"{', '.join(FAMILIES)}. Add amp.FAMILIES[{kind!r}] = amp.Family(query=…, key=…, value=…, output=…, "
+            "neurons_in=…, neurons_out=…, layers=…) with its modules' names."
+        )
+    return FAMILIES[kind]

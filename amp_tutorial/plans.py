@@ -15,6 +15,7 @@ from .families import Anatomy
 from .scores import Scores
 
 PARTS = ("both", "heads", "neurons")
+UNITS = ("groups", "queries")
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class Plan:
     asked: float | None = None  # ratio asked for; None with explicit widths
     achieved: float = 0.0  # ratio this plan removes
     criterion: str = ""
+    unit: str = "groups"  # what goes of the heads: whole KV "groups", or as many "queries" from every group
+    combine: str = "sum"  # how the scores of a unit's heads were made one
 
     def groups(self, layer: int) -> list[int]:
         """Kept key-value heads of a layer: those that still serve a query head."""
@@ -77,28 +80,43 @@ def plan(
     parts: str = "both",
     heads: int | None = None,
     neurons: int | None = None,
+    unit: str = "groups",
+    combine: str = "sum",
+    align: int = 1,
+    nearest: bool = False,
 ) -> Plan:
     """Choose what stays: the highest scores, the same number in every layer.
 
     With `remove`, heads and neurons lose the same share (AMP's rule: k layers' worth is k/L of the heads and of the
-    neurons); whole KV groups go, and neurons make up exactly for the rounding of heads. With `heads` and `neurons`,
-    these are the kept widths of every layer.
+    neurons); neurons make up exactly for the rounding of heads. With `heads` and `neurons`, these are the kept widths
+    of every layer.
 
     Args:
         remove: ratio of parameters to remove, in (0, 1).
         of: "all" parameters of the model, or those of its "blocks".
         parts: "both", "heads" or "neurons".
         heads, neurons: explicit kept widths; one that is not given stays whole.
+        unit: with grouped queries, "groups" takes whole KV groups with all their query heads; "queries" takes the
+            same number of query heads from every group and leaves keys and values (the way for multi-query attention).
+        combine: how a KV group's score comes from its heads': "sum" or "max".
+        align: the kept neurons are a multiple of this, the nearest one.
+        nearest: where the family's configuration refuses the number of heads, take the nearest it accepts.
 
     Raises:
         ValueError: neither or both ways of asking, a ratio outside (0, 1), or one that leaves a layer without a head
-            or a neuron; widths out of range; heads that are not whole KV groups; scores of a model of another shape.
+            or a neuron; widths out of range; heads that are not whole units; heads, or neurons, that this family
+            cannot lose; scores of a model of another shape.
     """
     anatomy = Anatomy.of(model)
     if (remove is None) == (heads is None and neurons is None):
         raise ValueError("Say either remove=… or kept widths (heads=…, neurons=…), not both and not neither.")
-    if of not in ("all", "blocks") or parts not in PARTS:
-        raise ValueError(f"of={of!r} must be 'all' or 'blocks', and parts={parts!r} one of {', '.join(PARTS)}.")
+    for name, given, known in (("of", of, ("all", "blocks")), ("parts", parts, PARTS), ("unit", unit, UNITS)):
+        if given not in known:
+            raise ValueError(f"{name}={given!r} must be one of {', '.join(known)}.")
+    if combine not in ("sum", "max"):
+        raise ValueError(f"combine={combine!r} must be 'sum' or 'max'.")
+    if not 1 <= align <= max(1, anatomy.neurons):
+        raise ValueError(f"align={align} must lie between 1 and the number of neurons, {anatomy.neurons}.")
     shape = [(anatomy.heads, anatomy.neurons)] * anatomy.layers
     scored = [(len(h), len(n)) for h, n in zip(scores.heads, scores.neurons, strict=True)]
     if scored != shape:
@@ -106,23 +124,15 @@ def plan(
             f"The scores are for {len(scored)} layers of (heads, neurons) = {max(scored)}, the model has {len(shape)} "
             f"of {shape[0]}; score this model."
         )
+    budget = _Budget(anatomy, unit, align, nearest)
     total = model.num_parameters() if of == "all" else anatomy.block_parameters
     if remove is not None:
-        groups, kept_neurons = _widths(anatomy, remove * total, remove, parts)
+        units, kept_neurons = budget.widths(remove * total, remove, parts)
     else:
-        heads = anatomy.heads if heads is None else heads
-        kept_neurons = anatomy.neurons if neurons is None else neurons
-        if heads % anatomy.group_size or not 1 <= heads <= anatomy.heads:
-            raise ValueError(
-                f"heads={heads} is not possible: keep a multiple of {anatomy.group_size} (query heads of one KV "
-                f"group), at most {anatomy.heads}."
-            )
-        if not 1 <= kept_neurons <= anatomy.neurons:
-            raise ValueError(f"neurons={kept_neurons} is not possible: keep 1 to {anatomy.neurons}.")
-        groups = heads // anatomy.group_size
-    gone = (anatomy.groups - groups) * anatomy.group_cost + (anatomy.neurons - kept_neurons) * anatomy.neuron_cost
+        units, kept_neurons = budget.explicit(heads, neurons)
+    gone = (budget.units - units) * budget.unit_cost + (anatomy.neurons - kept_neurons) * anatomy.neuron_cost
     return Plan(
-        heads=[_best_groups(s, groups, anatomy.group_size) for s in scores.heads],
+        heads=[_best_heads(s, units, anatomy.groups, unit, combine) for s in scores.heads],
         neurons=[_best(s, kept_neurons) for s in scores.neurons],
         of_heads=anatomy.heads,
         of_neurons=anatomy.neurons,
@@ -131,31 +141,92 @@ def plan(
         asked=remove,
         achieved=gone * anatomy.layers / total,
         criterion=scores.criterion,
+        unit=unit,
+        combine=combine,
     )
 
 
-def _widths(anatomy: Anatomy, target: float, remove: float, parts: str) -> tuple[int, int]:
-    """Kept KV groups and neurons of each layer, so that about `target` parameters go."""
-    if not 0 < remove < 1:
-        raise ValueError(f"remove={remove} is not a ratio: it must lie between 0 and 1, both excluded.")
-    layer_target = target / anatomy.layers
-    attention = anatomy.groups * anatomy.group_cost
-    mlp = anatomy.neurons * anatomy.neuron_cost
-    share = layer_target / {"both": attention + mlp, "heads": attention, "neurons": mlp}[parts]
-    groups_gone = 0 if parts == "neurons" else round(share * anatomy.groups)
-    if parts == "both":  # never more in heads than asked in all: neurons can make up for too little, not for too much
-        groups_gone = min(groups_gone, int(layer_target // anatomy.group_cost))
-    rest = layer_target - groups_gone * anatomy.group_cost
-    neurons_gone = 0 if parts == "heads" else max(0, round(rest / anatomy.neuron_cost))
-    groups, neurons = anatomy.groups - groups_gone, anatomy.neurons - neurons_gone
-    if groups < 1 or neurons < 1:
-        what = "head" if groups < 1 else "neuron"
-        most = {"both": attention + mlp, "heads": attention, "neurons": mlp}[parts] / (target / remove / anatomy.layers)
+class _Budget:
+    """What a layer can lose: units of heads, and neurons."""
+
+    def __init__(self, anatomy: Anatomy, unit: str, align: int, nearest: bool) -> None:
+        self.anatomy, self.align, self.nearest = anatomy, align, nearest
+        whole = unit == "groups"
+        self.units = anatomy.groups if whole else anatomy.group_size
+        self.heads_each = anatomy.group_size if whole else anatomy.groups
+        self.unit_cost = anatomy.group_cost if whole else anatomy.query_cost
+        self.called = "query heads of one KV group" if whole else "one query head of every KV group"
+
+    def widths(self, target: float, remove: float, parts: str) -> tuple[int, int]:
+        """Kept units and neurons of each layer, so that about `target` parameters go."""
+        a = self.anatomy
+        if not 0 < remove < 1:
+            raise ValueError(f"remove={remove} is not a ratio: it must lie between 0 and 1, both excluded.")
+        for part, reason in (("heads", a.no_heads), ("neurons", a.family.no_neurons)):
+            if reason and parts in ("both", part):
+                other = "neurons" if part == "heads" else "heads"
+                raise ValueError(f"{_kind(a)} cannot lose {part}: {reason}. Say parts={other!r}.")
+        layer_target = target / a.layers
+        attention, mlp = self.units * self.unit_cost, a.neurons * a.neuron_cost
+        counted = {"both": attention + mlp, "heads": attention, "neurons": mlp}[parts]
+        share = layer_target / counted
+        units_gone = 0 if parts == "neurons" else round(share * self.units)
+        if parts == "both":  # never more in heads than asked in all: neurons can make up for too little, not too much
+            units_gone = min(units_gone, int(layer_target // self.unit_cost))
+        units = self._sayable(self.units - units_gone)
+        rest = layer_target - (self.units - units) * self.unit_cost
+        neurons_gone = 0 if parts == "heads" else max(0, round(rest / a.neuron_cost))
+        neurons = a.neurons - neurons_gone
+        if units < 1 or neurons < 0 or (neurons < 1 and not a.family.no_neurons):
+            what = "head" if units < 1 else "neuron"
+            most = counted * a.layers * remove / target
+            raise ValueError(
+                f"remove={remove} with parts={parts!r} would leave every layer without a {what}; "
+                f"all of them together are {most:.1%} of the parameters counted."
+            )
+        return units, self._aligned(neurons) if neurons_gone else neurons
+
+    def explicit(self, heads: int | None, neurons: int | None) -> tuple[int, int]:
+        """Kept units and neurons as asked, if they are possible."""
+        a = self.anatomy
+        for name, asked, all_of_them, reason in (
+            ("heads", heads, a.heads, a.no_heads),
+            ("neurons", neurons, a.neurons, a.family.no_neurons),
+        ):
+            if reason and asked not in (None, all_of_them):
+                raise ValueError(f"{_kind(a)} cannot lose {name}: {reason}. Leave {name}=… out.")
+        heads, neurons = (a.heads if heads is None else heads), (a.neurons if neurons is None else neurons)
+        if heads % self.heads_each or not 1 <= heads <= a.heads:
+            otherwise = "; unit='queries' can" if heads in range(a.groups, a.heads, a.groups) else ""
+            raise ValueError(
+                f"heads={heads} is not possible: keep a multiple of {self.heads_each} ({self.called}), at most "
+                f"{a.heads}{otherwise}."
+            )
+        if not min(1, a.neurons) <= neurons <= a.neurons:
+            raise ValueError(f"neurons={neurons} is not possible: keep 1 to {a.neurons}.")
+        return self._sayable(heads // self.heads_each), self._aligned(neurons) if neurons < a.neurons else neurons
+
+    def _aligned(self, neurons: int) -> int:
+        """The nearest multiple that leaves a neuron and is no more than there are."""
+        return min(max(1, round(neurons / self.align)), self.anatomy.neurons // self.align) * self.align
+
+    def _sayable(self, units: int) -> int:
+        """The units themselves if a stock configuration has so many heads; the nearest such number if that will do."""
+        counts = {h // self.heads_each for h in self.anatomy.head_counts if h % self.heads_each == 0}
+        if units in counts or units < 1:
+            return units
+        if self.nearest:
+            return min(counts, key=lambda count: (abs(count - units), -count))
+        possible = ", ".join(str(count * self.heads_each) for count in sorted(counts))
         raise ValueError(
-            f"remove={remove} with parts={parts!r} would leave every layer without a {what}; "
-            f"all of them together are {most:.1%} of the parameters counted."
+            f"A {_kind(self.anatomy)} configuration takes only head counts that divide the hidden size "
+            f"{self.anatomy.hidden}, not {units * self.heads_each}, and no equal architecture is known for this model; "
+            f"keep {possible} heads, or say nearest=True."
         )
-    return groups, neurons
+
+
+def _kind(anatomy: Anatomy) -> str:
+    return str(anatomy.model.config.model_type)
 
 
 def _best(scores: Tensor, keep: int) -> list[int]:
@@ -163,7 +234,11 @@ def _best(scores: Tensor, keep: int) -> list[int]:
     return sorted(torch.sort(scores, descending=True, stable=True).indices[:keep].tolist())
 
 
-def _best_groups(scores: Tensor, groups: int, size: int) -> list[int]:
-    """Query heads of the best KV groups; a group's score is the sum of its heads' (with one head each, the head's)."""
-    best = _best(scores.double().view(-1, size).sum(1), groups)
-    return [g * size + j for g in best for j in range(size)]
+def _best_heads(scores: Tensor, units: int, groups: int, unit: str, combine: str) -> list[int]:
+    """Query heads of the best KV groups by their combined scores, or the best query heads of every group."""
+    grouped = scores.double().view(groups, -1)
+    size = grouped.shape[1]
+    if unit == "queries":
+        return [g * size + j for g in range(groups) for j in _best(grouped[g], units)]
+    combined = grouped.sum(1) if combine == "sum" else grouped.amax(1)
+    return [g * size + j for g in _best(combined, units) for j in range(size)]

@@ -12,6 +12,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
 
 from .data import padded, pairs
 from .families import Anatomy
@@ -71,13 +72,13 @@ def recover(
         raise ValueError(f"Every prompt in {source} fills length={length} tokens; raise length to reach a response.")
     examples = rng.sample(examples, min(samples or len(examples), len(examples)))
     torch.manual_seed(seed)
-    family = Anatomy.of(model).family
-    names = (family.query, family.key, family.value, family.output, *family.neurons_in, family.neurons_out)
+    block = model.get_submodule(f"{Anatomy.of(model).family.layers}.0")
+    linear = {name.rsplit(".", 1)[-1] for name, m in block.named_modules() if isinstance(m, torch.nn.Linear | Conv1D)}
     adapter = LoraConfig(
         r=rank,
         lora_alpha=alpha,
         lora_dropout=dropout,
-        target_modules=[name.rsplit(".", 1)[-1] for name in names],
+        target_modules=sorted(linear),
         task_type="CAUSAL_LM",
     )
     tuned = get_peft_model(copy.deepcopy(model), adapter)

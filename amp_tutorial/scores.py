@@ -1,18 +1,23 @@
-"""Score every head and every neuron of a model in one forward pass."""
+"""Score every head and every neuron of a model in one forward pass; save the scores, and use them at any ratio."""
 
-from collections.abc import Iterable, Iterator, Mapping
+import hashlib
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, overload
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from .criteria import Criterion, named
-from .families import Anatomy
-
-Batch = Mapping[str, Tensor]
+from .families import Anatomy, Projection, weight_of
+from .sums import Batch, Sums, several_processes
 
 
 @dataclass(frozen=True)
@@ -23,113 +28,190 @@ class Scores:
     neurons: list[Float[Tensor, " neurons"]]
     criterion: str
     average: str
-    tokens: int  # tokens averaged over, padding not counted
+    tokens: int  # tokens averaged over, padding not counted; 0 where the criterion sees none
     prompts: int
     seed: int
+    model_hash: str = ""  # `fingerprint` of the model scored; "" where it is unknown
+    calibration_hash: str = ""  # of the prompts, whatever their order, batches and padding; "" where none were seen
+
+    def made_for(self, model: PreTrainedModel) -> bool:
+        """Whether this very model was scored, by `fingerprint`; True also where that is unknown."""
+        known = fingerprint(model)
+        return not known or not self.model_hash or self.model_hash == known
+
+    def save(self, path: str | Path, overwrite: bool = False) -> Path:
+        """Write one safetensors file, beside its place first and then moved there.
+
+        It holds `heads` (layers, heads) and `neurons` (layers, neurons) in float32; all else is metadata.
+
+        Raises:
+            ValueError: there is such a file, and `overwrite` is not set.
+        """
+        path = Path(path)
+        if path.exists() and not overwrite:
+            raise ValueError(f"{path} is there already; choose another name or say overwrite=True.")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tensors = {name: torch.stack(getattr(self, name)) for name in ("heads", "neurons")}
+        about = {field.name: str(getattr(self, field.name)) for field in fields(self) if field.name not in tensors}
+        beside = path.with_name(f".{path.name}.part")
+        try:
+            save_file(tensors, beside, about | {"version": _version()})
+            beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Scores":
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: no such file, or one that holds no scores.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                stored = file.metadata() or {}
+                found: dict[str, Any] = {name: list(file.get_tensor(name).unbind()) for name in ("heads", "neurons")}
+            for field in fields(cls)[2:]:
+                found[field.name] = int(stored[field.name]) if field.type is int else stored[field.name]
+        except (OSError, SafetensorError, KeyError) as error:
+            raise ValueError(f"{path} is no file of scores, as Scores.save writes them; score again.") from error
+        return cls(**found)
 
 
-class _Sums:
-    """Weighted sums of per-token scores, in float64: independent of the batches' size and, to rounding, order."""
-
-    def __init__(self, anatomy: Anatomy) -> None:
-        self.heads = torch.zeros(anatomy.layers, anatomy.heads, dtype=torch.float64)
-        self.neurons = torch.zeros(anatomy.layers, anatomy.neurons, dtype=torch.float64)
-        self.weights = 0.0
-        self.batch_weight: Float[Tensor, "batch length"] | None = None  # set before each forward pass
-
-    def add(self, total: Tensor, per_token: Float[Tensor, "tokens structures"]) -> None:
-        assert self.batch_weight is not None
-        weight = self.batch_weight.flatten().to(per_token.device)
-        total += (weight[:, None] * per_token.double()).sum(0).cpu()
-
-
+@overload
 def score(
     model: PreTrainedModel,
     batches: Iterable[Batch],
     criterion: str = "amp",
     average: str = "tokens",
     seed: int = 0,
-) -> Scores:
-    """Score heads and neurons by a criterion of `amp_tutorial.criteria.CRITERIA`.
+    reduce: bool = False,
+) -> Scores: ...
+
+
+@overload
+def score(
+    model: PreTrainedModel,
+    batches: Iterable[Batch],
+    criterion: tuple[str, ...],
+    average: str = "tokens",
+    seed: int = 0,
+    reduce: bool = False,
+) -> dict[str, Scores]: ...
+
+
+def score(
+    model: PreTrainedModel,
+    batches: Iterable[Batch],
+    criterion: str | tuple[str, ...] = "amp",
+    average: str = "tokens",
+    seed: int = 0,
+    reduce: bool = False,
+) -> Scores | dict[str, Scores]:
+    """Score heads and neurons by one criterion of `amp_tutorial.criteria.CRITERIA`, or by several in the same pass.
 
     Args:
         model: a causal language model of a known family; it is not changed.
         batches: mappings with `input_ids` and `attention_mask` (batch, length), as a DataLoader gives them. Positions
             with attention mask 0 do not count. Read once; never held, so memory does not grow with their number.
-        criterion: "amp", "magnitude", "random" or "reversed".
+        criterion: "amp", "magnitude", "random" or "reversed"; or several, such as ("amp", "reversed", "random"). What
+            criteria have in common is measured once: "reversed" beside "amp" costs nothing.
         average: "tokens" is the mean over all tokens. "prompts" is the mean over prompts of each prompt's mean, as
             in AMP's official code: there a short prompt weighs as much as a long one.
         seed: for "random" only.
+        reduce: the batches are this process's share (`batches[rank::world]`, or a DataLoader that accelerate prepared
+            with even_batches=False), to be summed over all processes of torch.distributed; each gets the scores of
+            the whole. All processes must call. Without it a process scores what it was given and asks no other.
+
+    Returns:
+        Scores; for a tuple of criteria a dict with the Scores of each.
 
     Raises:
-        ValueError: unknown criterion or average, no tokens at all, or activations that are not finite.
+        ValueError: unknown criterion or average, no tokens at all, or activations that are not finite. With `reduce`
+            also: processes that are not connected, hold different models, or were given the same batches, or a loader
+            that repeats prompts to make them even.
     """
-    chosen = named(criterion)
+    chosen = {name: named(name) for name in ((criterion,) if isinstance(criterion, str) else criterion)}
     if average not in ("tokens", "prompts"):
         raise ValueError(f"Unknown average {average!r}; choose 'tokens' or 'prompts'.")
-    anatomy = Anatomy.of(model)
-    if not chosen.sees_data:
-        heads, neurons = _static(anatomy, chosen, seed)
-        return Scores(heads, neurons, criterion, average, tokens=0, prompts=0, seed=seed)
-    sums, tokens, prompts = _Sums(anatomy), 0, 0
+    anatomy, model_hash = Anatomy.of(model), fingerprint(model)
+    measures = [((c.heads, "heads"), (c.neurons, "neurons")) for c in chosen.values() if c.heads and c.neurons]
+    sums = Sums(anatomy, (measure for pair in measures for measure in pair))
+    if measures:
+        others = reduce and several_processes(batches)
+        _pass_over(anatomy, batches, sums, average)
+        if others:
+            sums.reduce(model_hash, next(model.parameters()).device)
+        sums.check()
+    found = {}
+    for name, c in chosen.items():
+        if c.heads is not None and c.neurons is not None:
+            heads, neurons = (list(c.sign * sums.means(*m)) for m in ((c.heads, "heads"), (c.neurons, "neurons")))
+            tokens, prompts, seen = sums.tokens, sums.prompts, f"{sums.digest:064x}"
+        else:
+            (heads, neurons), tokens, prompts, seen = _static(anatomy, c, seed), 0, 0, ""
+        found[name] = Scores(heads, neurons, name, average, tokens, prompts, seed, model_hash, seen)
+    return found[criterion] if isinstance(criterion, str) else found
+
+
+def fingerprint(model: PreTrainedModel) -> str:
+    """A cheap hash of a model: its parameters' names and shapes, and 64 values of each, evenly spaced, as bfloat16.
+
+    A float32 and a bfloat16 copy have the same. Training changes it; a change to a few single values may not: it
+    finds mix-ups, not tampering. "" where some weights are not in memory.
+    """
+    digest, samples = hashlib.sha256(), []
+    for name, parameter in model.named_parameters():
+        if parameter.is_meta:
+            return ""
+        digest.update(f"{name} {tuple(parameter.shape)}\n".encode())
+        values = parameter.detach().flatten()
+        places = torch.arange(min(64, values.numel()), device=values.device) * values.numel() // 64
+        samples.append(values[places if values.numel() > 64 else slice(None)].bfloat16())
+    for sample in samples:
+        digest.update(sample.cpu().view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _pass_over(anatomy: Anatomy, batches: Iterable[Batch], sums: Sums, average: str) -> None:
+    """One forward pass over every batch, without gradients, dropout or logits."""
+    model = anatomy.model
     training, device = model.training, next(model.parameters()).device
     model.eval()
     try:
-        with _hooks(anatomy, chosen, sums), torch.no_grad():
+        with _hooks(anatomy, sums), torch.no_grad():
             for batch in batches:
-                mask = batch["attention_mask"].to(device).bool()
-                sums.batch_weight = _weights(mask, average)
-                sums.weights += float(sums.batch_weight.sum())
+                sums.begin(batch, average)
+                mask = batch["attention_mask"].to(device).long()
                 # The decoder without its output head: scores need no logits.
                 model.base_model(
                     input_ids=batch["input_ids"].to(device),
-                    attention_mask=mask.long(),
-                    position_ids=(mask.long().cumsum(-1) - 1).clamp(min=0),  # left padding shifts no position
+                    attention_mask=mask,
+                    position_ids=(mask.cumsum(-1) - 1).clamp(min=0),  # left padding shifts no position
                     use_cache=False,
                 )
-                tokens += int(mask.sum())
-                prompts += int(mask.any(1).sum())
     finally:
         model.train(training)
-    if tokens == 0:
-        raise ValueError("The calibration batches hold no tokens: every attention mask is 0, or there is no batch.")
-    _finite(sums)
-    heads = list((sums.heads / sums.weights).float().unbind())
-    neurons = list((sums.neurons / sums.weights).float().unbind())
-    return Scores(heads, neurons, criterion, average, tokens, prompts, seed)
-
-
-def _weights(mask: Tensor, average: str) -> Float[Tensor, "batch length"]:
-    """What each position counts: 1 for a token and 0 for padding; 1/length where every prompt weighs the same."""
-    weight = mask.double()
-    return weight if average == "tokens" else weight / weight.sum(1, keepdim=True).clamp(min=1)
 
 
 @contextmanager
-def _hooks(anatomy: Anatomy, criterion: Criterion, sums: _Sums) -> Iterator[None]:
+def _hooks(anatomy: Anatomy, sums: Sums) -> Iterator[None]:
     """Watch the inputs of both output projections of every layer; leave no hook behind, whatever happens."""
-    assert criterion.heads is not None and criterion.neurons is not None
-    head_measure, neuron_measure = criterion.heads, criterion.neurons
     handles = []
 
-    def watch(i: int) -> None:
-        layer = anatomy.layer(i)
+    def watch(i: int, part: str, module: Projection, shape: tuple[int, ...]) -> None:
+        def on_input(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            sums.add(i, part, args[0].reshape(-1, *shape), weight_of(module).reshape(-1, *shape))
 
-        def on_heads(module: torch.nn.Module, args: tuple[Tensor, ...]) -> None:
-            h = args[0].float().reshape(-1, anatomy.heads, anatomy.head_dim)  # (tokens, heads, d_head)
-            output = layer.output.weight.float().view(anatomy.hidden, anatomy.heads, anatomy.head_dim)
-            sums.add(sums.heads[i], head_measure(h, output))
-
-        def on_neurons(module: torch.nn.Module, args: tuple[Tensor, ...]) -> None:
-            a = args[0].float().reshape(-1, anatomy.neurons)  # (tokens, neurons)
-            sums.add(sums.neurons[i], neuron_measure(a, layer.neurons_out.weight.float()))
-
-        handles.append(layer.output.register_forward_pre_hook(on_heads))
-        handles.append(layer.neurons_out.register_forward_pre_hook(on_neurons))
+        handles.append(module.register_forward_pre_hook(on_input))
 
     try:
         for i in range(anatomy.layers):
-            watch(i)
+            layer = anatomy.layer(i)
+            watch(i, "heads", layer.output, (anatomy.heads, anatomy.head_dim))
+            if not anatomy.family.no_neurons:
+                watch(i, "neurons", layer.neurons_out, (anatomy.neurons,))
         yield
     finally:
         for handle in handles:
@@ -148,11 +230,8 @@ def _static(anatomy: Anatomy, criterion: Criterion, seed: int) -> tuple[list[Ten
     return heads, neurons
 
 
-def _finite(sums: _Sums) -> None:
-    for kind, total in (("attention heads", sums.heads), ("neurons", sums.neurons)):
-        bad = (~total.isfinite()).any(1).nonzero().flatten().tolist()
-        if bad:
-            raise ValueError(
-                f"The activations behind the {kind} of layer {bad[0]} are NaN or infinite; "
-                "score in float32 or bfloat16, and check the checkpoint."
-            )
+def _version() -> str:
+    try:
+        return version("amp-tutorial")
+    except PackageNotFoundError:  # run from a folder, not installed
+        return ""

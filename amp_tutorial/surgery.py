@@ -1,16 +1,21 @@
 """Carry a plan out: mask (zero what goes, keep the shapes) or cut (a smaller stock model). Both compute the same."""
 
 import copy
+import inspect
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from accelerate import dispatch_model
 from jaxtyping import Int
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
-from .families import Anatomy
+from .families import Anatomy, weight_of
 from .plans import Plan
+from .stock import smaller_config
 
 Cut = tuple[int, Int[Tensor, " kept"]]  # (axis, indices to keep)
 
@@ -23,32 +28,58 @@ def _fits(anatomy: Anatomy, plan: Plan) -> None:
             f"The plan is for (layers, heads, KV groups, neurons) = {asked}, the model has {there}; plan anew for it."
         )
     widths = {(len(plan.heads[i]), len(plan.groups(i)), len(plan.neurons[i])) for i in range(anatomy.layers)}
-    if len(widths) > 1 or 0 in min(widths):
+    if len(widths) > 1 or 0 in min(widths)[:2] or (min(widths)[2] == 0 and anatomy.neurons):
         raise ValueError(
             "The plan keeps different widths in different layers, or none: no stock configuration says so."
         )
+    for i in range(anatomy.layers):
+        for what, kept, count in (("head", plan.heads[i], anatomy.heads), ("neuron", plan.neurons[i], anatomy.neurons)):
+            if kept != sorted(set(kept) & set(range(count))):
+                raise ValueError(f"Layer {i} of the plan must name each {what} once, ascending, from 0 to {count - 1}.")
+        served = Counter(head // anatomy.group_size for head in plan.heads[i])
+        if len(set(served.values())) > 1:
+            raise ValueError(
+                f"The plan keeps {dict(sorted(served.items()))} query heads of the KV groups of layer {i}: every group "
+                "left must serve the same number."
+            )
 
 
 @contextmanager
 def masked(model: PreTrainedModel, plan: Plan) -> Iterator[PreTrainedModel]:
     """Silence what the plan removes while the context lasts, without touching a weight.
 
-    A head's or neuron's only way out is its columns of an output projection, so its input there is set to zero.
+    A head's or neuron's only way out is its columns of an output projection, so its input there is set to zero. In a
+    family whose query and key norms span all heads (OLMo-2), what stays is normed without what goes, as after a cut.
     """
     anatomy = Anatomy.of(model)
     _fits(anatomy, plan)
     handles = []
 
-    def silence(module: nn.Linear, kept: Tensor) -> None:
-        mask = torch.zeros(module.in_features, dtype=module.weight.dtype, device=module.weight.device)
+    def silence(module: nn.Module, kept: Tensor) -> None:
+        weight = weight_of(module)
+        mask = torch.zeros(weight.shape[1], dtype=weight.dtype, device=weight.device)
         mask[kept.to(mask.device)] = 1
         handles.append(module.register_forward_pre_hook(lambda _, args: (args[0] * mask, *args[1:])))
+
+    def narrow(norm: nn.Module, kept: Tensor) -> None:
+        small = copy.deepcopy(norm)
+        kept = kept.to(norm.weight.device)  # type: ignore[arg-type]
+        small.weight = nn.Parameter(norm.weight[kept])  # type: ignore[index]
+
+        def scatter(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            return torch.zeros_like(output).index_copy(-1, kept, small(args[0][..., kept]))
+
+        handles.append(norm.register_forward_hook(scatter))
 
     try:
         for i in range(anatomy.layers):
             layer = anatomy.layer(i)
             silence(layer.output, _features(plan.heads[i], anatomy.head_dim))
-            silence(layer.neurons_out, torch.tensor(plan.neurons[i]))
+            if not anatomy.family.no_neurons:
+                silence(layer.neurons_out, torch.tensor(plan.neurons[i]))
+            for name, kind in anatomy.family.norms if anatomy.family.spanning else ():
+                norm = model.get_submodule(f"{anatomy.family.layers}.{i}.{name}")
+                narrow(norm, _kept(anatomy, plan, i)[kind])
         yield model
     finally:
         for handle in handles:
@@ -67,58 +98,32 @@ def prune(model: PreTrainedModel, plan: Plan, inplace: bool = False) -> PreTrain
     anatomy = Anatomy.of(model)
     _fits(anatomy, plan)
     config = smaller_config(anatomy, plan)
-    cuts = _cuts(anatomy, plan)
-    source = dict(model.state_dict())
-    tied = model.config.tie_word_embeddings
-    head = "lm_head.weight"
-    if tied:
-        source.pop(head, None)
+    cuts = {name: cut for i in range(anatomy.layers) for name, cut in cuts_of(anatomy, plan, i).items()}
+    own = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}  # a tied weight has one name here
+    source = {name: tensor for name, tensor in model.state_dict().items() if name in own}
     weights = {}
     for name in list(source):
         tensor = source.pop(name).detach()
-        for axis, kept in cuts.get(name, []):
+        if name in cuts:
+            axis, kept = cuts[name]
             tensor = tensor.index_select(axis, kept.to(tensor.device))
         weights[name] = tensor if name in cuts or inplace else tensor.clone()
-        if inplace:
-            model.get_parameter(name).data = torch.empty(0, dtype=tensor.dtype) if name in cuts else tensor
+        if inplace and name in cuts:
+            model.get_parameter(name).data = torch.empty(0, dtype=tensor.dtype)
     with torch.device("meta"):
         small: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
     missing, unexpected = small.load_state_dict(weights, strict=False, assign=True)
     small.tie_weights()
-    lost = [name for name in missing if not (tied and name == head)]
+    lost = [name for name in missing if dict(small.named_parameters(remove_duplicate=False))[name].is_meta]
     if lost or unexpected:
         raise ValueError(f"{type(small).__name__} does not hold the same weights: {lost + list(unexpected)}.")
-    _rebuild_buffers(small, config, next(model.parameters()).device)
+    _fill_buffers(small, model, config)
     small.generation_config = copy.deepcopy(model.generation_config)
     for parameter, dense in zip(small.parameters(), model.parameters(), strict=True):
         parameter.requires_grad_(dense.requires_grad)
+    if len(placed := getattr(model, "hf_device_map", {})) > 1:  # by accelerate, on several devices
+        dispatch_model(small, placed, force_hooks=True)
     return small.train(model.training)
-
-
-def smaller_config(anatomy: Anatomy, plan: Plan) -> PreTrainedConfig:
-    """The configuration of the cut model: same family where it can say the head count, else the equal architecture."""
-    heads, groups, neurons = len(plan.heads[0]), len(plan.groups(0)), len(plan.neurons[0])
-    settings = anatomy.model.config.to_dict() | {
-        "num_attention_heads": heads,
-        "num_key_value_heads": groups,
-        "head_dim": anatomy.head_dim,  # without it a reload would guess hidden / heads, wrongly
-        "intermediate_size": neurons,
-    }
-    family = anatomy.family
-    kind = settings.pop("model_type")
-    if not family.any_head_count and anatomy.hidden % heads:
-        if family.equal_type is None or settings.get("attention_bias") or settings.get("mlp_bias"):
-            raise ValueError(
-                f"A {kind} configuration takes only head counts that divide the hidden size {anatomy.hidden}, not "
-                f"{heads}, and no equal architecture is known for this one; choose another head count."
-            )
-        kind = family.equal_type
-        settings |= dict(family.equal_settings)
-    for stale in ("architectures", "transformers_version", "_name_or_path"):
-        settings.pop(stale, None)
-    config = AutoConfig.for_model(kind, **settings)
-    config._attn_implementation = anatomy.model.config._attn_implementation
-    return config
 
 
 def _features(heads: list[int], head_dim: int) -> Int[Tensor, " features"]:
@@ -126,28 +131,54 @@ def _features(heads: list[int], head_dim: int) -> Int[Tensor, " features"]:
     return (torch.tensor(heads)[:, None] * head_dim + torch.arange(head_dim)).flatten()
 
 
-def _cuts(anatomy: Anatomy, plan: Plan) -> dict[str, list[Cut]]:
-    """For every tensor that shrinks: the axis and the indices that stay."""
-    f, cuts = anatomy.family, {}
-    for i in range(anatomy.layers):
-        prefix = f"{f.layers}.{i}."
-        queries = _features(plan.heads[i], anatomy.head_dim)
-        shared = _features(plan.groups(i), anatomy.head_dim)
-        neurons = torch.tensor(plan.neurons[i])
-        rows = {f.query: queries, f.key: shared, f.value: shared} | dict.fromkeys(f.neurons_in, neurons)
-        for name, kept in rows.items():
-            cuts[f"{prefix}{name}.weight"] = cuts[f"{prefix}{name}.bias"] = [(0, kept)]
-        cuts[f"{prefix}{f.output}.weight"] = [(1, queries)]  # heads live in the columns of the output projection
-        cuts[f"{prefix}{f.neurons_out}.weight"] = [(1, neurons)]
-    return cuts
+def _kept(anatomy: Anatomy, plan: Plan, i: int) -> dict[str, Int[Tensor, " kept"]]:
+    """For each kind of rows: those that stay in layer i."""
+    return {
+        "query": _features(plan.heads[i], anatomy.head_dim),
+        "shared": _features(plan.groups(i), anatomy.head_dim),
+        "neurons": torch.tensor(plan.neurons[i], dtype=torch.long),
+    }
 
 
-def _rebuild_buffers(small: PreTrainedModel, config: PreTrainedConfig, device: torch.device) -> None:
-    """Fill what no checkpoint stores: rotary frequencies, computed anew from the configuration."""
-    for module in small.modules():
-        if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
-            fresh = type(module)(config=config)
-            for name, buffer in fresh.named_buffers(recurse=False):
-                module.register_buffer(name, buffer.to(device), persistent=False)
-                if hasattr(module, f"original_{name}"):
-                    setattr(module, f"original_{name}", getattr(fresh, f"original_{name}", buffer).to(device))
+def cuts_of(anatomy: Anatomy, plan: Plan, i: int) -> dict[str, Cut]:
+    """For every tensor of layer i that shrinks: the axis and the indices that stay."""
+    f, found = anatomy.family, {}
+    prefix, kept = f"{f.layers}.{i}.", _kept(anatomy, plan, i)
+    block = anatomy.model.get_submodule(f"{f.layers}.{i}")
+    heads = {"query": torch.tensor(plan.heads[i]), "shared": torch.tensor(plan.groups(i))}
+    tensors = {name: tensor.shape for name, tensor in block.named_parameters()}
+
+    def cut(name: str, axis: int, indices: Tensor) -> None:
+        turned = isinstance(block.get_submodule(name), Conv1D)
+        found[f"{prefix}{name}.weight"] = (1 - axis if turned else axis, indices)
+        if axis == 0 and f"{name}.bias" in tensors:
+            found[f"{prefix}{name}.bias"] = (0, indices)
+
+    for name, kinds in f.rows():
+        starts = [sum(map(anatomy.features, kinds[:k])) for k in range(len(kinds))]
+        if f"{name}.weight" not in tensors:
+            continue  # a norm that this model does without
+        by_head = name in dict(f.norms) and len(tensors[f"{name}.weight"]) == 2  # (heads, head_dim)
+        cut(
+            name,
+            0,
+            torch.cat([(heads if by_head else kept)[k] + start for k, start in zip(kinds, starts, strict=True)]),
+        )
+    if not f.no_heads:
+        cut(f.output, 1, kept["query"])  # heads live in the columns of the output projection
+    if not f.no_neurons:
+        cut(f.neurons_out, 1, kept["neurons"])
+    return found
+
+
+def _fill_buffers(small: PreTrainedModel, dense: PreTrainedModel, config: PreTrainedConfig) -> None:
+    """Fill what no checkpoint stores: rotary frequencies, computed anew from the configuration; all else is copied."""
+    device = next(dense.parameters()).device
+    for name, module in list(small.named_modules()):
+        if not any(buffer.is_meta for buffer in module.buffers(recurse=False)):
+            continue
+        if "config" in inspect.signature(type(module).__init__).parameters and "Rotary" in type(module).__name__:
+            small.set_submodule(name, type(module)(config=config).to(device))
+        else:
+            for key, buffer in dense.get_submodule(name).named_buffers(recurse=False):
+                module.register_buffer(key, buffer.detach().clone(), persistent=False)

@@ -10,7 +10,7 @@ import jaxtyping
 import torch
 from hypothesis import HealthCheck, Phase, settings
 
-jaxtyping.install_import_hook("amp_tutorial", "helpers.executed")  # before the first import of the package
+jaxtyping.install_import_hook("amp_tutorial", "annotations.executed")  # before the first import of the package
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 settings.register_profile(

@@ -1,20 +1,38 @@
 """Small models of every family, a tokenizer of bytes, and batches: what the unit tests run on."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from beartype import BeartypeConf, beartype
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-executed: Callable[..., Any] = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int will do for a float
+from amp_tutorial import FAMILIES, Anatomy, Plan, plan, score
+
 VOCABULARY = 259  # three special tokens and all bytes
-KNOWN = ("llama", "mistral", "qwen2", "qwen3", "phi")
+KNOWN = tuple(FAMILIES)
+WITH_HEADS = tuple(name for name, row in FAMILIES.items() if not row.no_heads)
+WITH_NEURONS = tuple(name for name, row in FAMILIES.items() if not row.no_neurons)
+WHOLE = tuple(name for name in WITH_HEADS if name in WITH_NEURONS)
 TEXT = "Anna has the red kite and Ben has the blue ball. The red kite belongs to Anna. Ben goes to the old mill."
+BIASES = ("attention_bias", "mlp_bias", "use_bias", "enable_bias", "use_qkv_bias", "bias")  # whatever a family calls it
+DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop", "dropout")
+EXPERTS = dict(num_local_experts=4, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16)
+HALF_TURNED: dict[str, Any] = dict(rope_type="default", rope_theta=100.0, partial_rotary_factor=0.5)
+# What a tiny model of the family needs, or what makes it do all that the family can (a window shorter than a prompt).
+OWN: dict[str, dict[str, Any]] = {
+    "mistral": dict(sliding_window=6),
+    "gemma2": dict(sliding_window=6, query_pre_attn_scalar=8),
+    "gemma3_text": dict(sliding_window=6, query_pre_attn_scalar=8, sliding_window_pattern=2),
+    "cohere": dict(use_qk_norm=True, logit_scale=1.0),
+    "mixtral": EXPERTS,
+    "qwen3_moe": EXPERTS,
+    "gpt_neox": dict(rope_parameters=HALF_TURNED),
+    "stablelm": dict(rope_parameters=HALF_TURNED, num_key_value_heads=1, qk_layernorm=True),
+}
 
 
 @dataclass(frozen=True)
@@ -30,6 +48,7 @@ class Shape:
     neurons: int = 24
     bias: bool = False
     tied: bool = False
+    dtype: str = "float32"
 
     @property
     def heads(self) -> int:
@@ -37,58 +56,89 @@ class Shape:
 
 
 PLAIN = Shape()
-EVERY_FAMILY = [Shape(family, group_size=2, groups=2, tied=family in ("mistral", "phi")) for family in KNOWN]
+
+
+def every(families: Sequence[str], groups: int = 2, group_size: int = 2, **settings: Any) -> list[Shape]:
+    """One shape of four heads for each family; where heads stay, no groups can be told apart."""
+    shapes = [Shape(family, tied=family in ("mistral", "phi", "gpt2"), **settings) for family in families]
+    return [s if FAMILIES[s.family].no_heads else replace(s, groups=groups, group_size=group_size) for s in shapes]
+
+
+EVERY_FAMILY = every(KNOWN)
+
+
+def sayable(shape: Shape, heads: int) -> bool:
+    """Whether a stock configuration says so many heads: some want a divisor, and what stands in for LLaMA no biases."""
+    row = FAMILIES[shape.family]
+    stand_in = row.any_head_count or (bool(row.equal_type) and not shape.bias)
+    return heads == shape.heads if row.no_heads else stand_in or shape.hidden % heads == 0
 
 
 @st.composite
-def shapes(draw: st.DrawFn) -> Shape:
-    family = draw(st.sampled_from(KNOWN))
-    groups, size = draw(st.integers(1, 4)), draw(st.integers(1, 3))
-    # The configuration of LLaMA wants a hidden size that the number of heads divides.
-    hidden = 6 * groups * size if family == "llama" else draw(st.sampled_from((16, 24, 40)))
+def shapes(draw: st.DrawFn, families: Sequence[str] = KNOWN, dtypes: Sequence[str] = ("float32",)) -> Shape:
+    family = draw(st.sampled_from(families))
+    row = FAMILIES[family]
+    groups, size = draw(st.integers(1, 4)), draw(st.integers(1, 1 if row.no_heads else 3))
+    head_dim = draw(st.sampled_from((4, 8, 12)))
+    hidden = draw(st.sampled_from((16, 24, 40)))
+    if row.no_heads:
+        hidden = head_dim * groups  # a configuration without head_dim says no other
+    elif not row.any_head_count:
+        hidden = 6 * groups * size  # one that wants a hidden size that the number of heads divides
     return Shape(
         family,
         layers=draw(st.integers(1, 3)),
         groups=groups,
         group_size=size,
-        head_dim=draw(st.sampled_from((4, 8, 12))),
+        head_dim=head_dim,
         hidden=hidden,
-        neurons=draw(st.integers(4, 40)),
+        neurons=8 * draw(st.integers(1, 5)) if row.no_neurons else draw(st.integers(4, 40)),  # experts: whole 16 bytes
         bias=draw(st.booleans()),
         tied=draw(st.booleans()),
+        dtype=draw(st.sampled_from(dtypes)),
     )
 
 
 @torch.no_grad()
-def tiny(shape: Shape = PLAIN, seed: int = 0, vocabulary: int = VOCABULARY) -> PreTrainedModel:
+def tiny(shape: Shape = PLAIN, seed: int = 0, vocabulary: int = VOCABULARY, **settings: Any) -> PreTrainedModel:
     """An untrained model whose weights, biases and norms are all random, so that none can be forgotten unseen."""
+    row = FAMILIES[shape.family]
+    heads = {} if row.no_heads else dict(num_key_value_heads=shape.groups, head_dim=shape.head_dim)
     config = AutoConfig.for_model(
         shape.family,
         vocab_size=vocabulary,
         hidden_size=shape.hidden,
         num_hidden_layers=shape.layers,
         num_attention_heads=shape.heads,
-        num_key_value_heads=shape.groups,
-        head_dim=shape.head_dim,
-        intermediate_size=shape.neurons,
         max_position_embeddings=1024,
         tie_word_embeddings=shape.tied,
-        attention_bias=shape.bias,
-        mlp_bias=shape.bias,
-        qk_layernorm=False,
         bos_token_id=0,
         eos_token_id=1,
         pad_token_id=2,
+        **{row.width: shape.neurons},
+        **heads,
+        **dict.fromkeys(BIASES, shape.bias),
+        **dict.fromkeys(DROPOUTS, 0.0),
+        **OWN.get(shape.family, {}) | settings,
     )
-    model = AutoModelForCausalLM.from_config(config)
+    model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, shape.dtype))
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
-        if parameter.ndim == 2:
-            parameter.copy_(noise * parameter.shape[1] ** -0.5)
+        if parameter.ndim >= 2:
+            parameter.copy_(noise * parameter.shape[-1] ** -0.5)  # the last axis is fan in, of packed experts too
         else:
             parameter.copy_(0.3 * noise + (0.0 if name.endswith("bias") else 1.0))
     return model.eval()
+
+
+def some_plan(model: PreTrainedModel, heads: int | None, neurons: int | None, seed: int = 0, **settings: Any) -> Plan:
+    """A plan by chance that keeps these widths, of heads and of neurons as far as the family can lose them."""
+    row = Anatomy.of(model).family
+    drawn = score(model, [], "random", seed=seed)
+    if row.no_heads or row.no_neurons:
+        heads, neurons = None if row.no_heads else heads, None if row.no_neurons else neurons
+    return plan(model, drawn, heads=heads, neurons=neurons, **settings)
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:

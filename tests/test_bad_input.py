@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import PLAIN, TEXT, Shape, batch, byte_tokenizer, hooks, prompts, tiny
-from transformers import PreTrainedModel
+from helpers import PLAIN, TEXT, Shape, batch, byte_tokenizer, equal, hooks, prompts, some_plan, tiny, weights
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 import amp_tutorial as amp
 from amp_tutorial import checkpoint
@@ -111,7 +111,7 @@ def test_ratios_outside_0_and_1(remove: float, here: Path) -> None:
         ("not both and not neither", dict()),
         ("not both and not neither", dict(remove=0.3, heads=2)),
         ("one of both, heads, neurons", dict(remove=0.3, parts="all")),
-        ("must be 'all' or 'blocks'", dict(remove=0.3, of="heads")),
+        ("must be one of all, blocks", dict(remove=0.3, of="heads")),
     ],
 )
 def test_impossible_plans(words: str, asked: dict, here: Path) -> None:
@@ -176,6 +176,75 @@ def test_broken_folders(saved: Path, here: Path) -> None:
     refused(here, "Could not load", lambda: amp.load(saved))
     (saved / "config.json").unlink()
     refused(here, "without config.json", lambda: amp.load(saved))
+
+
+QUANTISED = {
+    "bitsandbytes": dict(quant_method="bitsandbytes", load_in_4bit=True),
+    "gptq": dict(quant_method="gptq", bits=4, group_size=128),
+    "awq": dict(quant_method="awq", bits=4, group_size=128, zero_point=True),
+}
+CUSTOM = {"AutoConfig": "configuration_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.OwnForCausalLM"}
+
+
+@pytest.mark.parametrize(
+    ("words", "config"),
+    [
+        *[(f"quantised \\({name}\\); prune its", dict(quantization_config=q)) for name, q in QUANTISED.items()],
+        ("it brings code of its own .configuration_own.OwnConfig", dict(model_type="own", auto_map=CUSTOM)),
+        ("'t5' is an encoder-decoder; only decoders", dict(model_type="t5")),
+        ("is a BertForMaskedLM .bert., no decoder", dict(model_type="bert", architectures=["BertForMaskedLM"])),
+        ("is a ViTModel .vit., no decoder", dict(model_type="vit", architectures=["ViTModel"])),
+        ("Could not load", dict(model_type="no-such-type")),
+    ],
+    ids=[*QUANTISED, "remote code", "encoder-decoder", "encoder", "images", "unknown"],
+)
+def test_models_of_another_kind_are_refused_by_their_configuration(words: str, config: dict, here: Path) -> None:
+    """The folder holds no weights, so none can have been read."""
+    (here / "model").mkdir()
+    (here / "model" / "config.json").write_text(json.dumps(dict(model_type="llama") | config))
+    refused(here, words, lambda: amp.load(here / "model"))
+    refused(here, words, lambda: amp.estimate(here / "model"))
+
+
+def test_code_that_comes_along_is_not_needed_where_transformers_has_the_architecture(saved: Path) -> None:
+    edit(saved, auto_map=CUSTOM)
+    assert type(amp.load(saved)[0]).__module__.startswith("transformers.models")
+
+
+def test_a_folder_with_pickles_alone_says_how_to_convert(here: Path) -> None:
+    model, other = tiny(), here / "other"
+    folder = amp.save(model, TOKENIZER, here / "saved")
+    (folder / "model.safetensors").unlink()
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    refused(here, r"only as pickles \(pytorch_model.bin\).*use_safetensors=False", lambda: amp.load(folder))
+    AutoModelForCausalLM.from_pretrained(folder, use_safetensors=False).save_pretrained(other)  # as it says
+    AutoTokenizer.from_pretrained(folder).save_pretrained(other)
+    assert equal(weights(amp.load(other, device="cpu")[0]), weights(model))
+
+
+def test_the_folder_a_model_came_from(here: Path) -> None:
+    folder = amp.save(tiny(), TOKENIZER, here / "saved")
+    model, tokenizer = amp.load(folder)
+    refused(here, "is or holds the folder this model was loaded from", lambda: amp.save(model, None, folder, True))
+    refused(here, "is or holds the folder", lambda: amp.save(tiny(), tokenizer, here, overwrite=True))
+
+
+def test_generation_settings_that_transformers_does_not_save(here: Path) -> None:
+    model = tiny()
+    model.generation_config.update(do_sample=False, temperature=0.7)
+    refused(here, "generation_config.do_sample = True", lambda: amp.save(model, TOKENIZER, "out"))
+    model.generation_config.do_sample = True
+    amp.save(model, TOKENIZER, "out")
+
+
+def test_costs_of_a_family_without_a_row() -> None:
+    with pytest.raises(ValueError, match="'bloom' has no row"):
+        amp.estimate(AutoConfig.for_model("bloom", n_layer=1))
+
+
+def test_a_plan_for_another_model(here: Path) -> None:
+    plan = some_plan(tiny(Shape(layers=3)), heads=2, neurons=9)
+    refused(here, "the model has \\(2, 4, 4, 24\\); plan anew", lambda: amp.check(idle(), plan))
 
 
 def test_a_folder_without_a_tokenizer(here: Path) -> None:

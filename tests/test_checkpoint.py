@@ -1,14 +1,19 @@
 """Loading and saving: what comes back is what was there, and no failure leaves half a model."""
 
 import json
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from helpers import Shape, byte_tokenizer, equal, logits, tiny, weights
+from helpers import EVERY_FAMILY, KNOWN, TEXT, Shape, byte_tokenizer, equal, logits, some_plan, tiny, weights
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 import amp_tutorial as amp
-from amp_tutorial.checkpoint import MODELS, verify
+from amp_tutorial.checkpoint import MODELS, configuration, older_names, verify
 
 
 @pytest.mark.parametrize("name", amp.EMBEDDED)
@@ -34,15 +39,113 @@ def test_data_is_at_most_30_megabytes() -> None:
     assert sum(p.stat().st_size for p in amp.DATA.rglob("*") if p.is_file()) <= 30e6
 
 
+def test_a_configuration_needs_no_weights(tmp_path: Path) -> None:
+    tiny(Shape("mistral")).config.save_pretrained(tmp_path)
+    assert configuration(tmp_path).model_type == "mistral"
+    assert configuration("tiny-phi").model_type == "phi"
+
+
+def small_llama(tied: bool = False, dtype: str = "float32", **settings: Any) -> PreTrainedModel:
+    """Three heads of four, which only the equal architecture can say."""
+    model = tiny(Shape(groups=4, hidden=32, tied=tied, dtype=dtype), **settings)
+    return amp.prune(model, some_plan(model, heads=3, neurons=9))
+
+
 def test_save_then_load(tmp_path: Path) -> None:
-    model = tiny(Shape(groups=4, hidden=32, tied=True))
-    small = amp.prune(model, amp.plan(model, amp.score(model, [], "random"), heads=3, neurons=9))
+    small = small_llama(tied=True)
     folder = amp.save(small, byte_tokenizer(), tmp_path / "deep" / "er")
     again, tokenizer = amp.load(folder, device="cpu")
     assert equal(weights(again), weights(small)) and torch.equal(logits(again), logits(small))
     assert tokenizer("kite").input_ids == byte_tokenizer()("kite").input_ids
     assert (folder / "model.safetensors").is_file() and not list(folder.glob("*.bin"))
     assert amp.load(str(folder), device="cpu", dtype=torch.bfloat16)[0].dtype == torch.bfloat16
+
+
+# What is carried over
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_embeddings_stay_tied_or_untied(tied: bool, tmp_path: Path) -> None:
+    small = small_llama(tied=tied)
+    again = AutoModelForCausalLM.from_pretrained(amp.save(small, None, tmp_path / "saved"))
+    assert again.config.tie_word_embeddings is tied
+    assert (again.lm_head.weight is again.model.embed_tokens.weight) is tied
+    assert again.num_parameters() == small.num_parameters()
+
+
+SCALED = {
+    "linear": dict(rope_type="linear", rope_theta=500.0, factor=4.0),
+    "llama3": dict(rope_type="llama3", rope_theta=5e5, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+                   original_max_position_embeddings=64),
+    "yarn": dict(rope_type="yarn", rope_theta=1e4, factor=4.0, original_max_position_embeddings=64),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", SCALED)
+def test_rope_scaling_and_precision_are_carried_over(kind: str, tmp_path: Path) -> None:
+    small = small_llama(dtype="bfloat16", rope_parameters=SCALED[kind])
+    again = AutoModelForCausalLM.from_pretrained(amp.save(small, None, tmp_path / "saved"))
+    assert again.config.rope_parameters == small.config.rope_parameters
+    assert again.dtype == torch.bfloat16 and torch.equal(logits(again), logits(small))
+
+
+def test_generation_settings_chat_template_and_special_tokens_are_carried_over(tmp_path: Path) -> None:
+    model, tokenizer = tiny(), byte_tokenizer()
+    model.generation_config.update(do_sample=True, temperature=0.7, max_new_tokens=5, eos_token_id=[1, 260])
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|user|>", "<|end|>"]})
+    tokenizer.chat_template = "{% for m in messages %}<|user|>{{ m['content'] }}<|end|>{% endfor %}"
+    small = amp.prune(model, some_plan(model, heads=2, neurons=9))
+    folder = amp.save(small, tokenizer, tmp_path / "saved")
+    settings = AutoModelForCausalLM.from_pretrained(folder).generation_config
+    assert (settings.do_sample, settings.temperature, settings.max_new_tokens) == (True, 0.7, 5)
+    assert settings.eos_token_id == [1, 260]
+    again = AutoTokenizer.from_pretrained(folder)
+    chat = [{"role": "user", "content": "Hi"}]
+    assert again.apply_chat_template(chat, tokenize=False) == "<|user|>Hi<|end|>"
+    assert again.all_special_tokens == tokenizer.all_special_tokens and len(again) == len(tokenizer)
+    for text in (TEXT, "<|user|>Hi<|end|>"):
+        assert again(text).input_ids == tokenizer(text).input_ids
+
+
+def test_large_models_are_split_over_files_with_an_index(tmp_path: Path) -> None:
+    small = small_llama()
+    folder = amp.save(small, byte_tokenizer(), tmp_path / "saved", max_shard_size=20_000)
+    index = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
+    files = {path.name for path in folder.glob("*.safetensors")}
+    assert len(files) > 2 and set(index.values()) == files and index.keys() == weights(small).keys()
+    assert torch.equal(logits(amp.load(folder, device="cpu")[0]), logits(small))
+
+
+@pytest.mark.parametrize("shape", EVERY_FAMILY, ids=KNOWN)
+def test_the_older_names_alone_say_the_same(shape: Shape, tmp_path: Path) -> None:
+    """transformers 4 knows only these; transformers 5 still reads them, so it can show that nothing is missing."""
+    model = tiny(shape, rope_theta=500.0, rope_local_base_freq=50.0)  # no family's default
+    small = amp.prune(model, some_plan(model, heads=2, neurons=8))
+    folder = amp.save(small, byte_tokenizer(), tmp_path / "saved")
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    for new in ("rope_parameters", "dtype", *(["num_local_experts"] if "num_experts" in config else [])):
+        config.pop(new, None)
+    path.write_text(json.dumps(config))
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(folder)), logits(small))
+    assert json.loads((folder / "tokenizer_config.json").read_text())["tokenizer_class"] == "PreTrainedTokenizerFast"
+
+
+def test_older_names() -> None:
+    llama3 = SCALED["llama3"]
+    older = older_names({"model_type": "llama", "rope_parameters": llama3, "dtype": "float16"})
+    assert older["rope_theta"] == 5e5 and older["rope_scaling"]["factor"] == 8.0 and older["torch_dtype"] == "float16"
+    assert "rope_theta" not in older["rope_scaling"]
+    turned = dict(rope_type="default", rope_theta=7.0, partial_rotary_factor=0.25)
+    assert older_names({"model_type": "gpt_neox", "rope_parameters": turned}) == dict(
+        rotary_emb_base=7.0, rotary_pct=0.25
+    )
+    both = dict(full_attention=dict(rope_theta=9.0), sliding_attention=dict(rope_theta=3.0))
+    assert older_names({"rope_parameters": both}) == dict(rope_theta=9.0, rope_local_base_freq=3.0)
+    assert older_names({"model_type": "gpt2"}) == {}
+
+
+# Nothing is lost
 
 
 def test_an_empty_folder_may_be_saved_to_and_a_full_one_on_demand(tmp_path: Path) -> None:
@@ -66,3 +169,44 @@ def test_a_save_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: py
         amp.save(tiny(seed=2), tokenizer, tmp_path / "other")
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
     assert equal(weights(amp.load(folder, device="cpu")[0]), weights(tiny(seed=1)))
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """No file may grow beyond so many bytes: a disk that is full, as far as a writer can see."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("size", [100, 3_000, 20_000])
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(size: int, tmp_path: Path) -> None:
+    source = amp.save(tiny(seed=1), byte_tokenizer(), tmp_path / "source")
+    model, tokenizer = amp.load(source, device="cpu")
+    small = amp.prune(model, some_plan(model, heads=2, neurons=9))
+    target = amp.save(tiny(seed=2), byte_tokenizer(), tmp_path / "target")
+    with largest_file(size), pytest.raises(OSError, match="Could not write .*target: .*File too large") as caught:
+        amp.save(small, tokenizer, target, overwrite=True)
+    assert "\n" not in str(caught.value) and str(caught.value).endswith("is untouched.")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["source", "target"]
+    assert equal(weights(amp.load(source, device="cpu")[0]), weights(tiny(seed=1)))
+    assert equal(weights(amp.load(target, device="cpu")[0]), weights(tiny(seed=2)))
+
+
+@pytest.mark.parametrize("with_tokenizer", [True, False])
+@pytest.mark.parametrize("cut", [True, False])
+def test_the_source_is_never_overwritten(cut: bool, with_tokenizer: bool, tmp_path: Path) -> None:
+    source = amp.save(tiny(), byte_tokenizer(), tmp_path / "models" / "source")
+    (tmp_path / "link").symlink_to(source)
+    model, tokenizer = amp.load(source, device="cpu")
+    model = amp.prune(model, some_plan(model, heads=2, neurons=9)) if cut else model
+    for target in (source, source.parent, tmp_path / "link", source / ".." / "source"):
+        with pytest.raises(ValueError, match="this model was loaded from"):
+            amp.save(model, tokenizer if with_tokenizer else None, target, overwrite=True)
+    assert equal(weights(amp.load(source, device="cpu")[0]), weights(tiny()))
+    other = amp.save(model, tokenizer, tmp_path / "models" / "source-small", overwrite=True)
+    assert "source" not in (other / "config.json").read_text()
+    amp.save(model, tokenizer, other, overwrite=True)  # twice to the same place is no harm

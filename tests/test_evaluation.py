@@ -3,12 +3,15 @@
 import itertools
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from helpers import EVERY_FAMILY, KNOWN, TEXT, Shape, byte_tokenizer, equal, hooks, logits, tiny, weights
 from tokenizers.processors import TemplateProcessing
+from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 import amp_tutorial as amp
 from amp_tutorial import evaluation
@@ -93,15 +96,19 @@ def test_chance_is_one_over_the_number_of_choices() -> None:
 
 @pytest.mark.parametrize("shape", EVERY_FAMILY, ids=KNOWN)
 def test_size_by_hand(shape: Shape) -> None:
+    """Every matrix once for each token, but of the experts only those that it is sent to; attention; the head."""
     model, length = tiny(shape), 32
     found = amp.size(model, length)
-    anatomy = amp.Anatomy.of(model)
-    linear = anatomy.layers * (anatomy.groups * anatomy.group_cost + anatomy.neurons * anatomy.neuron_cost)
-    layer = anatomy.layer(0)
-    cut = (layer.query, layer.key, layer.value, *layer.neurons_in)
-    linear -= anatomy.layers * sum(m.bias.numel() for m in cut if m.bias is not None)  # additions, not products
+    anatomy, config = amp.Anatomy.of(model), model.config
+    blocks = model.get_submodule(anatomy.family.layers)
+    linear = sum(m.weight.numel() for m in blocks.modules() if isinstance(m, nn.Linear | Conv1D))
+    for name, weight in blocks.named_parameters():
+        if "experts" in name:
+            linear += weight.numel() // len(weight) * config.num_experts_per_tok
+        if name.endswith("mlp.gate.weight"):  # the router
+            linear += weight.numel()
     attention = anatomy.layers * 2 * anatomy.heads * anatomy.head_dim * length  # scores, and their mean of values
-    macs = linear + attention + model.config.vocab_size * anatomy.hidden
+    macs = linear + attention + config.vocab_size * anatomy.hidden
     assert found.macs_per_token == pytest.approx(macs, rel=2e-3)  # the rotary angles are a product too
     assert found.parameters == model.num_parameters() and found.block_parameters == anatomy.block_parameters
     assert found.bytes == 4 * found.parameters
@@ -114,12 +121,20 @@ def test_size_leaves_the_model_alone() -> None:
     assert equal(weights(model), before) and model.config._attn_implementation == kind and hooks(model) == 0
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_cache_has_the_size_said(dtype: torch.dtype) -> None:
-    model = tiny(Shape(groups=2, group_size=3, hidden=36)).to(dtype)
-    cache = model(input_ids=torch.zeros((1, 10), dtype=torch.long), use_cache=True).past_key_values
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "shape", [*EVERY_FAMILY, Shape(groups=2, group_size=3, hidden=36)], ids=[*KNOWN, "llama, two groups of three"]
+)
+def test_the_cache_has_the_size_said(shape: Shape, dtype: str) -> None:
+    """Also where the configuration calls its KV heads by another name, or shares them though heads stay."""
+    model = tiny(replace(shape, dtype=dtype))
+    cache = model(input_ids=torch.zeros((1, 5), dtype=torch.long), use_cache=True).past_key_values
     held = sum(t.numel() * t.element_size() for layer in cache.layers for t in (layer.keys, layer.values))
-    assert amp.size(model).kv_cache_bytes_per_token == held / 10
+    said = amp.size(model).kv_cache_bytes_per_token
+    assert said == held / 5
+    if shape.family not in ("stablelm", "falcon"):  # their tiny models have one KV head
+        per_head = 2 * shape.layers * shape.head_dim * getattr(torch, dtype).itemsize
+        assert said == shape.groups * per_head
 
 
 def test_a_cut_model_is_smaller_in_every_respect() -> None:

@@ -1,12 +1,14 @@
 """Plans: what is asked is achieved, counted on real models; the highest scores stay; plans are plain data."""
 
 import json
+import re
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
-from helpers import Shape, shapes, tiny
+from helpers import KNOWN, WITH_NEURONS, Shape, every, logits, sayable, shapes, tiny
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -25,21 +27,29 @@ def drawn(model: PreTrainedModel, seed: int = 0) -> amp.Scores:
     return amp.score(model, [], "random", seed=seed)
 
 
-@given(shapes(), RATIOS, st.sampled_from(("all", "blocks")), st.sampled_from(("both", "neurons", "heads")))
-def test_asked_is_achieved(shape: Shape, remove: float, of: str, parts: str) -> None:
-    """To half a neuron in each layer, or half a KV group with heads only; counted on the model that comes out."""
+def possible_parts(family: str) -> tuple[str, ...]:
+    row = amp.FAMILIES[family]
+    return ("neurons",) if row.no_heads else ("heads",) if row.no_neurons else ("both", "neurons", "heads")
+
+
+@given(shapes(), RATIOS, st.sampled_from(("all", "blocks")), st.sampled_from(("groups", "queries")), st.data())
+def test_asked_is_achieved(shape: Shape, remove: float, of: str, unit: str, data: st.DataObject) -> None:
+    """To half a neuron in each layer, or half a unit of heads with heads only; counted on the model that comes out."""
+    parts = data.draw(st.sampled_from(possible_parts(shape.family)))
     model = tiny(shape)
     anatomy = amp.Anatomy.of(model)
     total = model.num_parameters() if of == "all" else anatomy.block_parameters
     try:
-        plan = amp.plan(model, drawn(model), remove=remove, of=of, parts=parts)
-        small = amp.prune(model, plan)
-    except ValueError:  # too much asked, or a head count that no configuration says; tested on its own
+        plan = amp.plan(model, drawn(model), remove=remove, of=of, parts=parts, unit=unit)
+    except ValueError as error:  # too much asked, or a head count that no configuration says; tested on their own
+        assert "without a" in str(error) or "that divide the hidden size" in str(error)
         assume(False)
-    step = anatomy.group_cost if parts == "heads" else anatomy.neuron_cost
+    small = amp.prune(model, plan)
+    a_unit = anatomy.group_cost if unit == "groups" else anatomy.query_cost
+    step = a_unit if parts == "heads" else anatomy.neuron_cost
     gone = model.num_parameters() - small.num_parameters()
     assert abs(gone - remove * total) <= anatomy.layers * step / 2 + 1e-6 * total
-    assert gone == pytest.approx(plan.achieved * total, abs=0.01) and plan.asked == remove
+    assert gone == pytest.approx(plan.achieved * total, abs=0.01) and plan.asked == remove and plan.unit == unit
     if parts == "heads":
         assert len(plan.neurons[0]) == anatomy.neurons
     if parts == "neurons":
@@ -65,34 +75,138 @@ def test_the_highest_scores_stay_and_ties_go_to_the_lower_index() -> None:
     assert plan.heads == [[1, 3], [0, 1]] and plan.neurons == [[0, 2], [0, 2]]
 
 
-def test_whole_groups_go_by_the_sum_of_their_heads() -> None:
-    model = tiny(Shape(layers=1, groups=2, group_size=2, neurons=4))
-    hand = scores_of([torch.tensor([9.0, 0.0, 5.0, 5.0])], [torch.ones(4)])
-    plan = amp.plan(model, hand, heads=2)
-    assert plan.heads == [[2, 3]] and plan.groups(0) == [1] and len(plan.neurons[0]) == 4
-
-
-@given(shapes(), st.data())
-def test_explicit_widths_are_kept(shape: Shape, data: st.DataObject) -> None:
-    model = tiny(shape)
-    groups, neurons = data.draw(st.integers(1, shape.groups)), data.draw(st.integers(1, shape.neurons))
-    plan = amp.plan(model, drawn(model), heads=groups * shape.group_size, neurons=neurons)
-    assert all(len(kept) == len(set(kept)) == groups * shape.group_size for kept in plan.heads)
-    assert all(len(kept) == len(set(kept)) == neurons for kept in plan.neurons)
-    assert all(kept == sorted(kept) for kept in (*plan.heads, *plan.neurons))
+@given(shapes(), st.sampled_from(("groups", "queries")), st.data())
+def test_explicit_widths_are_kept(shape: Shape, unit: str, data: st.DataObject) -> None:
+    """Whole groups with all their heads, or as many heads from every group; no index twice, and in order."""
+    row, model = amp.FAMILIES[shape.family], tiny(shape)
+    units, each = (shape.groups, shape.group_size) if unit == "groups" else (shape.group_size, shape.groups)
+    heads = shape.heads if row.no_heads else each * data.draw(st.integers(1, units))
+    neurons = 0 if row.no_neurons else data.draw(st.integers(1, shape.neurons))
+    assume(sayable(shape, heads))
+    plan = amp.plan(model, drawn(model), heads=heads, neurons=neurons, unit=unit)
+    for kept in plan.heads:
+        served = Counter(head // shape.group_size for head in kept)
+        assert len(kept) == heads and set(served.values()) == {shape.group_size if unit == "groups" else heads // each}
+    assert all(len(kept) == neurons for kept in plan.neurons)
+    assert all(kept == sorted(set(kept)) for kept in (*plan.heads, *plan.neurons))
     assert plan.asked is None and "explicit widths" in str(plan)
 
 
-@given(shapes(), st.integers(0, 9))
-def test_a_plan_comes_back_from_json(shape: Shape, seed: int) -> None:
+GROUPED = Shape("mistral", layers=1, groups=2, group_size=2, neurons=4)
+GROUP_SCORES = scores_of([torch.tensor([9.0, 0.0, 5.0, 5.0])], [torch.ones(4)])  # two KV groups of two heads
+
+
+@pytest.mark.parametrize(("combine", "group"), [("sum", 1), ("max", 0)])
+def test_a_groups_score_is_combined_from_its_heads(combine: str, group: int) -> None:
+    plan = amp.plan(tiny(GROUPED), GROUP_SCORES, heads=2, combine=combine)
+    assert plan.groups(0) == [group] and plan.combine == combine
+
+
+def test_queries_go_from_every_group_the_lowest_first() -> None:
+    plan = amp.plan(tiny(GROUPED), GROUP_SCORES, heads=2, unit="queries")
+    assert plan.heads == [[0, 2]] and plan.groups(0) == [0, 1]  # a tie goes to the lower index
+
+
+def test_multi_query_attention_loses_single_heads() -> None:
+    """One KV head serves all: whole groups cannot go, query heads can."""
+    model = tiny(Shape("mistral", groups=1, group_size=4, hidden=32))
+    hand = scores_of([torch.tensor([3.0, 1.0, 4.0, 2.0])] * 2, [torch.arange(24.0)] * 2)
+    plan = amp.plan(model, hand, heads=3, unit="queries")
+    assert plan.heads == [[0, 2, 3]] * 2 and plan.groups(0) == [0]
+    with pytest.raises(ValueError, match="heads=3 is not possible: keep a multiple of 4.*; unit='queries' can"):
+        amp.plan(model, hand, heads=3)
+
+
+@given(shapes(families=WITH_NEURONS), RATIOS, st.integers(1, 9), st.data())
+def test_aligned_widths_are_the_nearest_multiple(shape: Shape, remove: float, align: int, data: st.DataObject) -> None:
+    align = min(align, shape.neurons)
     model = tiny(shape)
-    plan = amp.plan(model, drawn(model, seed), neurons=max(1, shape.neurons // 2))
+    widths = range(align, shape.neurons + 1, align)
+    asked = data.draw(st.integers(1, shape.neurons - 1))
+    found = len(amp.plan(model, drawn(model), neurons=asked, align=align).neurons[0])
+    assert found in widths and abs(found - asked) == min(abs(width - asked) for width in widths)
+    try:
+        exact = amp.plan(model, drawn(model), remove=remove, of="blocks", parts="neurons")
+    except ValueError:
+        return
+    plan = amp.plan(model, drawn(model), remove=remove, of="blocks", parts="neurons", align=align)
+    found, asked = len(plan.neurons[0]), len(exact.neurons[0])
+    assert asked == shape.neurons or abs(found - asked) == min(abs(width - asked) for width in widths)
+    gone = model.num_parameters() - amp.prune(model, plan).num_parameters()
+    assert gone == pytest.approx(plan.achieved * amp.Anatomy.of(model).block_parameters, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [Shape(name, groups=6, hidden=36, bias=True) for name in ("gemma2", "gemma3_text", "llama")],
+    ids=lambda s: s.family,
+)
+def test_head_counts_that_no_configuration_says_are_refused_or_made_the_nearest(shape: Shape) -> None:
+    """A divisor of 36 up to 6 heads is 1, 2, 3, 4 or 6; five heads are as near to six, and more is less harm."""
+    model = tiny(shape)
+    said = f"{shape.family} configuration takes only head counts that divide the hidden size 36, not 5"
+    with pytest.raises(ValueError, match=f"{said}.*keep 1, 2, 3, 4, 6 heads, or say nearest=True"):
+        amp.plan(model, drawn(model), heads=5)
+    assert len(amp.plan(model, drawn(model), heads=5, nearest=True).heads[0]) == 6
+    assert len(amp.plan(model, drawn(model), heads=4, nearest=True).heads[0]) == 4
+    share = 1.05 * amp.Anatomy.of(model).group_cost / (amp.Anatomy.of(model).block_parameters / 2)
+    with pytest.raises(ValueError, match=said):
+        amp.plan(model, drawn(model), remove=share, of="blocks", parts="heads")
+    plan = amp.plan(model, drawn(model), remove=0.2, of="blocks", nearest=True)
+    small = amp.prune(model, plan)
+    assert 36 % len(plan.heads[0]) == 0 and logits(small).isfinite().all()
+    half = amp.Anatomy.of(model).neuron_cost / 2 * shape.layers / amp.Anatomy.of(model).block_parameters
+    assert plan.achieved == pytest.approx(0.2, abs=half)  # neurons make up for the heads that stay
+
+
+FIXED = every([name for name in KNOWN if amp.FAMILIES[name].no_heads])
+EXPERTS = every([name for name in KNOWN if amp.FAMILIES[name].no_neurons])
+
+
+@pytest.mark.parametrize(
+    ("shape", "part", "other", "reason"),
+    [(s, "heads", "neurons", "its configuration has no head_dim") for s in FIXED]
+    + [(s, "neurons", "heads", "its MLP is a mixture of experts, which are left alone") for s in EXPERTS],
+    ids=lambda value: value.family if isinstance(value, Shape) else "",
+)
+def test_what_a_family_cannot_lose_is_said(shape: Shape, part: str, other: str, reason: str) -> None:
+    model = tiny(shape)
+    said = f"{shape.family} cannot lose {part}: {reason}"
+    for parts in ("both", part):
+        with pytest.raises(ValueError, match=f"{re.escape(said)}.*Say parts='{other}'"):
+            amp.plan(model, drawn(model), remove=0.2, parts=parts)
+    with pytest.raises(ValueError, match=f"{re.escape(said)}.*Leave {part}=… out"):
+        amp.plan(model, drawn(model), heads=2 if part == "heads" else None, neurons=2 if part == "neurons" else None)
+    small = amp.prune(model, amp.plan(model, drawn(model), remove=0.1, of="blocks", parts=other))
+    assert small.num_parameters() < model.num_parameters() and type(small) is type(model)
+
+
+@pytest.mark.parametrize(
+    ("words", "asked"),
+    [
+        ("unit='heads' must be one of groups, queries", dict(unit="heads")),
+        ("combine='mean' must be 'sum' or 'max'", dict(combine="mean")),
+        ("align=0 must lie between 1 and the number of neurons, 24", dict(align=0)),
+        ("align=32 must lie between", dict(align=32)),
+        ("keep a multiple of 2 .one query head of every KV group.", dict(heads=3, unit="queries")),
+    ],
+)
+def test_options_that_mean_nothing(words: str, asked: dict) -> None:
+    model = tiny(Shape("mistral", groups=2, group_size=2))
+    with pytest.raises(ValueError, match=words):
+        amp.plan(model, drawn(model), **dict(neurons=11) | asked)
+
+
+@given(shapes(families=WITH_NEURONS), st.integers(0, 9), st.sampled_from(("groups", "queries")))
+def test_a_plan_comes_back_from_json(shape: Shape, seed: int, unit: str) -> None:
+    model = tiny(shape)
+    plan = amp.plan(model, drawn(model, seed), neurons=max(1, shape.neurons // 2), unit=unit, combine="max")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "deeper" / "plan.json"
         plan.save(path)
         assert amp.Plan.load(path) == plan and [p.name for p in path.parent.iterdir()] == ["plan.json"]
         assert json.loads(path.read_text())["heads"] == plan.heads
-    other = amp.plan(model, drawn(model, seed + 1), neurons=max(1, shape.neurons // 2))
+    other = amp.plan(model, drawn(model, seed + 1), neurons=max(1, shape.neurons // 2), unit=unit, combine="max")
     assert (other == plan) == (other.neurons == plan.neurons)
 
 

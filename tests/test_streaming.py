@@ -1,0 +1,289 @@
+"""Pruning from the files: the same result as in memory, one layer at a time, and no failure leaves half a model."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers.modeling_utils
+from helpers import EVERY_FAMILY, TEXT, Shape, batch, byte_tokenizer, equal, logits, prompts, tiny
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import amp_tutorial as amp
+from amp_tutorial import FAMILIES, streaming
+
+BATCHES = [batch(prompts()), batch(prompts((5, 3, 8), seed=1), left=True), batch(prompts((12,), seed=2))]
+GROUPED = Shape(layers=3, groups=4, group_size=2, head_dim=8, hidden=64)
+
+
+def checkpoint(folder: Path, shape: Shape = GROUPED, shards: str = "5GB", **settings: Any) -> Path:
+    model = tiny(shape, **settings)
+    model.save_pretrained(folder, max_shard_size=shards)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def stored(folder: Path) -> dict[str, Tensor]:
+    return {name: tensor for path in folder.glob("*.safetensors") for name, tensor in load_file(path).items()}
+
+
+def others(folder: Path) -> dict[str, bytes]:
+    """All files without weights."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if ".safetensors" not in path.name}
+
+
+def in_memory(source: Path, target: Path, criterion: str = "amp", **widths: Any) -> amp.Plan:
+    model, tokenizer = amp.load(source, device="cpu")
+    plan = amp.plan(model, amp.score(model, BATCHES, criterion), **widths)
+    amp.save(amp.prune(model, plan), tokenizer, target)
+    return plan
+
+
+def assert_same(tmp_path: Path, source: Path, **arguments: Any) -> None:
+    """Plan, tensors, configuration, tokenizer files and the logits after loading, bit for bit."""
+    plan = in_memory(source, tmp_path / "memory", **arguments)
+    assert amp.prune_folder(source, tmp_path / "streamed", batches=BATCHES, progress=False, **arguments) == plan
+    assert equal(stored(tmp_path / "streamed"), stored(tmp_path / "memory"))
+    assert others(tmp_path / "streamed") == others(tmp_path / "memory")
+    small, _ = amp.load(tmp_path / "streamed", device="cpu")
+    assert torch.equal(logits(small), logits(amp.load(tmp_path / "memory", device="cpu")[0]))
+
+
+@pytest.mark.parametrize("shape", EVERY_FAMILY, ids=lambda shape: shape.family)
+def test_the_same_as_in_memory(shape: Shape, tmp_path: Path) -> None:
+    row = FAMILIES[shape.family]
+    widths = dict(heads=None if row.no_heads else 2, neurons=None if row.no_neurons else 13)
+    assert_same(tmp_path, checkpoint(tmp_path / "dense", shape), **widths)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "gpt2", "mixtral"])
+def test_in_bf16_with_tied_embeddings_and_in_many_files(family: str, tmp_path: Path) -> None:
+    shape = Shape(family, layers=4, hidden=32, tied=True)
+    source = checkpoint(tmp_path / "dense", shape, shards="20KB")
+    for path in source.glob("*.safetensors"):
+        save_file({k: v.bfloat16() for k, v in load_file(path).items()}, path, metadata={"format": "pt"})
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16"}))
+    assert len(list(source.glob("*.safetensors"))) > 2
+    widths = dict(neurons=13) if FAMILIES[family].no_heads else dict(heads=2)
+    assert_same(tmp_path, source, **widths)
+    assert {tensor.dtype for tensor in stored(tmp_path / "streamed").values()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", None])
+def test_the_dtype_is_the_configurations_or_else_the_files(dtype: str | None, tmp_path: Path) -> None:
+    source = checkpoint(tmp_path / "dense")
+    save_file({k: v.half() for k, v in stored(source).items()}, source / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"dtype": dtype}))
+    assert_same(tmp_path, source, remove=0.2)
+
+
+def test_names_without_the_prefix_of_the_base_model(tmp_path: Path) -> None:
+    source = checkpoint(tmp_path / "dense", Shape("gpt2", tied=True))  # GPT-2's own checkpoint is stored so
+    named = {name.removeprefix("transformer."): tensor for name, tensor in stored(source).items()}
+    save_file(named, source / "model.safetensors", metadata={"format": "pt"})
+    assert "h.0.attn.c_attn.weight" in stored(source)
+    assert_same(tmp_path, source, neurons=13)
+
+
+def test_an_equal_architecture_where_the_own_one_refuses_the_heads(tmp_path: Path) -> None:
+    source = checkpoint(tmp_path / "dense", Shape(groups=4, hidden=32), generation={"top_k": 7})
+    (source / "generation_config.json").write_text(json.dumps({"do_sample": True, "top_k": 7}))
+    assert_same(tmp_path, source, heads=3)
+    assert json.loads((tmp_path / "streamed" / "config.json").read_text())["model_type"] == "mistral"
+    assert json.loads((tmp_path / "streamed" / "generation_config.json").read_text())["top_k"] == 7
+
+
+@pytest.mark.parametrize("criterion", amp.CRITERIA)
+@pytest.mark.parametrize("average", ["tokens", "prompts"])
+def test_scores_are_those_of_score(criterion: str, average: str, tmp_path: Path) -> None:
+    source = checkpoint(tmp_path / "dense")
+    expected = amp.score(amp.load(source, device="cpu")[0], BATCHES, criterion, average, seed=3)
+    found = streaming.score_folder(streaming.Folder(source), BATCHES, criterion, average, 3, progress=False)
+    for part in ("heads", "neurons"):
+        assert all(torch.equal(a, b) for a, b in zip(getattr(found, part), getattr(expected, part), strict=True))
+    assert (found.tokens, found.prompts, found.average) == (expected.tokens, expected.prompts, expected.average)
+
+
+def test_one_layer_at_a_time_and_none_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = streaming.Folder(checkpoint(tmp_path / "dense"))
+    layers = list(folder.model.get_submodule("model.layers").children())
+    seen: list[list[int]] = []
+
+    def spy(*args: Any) -> amp.Scores:
+        seen.append([i for i, layer in enumerate(layers) if not any(p.is_meta for p in layer.parameters())])
+        assert all(p.is_meta for i, layer in enumerate(layers) if i not in seen[-1] for p in layer.parameters())
+        return amp.score(*args)
+
+    monkeypatch.setattr(streaming, "score", spy)
+    streaming.score_folder(folder, BATCHES, "amp", "tokens", 0, progress=False)
+    assert seen == [[0], [1], [2]]
+    assert all(p.is_meta for p in folder.model.parameters())
+    assert not any("forward" in vars(layer) for layer in layers)
+
+
+def test_text_instead_of_batches_and_a_bar_over_layers(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    source = checkpoint(tmp_path / "dense")
+    given = amp.calibration(byte_tokenizer(), [TEXT, TEXT[::-1]], seed=1)
+    by_batches = amp.prune_folder(source, tmp_path / "a", 0.2, batches=given, progress=False)
+    assert "layer" not in capfd.readouterr().err
+    assert amp.prune_folder(source, tmp_path / "b", 0.2, text=[TEXT, TEXT[::-1]], seed=1) == by_batches
+    bars = capfd.readouterr().err
+    assert "3/3" in bars and "4/4" in bars and "Loading" not in bars
+
+
+def test_the_index_names_every_tensor_and_its_file(tmp_path: Path) -> None:
+    amp.prune_folder(checkpoint(tmp_path / "dense"), tmp_path / "small", 0.2, criterion="magnitude", progress=False)
+    index = json.loads((tmp_path / "small" / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in stored(tmp_path / "small").values())
+    for path in (tmp_path / "small").glob("*.safetensors"):
+        assert {name for name, file in index["weight_map"].items() if file == path.name} == set(load_file(path))
+    assert len(set(index["weight_map"].values())) == 4  # three layers and the rest
+
+
+def failing(after: int, error: BaseException) -> Callable[..., None]:
+    """A `save_file` that works so many times only."""
+    calls = iter(range(1000))
+    whole = transformers.modeling_utils.safe_save_file
+
+    def write(*args: Any, **kwargs: Any) -> None:
+        if next(calls) >= after:
+            raise error
+        whole(*args, **kwargs)
+
+    return write
+
+
+@pytest.mark.parametrize("after", [0, 2, 3])
+def test_a_full_disk_leaves_the_source_and_nothing_else(
+    after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = checkpoint(tmp_path / "dense")
+    before = {path.name: path.read_bytes() for path in source.iterdir()}
+    monkeypatch.setattr(transformers.modeling_utils, "safe_save_file", failing(after, OSError("No space left")))
+    with pytest.raises(OSError, match="Could not write .*small: No space left; the partial output is removed"):
+        amp.prune_folder(source, tmp_path / "small", 0.2, batches=BATCHES, progress=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["dense"]
+    assert {path.name: path.read_bytes() for path in source.iterdir()} == before
+
+
+@pytest.mark.parametrize("after", [1, 3])
+def test_killed_half_way_it_starts_again(after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = checkpoint(tmp_path / "dense")
+    with monkeypatch.context() as killed:
+        killed.setattr(transformers.modeling_utils, "safe_save_file", failing(after, KeyboardInterrupt()))
+        killed.setattr(shutil, "rmtree", lambda *args, **kwargs: None)  # a killed process cleans nothing up
+        with pytest.raises(KeyboardInterrupt):
+            amp.prune_folder(source, tmp_path / "streamed", remove=0.2, batches=BATCHES, progress=False)
+    left = tmp_path / ".streamed.part"
+    assert left.is_dir() and not (left / "config.json").exists() and not (tmp_path / "streamed").exists()
+    with pytest.raises(ValueError, match="without config.json"):
+        amp.load(left)
+    assert_same(tmp_path, source, remove=0.2)
+    assert not left.exists()
+
+
+def test_an_empty_target_may_be_there(tmp_path: Path) -> None:
+    (tmp_path / "streamed").mkdir()
+    assert_same(tmp_path, checkpoint(tmp_path / "dense"), remove=0.2)
+
+
+def drop(folder: Path, pattern: str) -> None:
+    for path in folder.glob(pattern):
+        path.unlink()
+
+
+def pickled(folder: Path) -> None:
+    drop(folder, "*.safetensors*")
+    (folder / "pytorch_model.bin").touch()
+
+
+def configured(**settings: Any) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | settings))
+
+    return change
+
+
+def one_less(folder: Path) -> None:
+    path = max(folder.glob("*.safetensors"))
+    tensors = load_file(path)
+    tensors.popitem()
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def cut_short(folder: Path) -> None:
+    path = max(folder.glob("*.safetensors"))
+    path.write_bytes(path.read_bytes()[:-5])
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (lambda folder: drop(folder, "config.json"), "without config.json"),
+        (lambda folder: drop(folder, "*.safetensors*"), "neither model.safetensors nor model.safetensors.index.json"),
+        (pickled, r"only as pickles.*convert once with AutoModelForCausalLM.*save_pretrained"),
+        (lambda folder: max(folder.glob("*.safetensors")).unlink(), r"of-\d+.safetensors is missing \(1 of"),
+        (lambda folder: (folder / "model.safetensors.index.json").write_text("{"), "no index of safetensors"),
+        (cut_short, "Could not load"),
+        (one_less, "do not match its configuration: 1 missing keys, such as"),
+        (configured(intermediate_size=25), "do not match its configuration; compare their shapes"),
+        (configured(num_hidden_layers=2), "unexpected keys, such as model.layers.2"),
+        (configured(quantization_config={"quant_method": "gptq", "bits": 4}), r"quantised \(gptq\)"),
+        (configured(model_type="t5"), "encoder-decoder"),
+        (configured(model_type="nonesuch"), "Could not load"),
+        (lambda folder: drop(folder, "tokenizer*"), "no tokenizer to read the text with; give batches"),
+    ],
+)
+def test_a_bad_source(damage: Callable[[Path], None], sentence: str, tmp_path: Path) -> None:
+    source = checkpoint(tmp_path / "dense", shards="40KB")
+    damage(source)
+    with pytest.raises(ValueError, match=sentence) as caught:
+        amp.prune_folder(source, tmp_path / "small", 0.2, text=[TEXT, TEXT], progress=False)
+    assert "\n" not in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["dense"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (dict(remove=2.0), "between 0 and 1"),
+        (dict(), "either remove="),
+        (dict(heads=3), "keep a multiple of 2"),
+        (dict(remove=0.2, criterion="nonesuch"), "Unknown criterion"),
+        (dict(remove=0.2, average="nonesuch"), "Unknown average"),
+        (dict(remove=0.2, batches=[]), "hold no tokens"),
+    ],
+)
+def test_bad_arguments_are_refused_before_any_work(
+    arguments: dict[str, Any], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = checkpoint(tmp_path / "dense")
+
+    def run(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("a layer was run")
+
+    monkeypatch.setattr("transformers.models.llama.modeling_llama.LlamaDecoderLayer.forward", run)
+    with pytest.raises(ValueError, match=sentence):
+        amp.prune_folder(source, tmp_path / "small", **{"batches": BATCHES} | arguments, progress=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["dense"]
+
+
+def test_a_bad_target_or_no_folder(tmp_path: Path) -> None:
+    source = checkpoint(tmp_path / "dense")
+    with pytest.raises(ValueError, match="is the source itself"):
+        amp.prune_folder(source, tmp_path / "x" / ".." / "dense", 0.2)
+    with pytest.raises(ValueError, match="is not empty"):
+        amp.prune_folder(source, tmp_path, 0.2)
+    with pytest.raises(ValueError, match="is not empty"):
+        amp.prune_folder(source, source / "config.json", 0.2)
+    with pytest.raises(ValueError, match="no local folder; fetch it first: hf download owner/model"):
+        amp.prune_folder("owner/model", tmp_path / "small", 0.2)
+    with pytest.raises(ValueError, match="Unknown model"):
+        amp.prune_folder("nonesuch", tmp_path / "small", 0.2)
