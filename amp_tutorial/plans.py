@@ -105,7 +105,7 @@ def plan(
     Raises:
         ValueError: neither or both ways of asking, a ratio outside (0, 1), or one that leaves a layer without a head
             or a neuron; widths out of range; heads that are not whole units; heads, or neurons, that this family
-            cannot lose; scores of a model of another shape.
+            cannot lose; scores of another model.
     """
     anatomy = Anatomy.of(model)
     if (remove is None) == (heads is None and neurons is None):
@@ -123,6 +123,11 @@ def plan(
         raise ValueError(
             f"The scores are for {len(scored)} layers of (heads, neurons) = {max(scored)}, the model has {len(shape)} "
             f"of {shape[0]}; score this model."
+        )
+    if not scores.made_for(model):
+        raise ValueError(
+            "The scores are of another model of this shape, or of this one before its weights changed; score this model, "
+            'or give dataclasses.replace(scores, model_hash="") if you mean to use them here.'
         )
     budget = _Budget(anatomy, unit, align, nearest)
     total = model.num_parameters() if of == "all" else anatomy.block_parameters

@@ -4,7 +4,6 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, overload
 
@@ -15,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from .checkpoint import _reason
 from .criteria import Criterion, named
 from .families import Anatomy, Projection, weight_of
 from .sums import Batch, Sums, several_processes
@@ -31,7 +31,7 @@ class Scores:
     tokens: int  # tokens averaged over, padding not counted; 0 where the criterion sees none
     prompts: int
     seed: int
-    model_hash: str = ""  # `fingerprint` of the model scored; "" where it is unknown
+    model_hash: str = ""  # `fingerprint` of the model scored; "" where it is unknown, or chance alone decided
     calibration_hash: str = ""  # of the prompts, whatever their order, batches and padding; "" where none were seen
 
     def made_for(self, model: PreTrainedModel) -> bool:
@@ -45,18 +45,22 @@ class Scores:
         It holds `heads` (layers, heads) and `neurons` (layers, neurons) in float32; all else is metadata.
 
         Raises:
-            ValueError: there is such a file, and `overwrite` is not set.
+            ValueError: there is such a file, and `overwrite` is not set; or a folder of that name.
+            OSError: the file cannot be written, because the disk is full for example. Nothing of it is left then.
         """
         path = Path(path)
-        if path.exists() and not overwrite:
-            raise ValueError(f"{path} is there already; choose another name or say overwrite=True.")
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir() or (path.exists() and not overwrite):
+            otherwise = "" if path.is_dir() else " or say overwrite=True"
+            raise ValueError(f"{path} is there already; choose another name{otherwise}.")
         tensors = {name: torch.stack(getattr(self, name)) for name in ("heads", "neurons")}
         about = {field.name: str(getattr(self, field.name)) for field in fields(self) if field.name not in tensors}
         beside = path.with_name(f".{path.name}.part")
+        path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            save_file(tensors, beside, about | {"version": _version()})
+            save_file(tensors, beside, about)
             beside.replace(path)
+        except (OSError, SafetensorError) as error:
+            raise OSError(f"Could not write {path}: {_reason(error)}; what was there is untouched.") from error
         finally:
             beside.unlink(missing_ok=True)
         return path
@@ -71,10 +75,9 @@ class Scores:
         try:
             with safe_open(path, framework="pt") as file:
                 stored = file.metadata() or {}
-                found: dict[str, Any] = {name: list(file.get_tensor(name).unbind()) for name in ("heads", "neurons")}
-            for field in fields(cls)[2:]:
-                found[field.name] = int(stored[field.name]) if field.type is int else stored[field.name]
-        except (OSError, SafetensorError, KeyError) as error:
+                found: dict[str, Any] = {field.name: field.type(stored[field.name]) for field in fields(cls)[2:]}
+                found |= {name: list(file.get_tensor(name).unbind()) for name in ("heads", "neurons")}
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise ValueError(f"{path} is no file of scores, as Scores.save writes them; score again.") from error
         return cls(**found)
 
@@ -122,10 +125,22 @@ def score(
         seed: for "random" only.
         reduce: the batches are this process's share (`batches[rank::world]`, or a DataLoader that accelerate prepared
             with even_batches=False), to be summed over all processes of torch.distributed; each gets the scores of
-            the whole. All processes must call. Without it a process scores what it was given and asks no other.
+            the whole. All processes must call, and ask for the same. Without it a process scores what it was given
+            and asks no other.
 
     Returns:
         Scores; for a tuple of criteria a dict with the Scores of each.
+
+    Example:
+        Several devices, with `accelerate launch --multi_gpu --num_processes 2 this.py` (on a CPU with
+        `PartialState(cpu=True)`; `accelerate launch --cpu` starts one process, whatever number it is given):
+
+            state = accelerate.PartialState()
+            model, tokenizer = amp.load("tiny-llama", device=str(state.device))
+            batches = amp.calibration(tokenizer, "tinyworld", samples=64, seed=0)
+            scores = amp.score(model, batches[state.process_index :: state.num_processes], reduce=True)
+            if state.is_main_process:
+                scores.save("out/scores.safetensors")
 
     Raises:
         ValueError: unknown criterion or average, no tokens at all, or activations that are not finite. With `reduce`
@@ -151,26 +166,25 @@ def score(
             tokens, prompts, seen = sums.tokens, sums.prompts, f"{sums.digest:064x}"
         else:
             (heads, neurons), tokens, prompts, seen = _static(anatomy, c, seed), 0, 0, ""
-        found[name] = Scores(heads, neurons, name, average, tokens, prompts, seed, model_hash, seen)
+        of_model = model_hash if c.sees_data or c.static else ""
+        found[name] = Scores(heads, neurons, name, average, tokens, prompts, seed, of_model, seen)
     return found[criterion] if isinstance(criterion, str) else found
 
 
 def fingerprint(model: PreTrainedModel) -> str:
-    """A cheap hash of a model: its parameters' names and shapes, and 64 values of each, evenly spaced, as bfloat16.
+    """A cheap hash of a model: its parameters' shapes in order, and the signs of some 256 values of each.
 
-    A float32 and a bfloat16 copy have the same. Training changes it; a change to a few single values may not: it
-    finds mix-ups, not tampering. "" where some weights are not in memory.
+    Rounding keeps signs, so copies in float32, bfloat16 and float16 have the same. Training turns some of them; a
+    change that turns none of those looked at goes unseen: it finds mix-ups, not tampering. "" where some weights are
+    not in memory.
     """
-    digest, samples = hashlib.sha256(), []
-    for name, parameter in model.named_parameters():
+    digest = hashlib.sha256()
+    for parameter in model.parameters():
         if parameter.is_meta:
             return ""
-        digest.update(f"{name} {tuple(parameter.shape)}\n".encode())
         values = parameter.detach().flatten()
-        places = torch.arange(min(64, values.numel()), device=values.device) * values.numel() // 64
-        samples.append(values[places if values.numel() > 64 else slice(None)].bfloat16())
-    for sample in samples:
-        digest.update(sample.cpu().view(torch.int16).numpy().tobytes())
+        signs = values[:: values.numel() // 256 | 1].signbit()  # an odd step meets more than one column
+        digest.update(f"{tuple(parameter.shape)}".encode() + signs.cpu().numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -229,9 +243,3 @@ def _static(anatomy: Anatomy, criterion: Criterion, seed: int) -> tuple[list[Ten
     neurons = [torch.rand(anatomy.neurons, generator=generator) for _ in range(anatomy.layers)]
     return heads, neurons
 
-
-def _version() -> str:
-    try:
-        return version("amp-tutorial")
-    except PackageNotFoundError:  # run from a folder, not installed
-        return ""
