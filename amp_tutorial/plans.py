@@ -126,8 +126,8 @@ def plan(
         )
     if not scores.made_for(model):
         raise ValueError(
-            "The scores are of another model of this shape, or of this one before its weights changed; score this model, "
-            'or give dataclasses.replace(scores, model_hash="") if you mean to use them here.'
+            "The scores are of another model of this shape, or of this one before its weights changed; score this "
+            'model, or give dataclasses.replace(scores, model_hash="") if you mean to use them here.'
         )
     budget = _Budget(anatomy, unit, align, nearest)
     total = model.num_parameters() if of == "all" else anatomy.block_parameters

@@ -242,4 +242,3 @@ def _static(anatomy: Anatomy, criterion: Criterion, seed: int) -> tuple[list[Ten
     heads = [torch.rand(anatomy.heads, generator=generator) for _ in range(anatomy.layers)]
     neurons = [torch.rand(anatomy.neurons, generator=generator) for _ in range(anatomy.layers)]
     return heads, neurons
-
