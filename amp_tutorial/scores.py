@@ -75,7 +75,8 @@ class Scores:
         try:
             with safe_open(path, framework="pt") as file:
                 stored = file.metadata() or {}
-                found: dict[str, Any] = {field.name: field.type(stored[field.name]) for field in fields(cls)[2:]}
+                found: dict[str, Any] = {field.name: stored[field.name] for field in fields(cls)[2:]}
+                found |= {name: int(found[name]) for name in ("tokens", "prompts", "seed")}
                 found |= {name: list(file.get_tensor(name).unbind()) for name in ("heads", "neurons")}
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise ValueError(f"{path} is no file of scores, as Scores.save writes them; score again.") from error

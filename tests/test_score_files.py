@@ -107,6 +107,11 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(size: int, tmp_path: Pat
     assert identical(amp.Scores.load(path), scores)
 
 
+def become_a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
 def cut_short(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-5])
 
@@ -142,7 +147,7 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
     "no number": no_number,
     "a model": lambda path: save_file({"lm_head.weight": torch.ones(2, 2)}, path),
     "text": lambda path: path.write_text(json.dumps({"heads": [1], "neurons": [2]})),
-    "a folder": lambda path: (path.unlink(), path.mkdir()),
+    "a folder": become_a_folder,
     "no heads": without("heads"),
     "no criterion": without("criterion"),
 }
