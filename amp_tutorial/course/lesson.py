@@ -148,6 +148,7 @@ def start(name: str, parameters: Mapping[str, Any]) -> Lesson:
     sns.set_theme(style="whitegrid", palette="colorblind", rc={"figure.figsize": (7, 4), "axes.titlesize": "medium"})
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # lm-eval reads each task file once, with a bar
     path = record_path(settings.get("out", "out"), name, settings.get("model", "none"))
     lesson = Lesson(name, settings, seed, np.random.default_rng(seed), Record(name, settings), path)
     lesson.record.write(path, status="running")
