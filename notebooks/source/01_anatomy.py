@@ -64,9 +64,13 @@ def watch(model: nn.Module, batch: dict[str, Tensor], modules: list[nn.Module]) 
     return seen
 
 
+def tokens_of(text: str, tokenizer) -> dict[str, Tensor]:
+    found = tokenizer(text, return_tensors="pt")
+    return {name: found[name] for name in ("input_ids", "attention_mask")}
+
+
 text = max(amp.texts("tinyworld")[:samples], key=len)
-one = dict(tokenizer(text, return_tensors="pt"))
-one.pop("token_type_ids", None)
+one = tokens_of(text, tokenizer)
 middle = anatomy.layers // 2
 layer = anatomy.layer(middle)
 seen = watch(dense, one, [layer.query, layer.output])
@@ -334,10 +338,10 @@ print(f"Half of the output is there with {sentence}.")
 # several query heads share one key-value head: *grouped-query attention*. Our `tiny-llama-gqa` is one. Which query
 # heads share? Don't look it up; silence the values of one key-value head after another, and see whose output changes.
 # %%
-grouped, _ = amp.load("tiny-llama-gqa")
-gqa = amp.Anatomy.of(grouped)
+grouped, grouped_tokenizer = amp.load("tiny-llama-gqa")
+gqa, same = amp.Anatomy.of(grouped), tokens_of(text, grouped_tokenizer)
 there = gqa.layer(middle if middle < gqa.layers else 0)
-whole = watch(grouped, one, [there.output])[there.output][0][0].view(-1, gqa.heads, gqa.head_dim)
+whole = watch(grouped, same, [there.output])[there.output][0][0].view(-1, gqa.heads, gqa.head_dim)
 change = torch.zeros(gqa.groups, gqa.heads)
 for g in range(gqa.groups):
 
@@ -345,7 +349,7 @@ for g in range(gqa.groups):
         return values.index_fill(-1, torch.arange(g * gqa.head_dim, (g + 1) * gqa.head_dim, device=values.device), 0)
 
     hook = there.value.register_forward_hook(mute)
-    now = watch(grouped, one, [there.output])[there.output][0][0].view(-1, gqa.heads, gqa.head_dim)
+    now = watch(grouped, same, [there.output])[there.output][0][0].view(-1, gqa.heads, gqa.head_dim)
     hook.remove()
     change[g] = ((now - whole).norm(dim=(0, 2)) / whole.norm(dim=(0, 2))).cpu()
 fig, ax = plt.subplots(figsize=(7, 2.6))
@@ -390,7 +394,8 @@ L.assert_close((change > 0.5).double(), formula, 0, "the formula is what the exp
 
 # %% [markdown]
 # This decides what can be cut. Remove one query head of a pair and its key-value head must stay for the other, so
-# most of the saving is lost, and groups of unequal size fit no stock configuration. So whole groups go.
+# most of the saving is lost, and groups of unequal size fit no stock configuration. So whole groups go; or, where that
+# is too coarse, the same number of query heads from *every* group, whose keys and values then stay. Lesson 3 does both.
 #
 # AMP's official code cuts rows of `k_proj` and `v_proj` by query-head numbers (read in the code). On a grouped model
 # that asks for rows that don't exist; or, when the kept numbers are low, it quietly keeps the wrong ones.
@@ -441,30 +446,55 @@ for name in ("tiny-llama", "tiny-llama-gqa"):
 t = tiny["tiny-phi"]
 L.assert_close(neuron_cost(t.hidden, gated=False, bias=True), t.neuron_cost, 0, "price of a neuron in tiny-phi")
 # %% [markdown]
-# ## The same anatomy in another body: Phi
+# ## The same anatomy in other bodies
 #
-# Phi differs in name and in build. The output projection is called `dense`, the MLP is plain (`fc1`, `fc2`), everything
-# has a bias, and the block is *parallel*: attention and MLP read the same vector. In LLaMA the MLP reads what attention
-# has just changed. The functions above don't care. **Predict:** where in the sum over heads does the bias go?
+# All that differs from family to family is where the parts are. The library keeps that in one table, and here are the
+# rows of our models:
 # %%
 # NBVAL_CHECK_OUTPUT
-for name in ("tiny-llama", "tiny-phi"):
-    t = tiny[name]
-    part, block = t.layer(middle), t.model.get_submodule(f"{t.family.layers}.{middle}")
-    s = watch(t.model, one, [block, part.query, part.output, part.neurons_in[0], part.neurons_out])
-    h = heads_output(s[part.query][0][0], part, t)
-    terms = head_terms(h, part.output).sum(0)
-    if part.output.bias is not None:
-        off = relative_error(terms, s[part.output][1][0])
-        print(f"{name}: without the bias the sum is {'wrong' if off > 0.01 else 'right'}")
-        terms = terms + part.output.bias  # added once, whatever heads there are
-    L.assert_close(terms, s[part.output][1][0], 1e-4, f"{name}: O is a sum over heads, and the bias where there is one")
+for name, t in tiny.items():
+    f, block = t.family, t.model.get_submodule(f"{t.family.layers}.0")
+    print(f"{name}, model type {t.model.config.model_type}: {t.heads} query heads on {t.groups} key-value heads")
+    for part, where in dict(query=f.query, key=f.key, value=f.value, output=f.output, neurons_in=f.neurons_in,
+                            neurons_out=f.neurons_out).items():  # fmt: skip
+        for path in where if isinstance(where, tuple) else (where,):
+            module = block.get_submodule(path)
+            bias = "no bias" if module.bias is None else f"bias {tuple(module.bias.shape)}"
+            print(f"  {part:>11}  {path:<18} weight {tuple(module.weight.shape)!s:<10}  {bias}")
+# %% [markdown]
+# In `tiny-llama-gqa` only `k_proj` and `v_proj` are of another kind: half as many rows as `q_proj`, because two query
+# heads share each of their heads. (What that saves went into 32 more neurons.)
+#
+# Phi differs in name and in build. The output projection is called `dense`, the MLP is plain (`fc1`, `fc2`), everything
+# has a bias, and the block is *parallel*: attention and MLP read the same vector, and both are added in one go. In
+# LLaMA the MLP reads what attention has just changed. The functions above don't care.
+#
+# **Predict.** Phi's `dense`, `fc1` and `fc2` each have a bias. Which of the three belongs to a head or a neuron, and
+# goes with it? Look at their shapes above.
+# %%
+# NBVAL_CHECK_OUTPUT
+for name, t in tiny.items():
+    i = min(middle, t.layers - 1)
+    part, block = t.layer(i), t.model.get_submodule(f"{t.family.layers}.{i}")
+    s = watch(t.model, tokens_of(text, amp.load(name)[1]),
+              [block, part.query, part.output, part.neurons_in[0], part.neurons_out])  # fmt: skip
+    h, a = heads_output(s[part.query][0][0], part, t), neurons_output(s[part.neurons_in[0]][0][0], part)
+    sums = {"heads": (head_terms(h, part.output).sum(0), part.output),
+            "neurons": (a @ part.neurons_out.weight.T, part.neurons_out)}  # fmt: skip
+    for what, (total, out_of) in sums.items():
+        if out_of.bias is not None:
+            off = relative_error(total, s[out_of][1][0])
+            print(f"  {name}: without its bias the sum over {what} is {'wrong' if off > 0.01 else 'right'}")
+            total = total + out_of.bias  # added once, whatever heads or neurons there are
+        L.assert_close(total, s[out_of][1][0], 1e-4, f"{name}: the output is the sum over {what}, and any bias")
     added = s[block][1] - s[block][0]
     L.assert_close(added, s[part.output][1] + s[part.neurons_out][1], 1e-4, f"{name}: a block adds attention and MLP")
     together = torch.equal(s[part.query][0], s[part.neurons_in[0]][0])
-    print(f"{name}: attention and MLP read {'the same vector' if together else 'different vectors'}")
+    print(f"  {name}: attention and MLP read {'the same vector' if together else 'different vectors'}")
 # %% [markdown]
-# The bias belongs to no head. It is added once, and stays when heads go.
+# The biases of `dense` and `fc2` have one number per *hidden* dimension. They belong to no head and no neuron: they are
+# added once, and stay. The bias of `fc1` has one number per *neuron*, and goes with it (so have those of the query, key
+# and value projections, one number for each of a head's rows). Lesson 3 shows what happens to those who forget.
 #
 # ## Where parameters and work sit
 #
@@ -566,8 +596,9 @@ for k in (7, 10):
 #   and after a head is gone the heads above it compute something else. Lesson 2 removes every head and looks.
 # - **That heads act alone.** Silencing two heads of one layer changes its output by the sum of both terms; across
 #   layers that is no longer so.
-# - **Models with other parts.** Fused projections (Phi-3) or experts need more than a table of names. A family that
-#   is not in `amp_tutorial.families` is refused, not guessed.
+# - **Models with other parts.** The functions written here are LLaMA's and Phi's. The library cuts more: packed
+#   projections (Phi-3) and norms of queries and keys (Qwen3) are entries in its table; of experts only the heads are
+#   cut. A family that is not in `amp.FAMILIES` is refused, not guessed.
 # - **Time.** Multiply-adds are not seconds. Lesson 5 measures seconds.
 #
 # ## References

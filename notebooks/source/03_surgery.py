@@ -11,7 +11,7 @@
 # * budget a plan: how many heads and neurons a ratio buys, and why it seldom comes out even;
 # * carry out one plan in two ways, mask and cut, and assert that both compute the same;
 # * say why a mask saves no time, and measure that it does not;
-# * cut grouped-query attention without mixing up keys;
+# * cut grouped-query attention by KV groups or by query heads, without mixing up keys;
 # * recognise a broken surgery by its symptom.
 #
 # **Prerequisites.** Lesson 1 (where heads, groups and neurons live), lesson 2 (scores). **Time.** {{minutes}} minutes,
@@ -29,6 +29,7 @@ out = "out"
 import copy
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -232,12 +233,13 @@ assert_same(logits(reloaded.eval().to(dense.device), inputs), masked_logits, "cu
 # %% [markdown]
 # ### Why is a saved LLaMA a `mistral`?
 #
-# Look at the class of the cut model, for each number of heads that one could keep:
+# Look at the class of the cut model, for each number of heads that one could keep. `amp.check` says it before anything
+# is cut; it looks at shapes only.
 
 # %%
 for n in range(g, anatomy.heads + 1, g):
-    shape = amp.prune(dense, amp.plan(dense, scores, heads=n, neurons=anatomy.neurons)).config.model_type
-    print(f"  {n} heads kept: {shape}")
+    found = amp.check(dense, amp.plan(dense, scores, heads=n, neurons=anatomy.neurons))
+    print(f"  {n} heads kept: {found.model_types[1]}")
 try:
     LlamaConfig(hidden_size=128, num_attention_heads=6, num_key_value_heads=6, head_dim=16)
 except Exception as error:
@@ -298,7 +300,8 @@ for k, (middle, low, high) in enumerate(speedup.values()):
 ax.axhline(1, color="black", linewidth=0.8)
 ax.axhline(ideal, color="black", linestyle="--", label=f"promised by multiply-accumulates: {ideal:.2f} ×")
 ax.set(xticks=range(3), xticklabels=speedup, ylabel="prefill speed-up against dense")
-ax.legend(loc="lower left")
+ax.set_ylim(0, 1.08 * max(ideal, *(high for _, _, high in speedup.values())))
+fig.legend(loc="outside upper center")
 L.show(
     fig,
     alt="Bars with 95 % intervals: prefill speed-up against the dense model. "
@@ -343,9 +346,55 @@ for i, values in enumerate(gqa_scores.heads):
 
 # %% [markdown]
 # A group can go only when nobody reads it. Picking heads one by one leaves groups with one reader here and two there:
-# the cache may not shrink at all, and no configuration can say "two readers for this group, one for that". So whole
-# groups go, and a group scores the sum of its heads.
+# the cache may not shrink at all, and no configuration can say "two readers for this group, one for that". Two ways
+# remain:
 #
+# * `unit="groups"`, the default: whole groups go, keys and values too. A group scores the sum of its heads
+#   (`combine="max"`: its best head).
+# * `unit="queries"`: every group loses the same number of query heads, its worst ones. Keys and values stay.
+#
+# **Predict first.** Four of eight query heads shall stay. Which way leaves the smaller cache? Which one removes more
+# parameters? And which one the lower perplexity?
+
+# %%
+every = gqa_anatomy.neurons
+gqa_plans = {
+    "one group goes": amp.plan(gqa, gqa_scores, heads=6, neurons=every),
+    "two groups go": gqa_plan,
+    "two go, by their best head": amp.plan(gqa, gqa_scores, heads=4, neurons=every, combine="max"),
+    "a query of each group goes": amp.plan(gqa, gqa_scores, heads=4, neurons=every, unit="queries"),
+}
+found = amp.perplexity(gqa, gqa_tokenizer, limit=64, window=128)
+print(f"{'dense':>26}: perplexity {found.value:6.2f} (95 % interval {found.low:.2f} to {found.high:.2f})")
+for name, grouped in gqa_plans.items():
+    told, found = (
+        amp.check(gqa, grouped),
+        amp.perplexity(amp.prune(gqa, grouped), gqa_tokenizer, limit=64, window=128),
+    )
+    print(
+        f"{name:>26}: perplexity {found.value:6.2f} (95 % interval {found.low:.2f} to {found.high:.2f})\n"
+        f"{'':>28}{told.heads[1]} heads on {told.groups[1]} groups, saved as {told.model_types[1]}; "
+        f"{told.ratio:.1%} of parameters gone, KV cache {told.kv_cache_per_token[1]:,} bytes a token"
+    )
+print(f"Protocol: {found.protocol}.")
+
+# %% [markdown]
+# With the same number of query heads, whole groups save more: a group that goes takes its key and its value along, and
+# only then does the cache shrink. The second way leaves more parameters behind, so its perplexity is that of a larger
+# model, and no verdict. (`remove=` with `unit=` compares at one size.) Where all heads share a *single* key-value head
+# (multi-query attention), only the second way can cut anything.
+#
+# Every one of these plans must pass what section 2 asked of the first: the cut computes what the mask computes.
+
+# %%
+# NBVAL_CHECK_OUTPUT
+inputs = {name: t.to(gqa.device) for name, t in gqa_tokenizer(texts[0], return_tensors="pt").items()}
+for name, grouped in gqa_plans.items():
+    with amp.masked(gqa, grouped):
+        right = logits(gqa, inputs)
+    assert_same(logits(amp.prune(gqa, grouped), inputs), right, f"{name}: cut equals masked")
+
+# %% [markdown]
 # ## 5 A museum of broken surgeries
 #
 # Each exhibit begins with what you would see. Stop there and guess before you read on. Numbers 2, 3 and 5 are in AMP's
@@ -409,6 +458,13 @@ for stays in ([4, 5, 6, 7], [0, 1, 2, 3]):
         print(f"query heads {stays}: rows {tuple(key.cpu()[index].shape)} of k_proj, no complaint")
     except IndexError as error:
         print(f"query heads {stays}: IndexError: {str(error).splitlines()[0]}")
+crashes = 0
+for stays in gqa_plan.heads:
+    try:
+        key.cpu()[[n * 16 + j for n in stays for j in range(16)]]
+    except IndexError:
+        crashes += 1
+print(f"\nThe plan with two groups less: IndexError in {crashes} layers, silence in {gqa_anatomy.layers - crashes}.")
 print("\nWhose key each head reads after the second cut:")
 for place, n in enumerate([0, 1, 2, 3]):
     print(f"  head {n}: trained on group {n // size}, now reads group {place}")
@@ -416,6 +472,41 @@ for place, n in enumerate([0, 1, 2, 3]):
 # %% [markdown]
 # **Diagnosis.** `k_proj` and `v_proj` were sliced with *query-head* indices. They have 4 heads, not 8. High indices
 # fall off the end; low ones exist, and are the wrong ones. The crash is the lucky case.
+#
+# **Predict first.** What does the unlucky case cost? Keep heads 0 to 3 in every layer. Done right, two groups stay.
+# Done naively, all four stay, and the result is a legal model with four heads of each kind: it can be saved, it
+# loads, and nothing warns. Only head 0 keeps its own key. Is its perplexity like that of the right cut?
+
+# %%
+low = replace(gqa_plan, heads=[[0, 1, 2, 3]] * gqa_anatomy.layers, criterion="")
+config = copy.deepcopy(gqa.config)
+config.num_attention_heads, config.num_key_value_heads = 4, 4
+naive, weights, first = type(gqa)(config).eval().to(gqa.device), dict(gqa.state_dict()), range(4 * 16)
+for name, weight in weights.items():
+    if name.endswith(("q_proj.weight", "k_proj.weight", "v_proj.weight")):
+        weights[name] = weight[first]  # the same index for all three: the fault
+    elif name.endswith("o_proj.weight"):
+        weights[name] = weight[:, first]
+print(naive.load_state_dict(weights))  # what PyTorch has to say about it
+honest = amp.prune(gqa, low)
+many = gqa_tokenizer(texts, return_tensors="pt", padding=True, truncation=True, max_length=96).to(gqa.device)
+many = {"input_ids": many["input_ids"], "attention_mask": many["attention_mask"]}
+with amp.masked(gqa, low):
+    right = logits(gqa, many)
+for name, network in (("right cut", honest), ("naive cut", naive)):
+    found, off = amp.perplexity(network, gqa_tokenizer, limit=64, window=128), logits(network, many) - right
+    other = (logits(network, many).argmax(-1) != right.argmax(-1)).float().mean()
+    cache = amp.size(network).kv_cache_bytes_per_token
+    print(
+        f"{name}: perplexity {found.value:.2f} (95 % interval {found.low:.2f} to {found.high:.2f}); logits off by up "
+        f"to {off.abs().max():.2g};\n           another next token at {other:.0%} of the positions; "
+        f"KV cache {cache:,} bytes a token"
+    )
+
+# %% [markdown]
+# Keeping the first four heads is a bad plan, so even the right cut is worse than the plan by score. The naive one is
+# another model altogether, and its cache has not shrunk. It is the difference to the mask that tells: a perplexity
+# alone would only say "pruning hurt".
 #
 # **Mend.** Rows of groups: `sorted({head // group_size for head in kept})`.
 
