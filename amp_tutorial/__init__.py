@@ -1,10 +1,11 @@
 """Structured pruning of language models, small and exact: score, plan, prune, recover, evaluate.
 
 Read in this order; each module imports only from those before it:
-families → data → checkpoint → criteria → scores → plans → surgery → recovery → evaluation → records.
+families → data → checkpoint → saving → criteria → sums → scores → plans → readers → stock → surgery → folder →
+streaming → recovery → evaluation → records.
 """
 
-from .checkpoint import EMBEDDED, load, save
+from .checkpoint import EMBEDDED, load
 from .criteria import CRITERIA, Criterion
 from .data import DATA, calibration, texts
 from .evaluation import CHANCE, TASKS, Accuracy, Measured, Perplexity, accuracy, latency, perplexity, size
@@ -12,6 +13,7 @@ from .families import FAMILIES, Anatomy, Family
 from .plans import Plan, plan
 from .records import Record
 from .recovery import Recovery, recover
+from .saving import save
 from .scores import Scores, score
 from .stock import check, estimate
 from .streaming import prune_folder

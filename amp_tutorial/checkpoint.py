@@ -1,7 +1,7 @@
-"""Load and save stock Hugging Face checkpoints; nothing half-written is ever left where a model is expected."""
+"""Find and load stock Hugging Face checkpoints; whatever cannot be pruned here is refused before a weight is read."""
 
 import json
-import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,6 @@ from .families import FAMILIES, family_of
 MODELS = DATA / "models"
 EMBEDDED = ("tiny-llama", "tiny-llama-gqa", "tiny-phi")
 SUMS = "SHA256.json"
-OLDER_NAMES = {  # by model type: what transformers 4 called a setting, where it was not called so in most families
-    "gpt_neox": {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"},
-    "qwen3_moe": {"num_local_experts": "num_experts"},
-}
 
 
 def load(
@@ -47,40 +43,54 @@ def load(
         ValueError: what `configuration` refuses, an embedded file whose SHA-256 is wrong, a folder without safetensors,
             or weights that do not match the configuration.
     """
-    where = _where(str(name))
-    if where.parent == MODELS:
-        verify(where)
+    where = located(name)
+    readable(where)
     configuration(name, revision, trust_remote_code)  # refuses what cannot be pruned, before any weight is read
-    if where.is_dir():
-        _readable(where)
+    source = where if where.is_dir() else name
     options = dict(revision=revision, trust_remote_code=trust_remote_code)
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
-            where if where.is_dir() else name,
-            dtype=dtype or "auto",
-            use_safetensors=True,
-            output_loading_info=True,
-            **options,
+        model = matching(
+            name,
+            lambda: AutoModelForCausalLM.from_pretrained(
+                source, dtype=dtype or "auto", use_safetensors=True, output_loading_info=True, **options
+            ),
         )
-        tokenizer = AutoTokenizer.from_pretrained(where if where.is_dir() else name, **options)
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+    except MismatchError:
+        raise
     except (OSError, ValueError, SafetensorError) as error:
-        raise ValueError(f"Could not load {str(name)!r}: {_reason(error)}.") from error
+        raise ValueError(f"Could not load {str(name)!r}: {reason(error)}.") from error
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return model.to(device).eval(), tokenizer
+
+
+class MismatchError(ValueError):
+    """The weights are not those that the configuration asks for."""
+
+
+def matching(name: str | Path, load: Callable[[], tuple[PreTrainedModel, dict[str, Any]]]) -> PreTrainedModel:
+    """What a `from_pretrained` with `output_loading_info=True` loads, if it is all and only what it should be.
+
+    Raises:
+        MismatchError: weights are missing, unexpected, or of another shape.
+    """
+    try:
+        model, report = load()
     except RuntimeError as error:
         if "ignore_mismatched_sizes" not in str(error):
             raise
-        raise ValueError(
+        raise MismatchError(
             f"The weights of {str(name)!r} do not match its configuration; compare their shapes with head_dim, the "
             "head counts, intermediate_size and vocab_size in config.json."
         ) from error
     wrong = [
-        f"{len(value)} {kind.replace('_', ' ')}, such as {min(map(str, value))}"
-        for kind, value in report.items()
-        if value
+        f"{len(names)} {kind.replace('_', ' ')}, such as {min(map(str, names))}"
+        for kind, names in report.items()
+        if names
     ]
     if wrong:
-        raise ValueError(f"The weights of {str(name)!r} do not match its configuration: {'; '.join(wrong)}.")
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return model.to(device).eval(), tokenizer
+        raise MismatchError(f"The weights of {str(name)!r} do not match its configuration: {'; '.join(wrong)}.")
+    return model
 
 
 def configuration(name: str | Path, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedConfig:
@@ -93,7 +103,7 @@ def configuration(name: str | Path, revision: str | None = None, trust_remote_co
         ValueError: no such model, or one that cannot be pruned here: an encoder, an encoder-decoder, a quantised
             checkpoint, or one whose code comes with it and not with transformers.
     """
-    where = _where(str(name))
+    where = located(name)
     source = where if where.is_dir() else name
     try:
         stored, _ = PreTrainedConfig.get_config_dict(source, revision=revision)
@@ -106,7 +116,7 @@ def configuration(name: str | Path, revision: str | None = None, trust_remote_co
             )
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
-        raise ValueError(f"Could not load {str(name)!r}: {_reason(error)}.") from error
+        raise ValueError(f"Could not load {str(name)!r}: {reason(error)}.") from error
     # Not every decoder has a row in FAMILIES: those without can still be measured.
     if config.is_encoder_decoder or getattr(config, "quantization_config", None):
         family_of(config)  # says why not
@@ -118,13 +128,15 @@ def configuration(name: str | Path, revision: str | None = None, trust_remote_co
     return config
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """The first line of a library's message, without its full stop."""
-    return str(error).strip().splitlines()[0].rstrip(".:")
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")
 
 
-def _readable(folder: Path) -> None:
-    """Refuse a folder with pickles alone, which can run code when they are read."""
+def readable(folder: Path) -> None:
+    """Refuse an embedded model that is damaged, and a folder with pickles alone, which can run code when read."""
+    if folder.parent == MODELS:
+        verify(folder)
     pickles = sorted(path.name for path in folder.glob("*.bin"))
     if pickles and not any(folder.glob("*.safetensors")):
         raise ValueError(
@@ -134,8 +146,9 @@ def _readable(folder: Path) -> None:
         )
 
 
-def _where(name: str) -> Path:
+def located(name: str | Path) -> Path:
     """The folder a name stands for; a hub id is returned as it is, and is no folder."""
+    name = str(name)
     if name in EMBEDDED:
         return MODELS / name
     path = Path(name)
@@ -159,97 +172,3 @@ def verify(folder: Path) -> None:
         path = folder / file
         if not path.is_file() or sha256(path) != expected:
             raise ValueError(f"{path} is missing or damaged (SHA-256 differs from {SUMS}); fetch it again.")
-
-
-def save(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase | None,
-    folder: str | Path,
-    overwrite: bool = False,
-    max_shard_size: str | int | None = None,
-) -> Path:
-    """Write a stock checkpoint (safetensors): beside the target first, then moved, so a kill leaves no half model.
-
-    Args:
-        overwrite: replace what the folder holds. Never the folder that the model or the tokenizer was loaded from.
-        max_shard_size: as in transformers ("5GB", or bytes): larger models are split over files, with an index.
-
-    Raises:
-        ValueError: the folder holds something and `overwrite` is not set, is a file, or holds the source; or the
-            generation configuration contradicts itself.
-        OSError: the files cannot be written, because the disk is full for example. The partial output is removed.
-    """
-    folder = Path(folder)
-    _not_the_source(folder, model, tokenizer)
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not overwrite):
-        raise ValueError(f"{folder} is not empty; choose another folder or say overwrite=True.")
-    try:
-        if model.generation_config is not None:
-            model.generation_config.validate(strict=True)
-    except ValueError as error:
-        raise ValueError(
-            "transformers does not save this model's generation_config, because sampling settings such as temperature "
-            "stand in it with do_sample=False; say model.generation_config.do_sample = True."
-        ) from error
-    beside = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(beside, ignore_errors=True)
-    try:
-        model.save_pretrained(beside, **({} if max_shard_size is None else {"max_shard_size": max_shard_size}))
-        if tokenizer is not None:
-            tokenizer.save_pretrained(beside)
-        add_older_names(beside)
-        if folder.exists():
-            shutil.rmtree(folder)
-        beside.replace(folder)
-    except (OSError, SafetensorError) as error:
-        raise OSError(
-            f"Could not write {folder}: {_reason(error)}; the partial output is removed, what was there is untouched."
-        ) from error
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-    return folder
-
-
-def _not_the_source(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> None:
-    for source in {model.name_or_path, getattr(tokenizer, "name_or_path", "")} - {"", None}:
-        if Path(source).is_dir() and Path(source).resolve().is_relative_to(folder.resolve()):
-            raise ValueError(
-                f"{folder} is or holds the folder this model was loaded from, which is never overwritten; choose "
-                "another folder."
-            )
-
-
-def add_older_names(folder: Path) -> None:
-    """Say in a saved folder once more, under the names of transformers 4, what transformers 5 has renamed.
-
-    Readers that only know the old names take a default without a word: another rotary base, and so other logits.
-    transformers 5 reads both names. Nothing is lost.
-    """
-    path = folder / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
-    path.write_text(json.dumps(older_names(config) | config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    path = folder / "tokenizer_config.json"
-    if path.is_file():
-        settings = json.loads(path.read_text(encoding="utf-8"))
-        if settings.get("tokenizer_class") == "TokenizersBackend":  # the same class, by the name that both lines know
-            settings["tokenizer_class"] = "PreTrainedTokenizerFast"
-        if isinstance(settings.get("extra_special_tokens"), list):
-            settings["additional_special_tokens"] = settings.pop("extra_special_tokens")
-        path.write_text(json.dumps(settings, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def older_names(config: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a configuration that had other names in transformers 4, under those names."""
-    rope = config.get("rope_parameters") or {}
-    main = rope.get("full_attention", rope)  # families with two kinds of attention keep a set for each
-    older = {
-        "rope_theta": main.get("rope_theta"),
-        "partial_rotary_factor": main.get("partial_rotary_factor"),
-        "rope_local_base_freq": (rope.get("sliding_attention") or {}).get("rope_theta"),
-        "num_local_experts": config.get("num_local_experts"),
-        "torch_dtype": config.get("dtype"),
-    }
-    if main.get("rope_type", "default") != "default":
-        older["rope_scaling"] = {k: v for k, v in main.items() if k not in ("rope_theta", "partial_rotary_factor")}
-    own = OLDER_NAMES.get(config.get("model_type", ""), {})
-    return {own.get(name, name): value for name, value in older.items() if value is not None}

@@ -179,8 +179,13 @@ def fingerprint(model: PreTrainedModel) -> str:
     change that turns none of those looked at goes unseen: it finds mix-ups, not tampering. "" where some weights are
     not in memory.
     """
+    return hash_of(model.parameters())
+
+
+def hash_of(parameters: Iterable[Tensor]) -> str:
+    """`fingerprint` of parameters of which each is looked at once, in turn."""
     digest = hashlib.sha256()
-    for parameter in model.parameters():
+    for parameter in parameters:
         if parameter.is_meta:
             return ""
         values = parameter.detach().flatten()

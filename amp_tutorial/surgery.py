@@ -15,18 +15,13 @@ from transformers.pytorch_utils import Conv1D
 
 from .families import Anatomy, weight_of
 from .plans import Plan
-from .stock import smaller_config
+from .stock import made_for, smaller_config
 
 Cut = tuple[int, Int[Tensor, " kept"]]  # (axis, indices to keep)
 
 
 def _fits(anatomy: Anatomy, plan: Plan) -> None:
-    there = (anatomy.layers, anatomy.heads, anatomy.groups, anatomy.neurons)
-    asked = (len(plan.heads), plan.of_heads, plan.of_groups, plan.of_neurons)
-    if there != asked:
-        raise ValueError(
-            f"The plan is for (layers, heads, KV groups, neurons) = {asked}, the model has {there}; plan anew for it."
-        )
+    made_for(anatomy, plan)
     widths = {(len(plan.heads[i]), len(plan.groups(i)), len(plan.neurons[i])) for i in range(anatomy.layers)}
     if len(widths) > 1 or 0 in min(widths)[:2] or (min(widths)[2] == 0 and anatomy.neurons):
         raise ValueError(

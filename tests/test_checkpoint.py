@@ -1,8 +1,13 @@
 """Loading and saving: what comes back is what was there, and no failure leaves half a model."""
 
 import json
+import multiprocessing
+import os
 import resource
-from collections.abc import Iterator
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,7 +18,8 @@ from helpers import EVERY_FAMILY, KNOWN, TEXT, Shape, byte_tokenizer, equal, log
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 import amp_tutorial as amp
-from amp_tutorial.checkpoint import MODELS, configuration, older_names, verify
+from amp_tutorial.checkpoint import MODELS, configuration, verify
+from amp_tutorial.saving import older_names
 
 
 @pytest.mark.parametrize("name", amp.EMBEDDED)
@@ -194,6 +200,104 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(size: int, tmp_path: Pat
     assert sorted(p.name for p in tmp_path.iterdir()) == ["source", "target"]
     assert equal(weights(amp.load(source, device="cpu")[0]), weights(tiny(seed=1)))
     assert equal(weights(amp.load(target, device="cpu")[0]), weights(tiny(seed=2)))
+
+
+def killed(work: Callable[[], None]) -> None:
+    """Run something in a process of its own, in which it kills itself as `kill -9` does."""
+    if sys.platform == "darwin":
+        pytest.skip("a process that has used macOS's linear algebra cannot be forked safely")
+    process = multiprocessing.get_context("fork").Process(target=work)
+    process.start()
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL
+
+
+def at_move(n: int, act: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Act in place of the n-th move of a folder to its new name."""
+    move, calls = Path.replace, iter(range(100))
+
+    def replace(self: Path, target: Path) -> Path:
+        if self.is_dir() and next(calls) == n:
+            act()
+        return move(self, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+
+
+def kill_myself(*args: object, **kwargs: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("step", ["before the old folder is moved", "between the two moves", "before it is removed"])
+@pytest.mark.parametrize("again", [True, False], ids=["again", "without overwrite"])
+def test_a_kill_while_overwriting_loses_nothing(
+    step: str, again: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new, target = tiny(seed=1), tiny(seed=2), tmp_path / "model"
+    amp.save(old, byte_tokenizer(), target)
+
+    def work() -> None:
+        if step == "before it is removed":
+            remove = shutil.rmtree
+
+            def rmtree(path: Path, **options: Any) -> None:
+                (kill_myself if path.is_dir() and path.name == ".model.old" else remove)(path, **options)
+
+            monkeypatch.setattr(shutil, "rmtree", rmtree)
+        else:
+            at_move(["before the old folder is moved", "between the two moves"].index(step), kill_myself, monkeypatch)
+        amp.save(new, byte_tokenizer(), target, overwrite=True)
+
+    killed(work)
+    there = {path.name for path in tmp_path.iterdir() if path.is_dir()}
+    expected = {
+        "before the old folder is moved": {"model": old, ".model.part": new},
+        "between the two moves": {".model.old": old, ".model.part": new},
+        "before it is removed": {"model": new, ".model.old": old},
+    }[step]
+    assert there == set(expected)
+    for name, model in expected.items():  # every folder is whole
+        assert equal(weights(amp.load(tmp_path / name, device="cpu")[0]), weights(model))
+    if again:
+        amp.save(tiny(seed=3), byte_tokenizer(), target, overwrite=True)
+        assert [path.name for path in tmp_path.iterdir()] == ["model"]
+        assert equal(weights(amp.load(target, device="cpu")[0]), weights(tiny(seed=3)))
+    else:  # what the kill left is not overwritten without being asked to, wherever it lies
+        with pytest.raises(ValueError, match="model is not empty"):
+            amp.save(tiny(seed=3), byte_tokenizer(), target)
+        kept = new if step == "before it is removed" else old
+        assert equal(weights(amp.load(target, device="cpu")[0]), weights(kept))
+
+
+@pytest.mark.parametrize("n", [0, 1])
+def test_a_move_that_fails_puts_the_old_folder_back(n: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = amp.save(tiny(seed=1), byte_tokenizer(), tmp_path / "model")
+
+    def fail() -> None:
+        raise PermissionError("not permitted")
+
+    with monkeypatch.context() as patched:
+        at_move(n, fail, patched)
+        with pytest.raises(OSError, match="Could not write .*model: not permitted; .* what was there is untouched"):
+            amp.save(tiny(seed=2), byte_tokenizer(), target, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert equal(weights(amp.load(target, device="cpu")[0]), weights(tiny(seed=1)))
+
+
+def test_a_target_that_is_a_link_stays_one(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "model")
+    for seed in (1, 2):
+        amp.save(tiny(seed=seed), byte_tokenizer(), tmp_path / "link", overwrite=True)
+        assert (tmp_path / "link").is_symlink() and [p.name for p in (tmp_path / "disk").iterdir()] == ["model"]
+        assert equal(weights(amp.load(tmp_path / "link", device="cpu")[0]), weights(tiny(seed=seed)))
+
+
+def test_a_place_where_nothing_can_be_written_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="Could not write .*model: ") as caught:
+        amp.save(tiny(), None, tmp_path / "file" / "model")
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("with_tokenizer", [True, False])
