@@ -1,9 +1,7 @@
 """Pruning from the files: the same result as in memory, one layer at a time, and no failure leaves half a model."""
 
 import json
-import os
 import shutil
-import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -228,27 +226,34 @@ def test_killed_half_way_it_starts_again(after: int, tmp_path: Path, monkeypatch
     assert not left.exists()
 
 
-@pytest.mark.parametrize("after", [0, 2, 3])
+KILLED = """
+import os, signal, sys
+import transformers.modeling_utils
+import amp_tutorial as amp
+from test_streaming import BATCHES
+
+source, target, after = sys.argv[1:]
+whole, calls = transformers.modeling_utils.safe_save_file, iter(range(1000))
+def write(*args, **options):
+    whole(*args, **options)
+    if next(calls) >= int(after):
+        os.kill(os.getpid(), signal.SIGKILL)
+transformers.modeling_utils.safe_save_file = write
+amp.prune_folder(source, target, remove=0.2, batches=BATCHES, progress=False)
+"""
+
+
+@pytest.mark.parametrize("after", [0, 3], ids=["first layer", "embeddings"])
 def test_a_process_killed_half_way_does_no_harm(after: int, tmp_path: Path) -> None:
     source = checkpoint(tmp_path / "dense")
     before = {path.name: path.read_bytes() for path in source.iterdir()}
-
-    def work() -> None:
-        whole, calls = transformers.modeling_utils.safe_save_file, iter(range(1000))
-
-        def write(*args: Any, **kwargs: Any) -> None:
-            whole(*args, **kwargs)
-            if next(calls) >= after:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        transformers.modeling_utils.safe_save_file = write
-        amp.prune_folder(source, tmp_path / "streamed", remove=0.2, batches=BATCHES, progress=False)
-
-    killed(work)
+    killed(KILLED, source, tmp_path / "streamed", after)
     assert not (tmp_path / "streamed").exists()
-    for left in [path.parent for path in (tmp_path / ".streamed.part").rglob("*.safetensors")]:
-        with pytest.raises((ValueError, OSError)):
-            amp.load(left, device="cpu")
+    left = {path.parent for path in (tmp_path / ".streamed.part").rglob("*.safetensors")}
+    assert left
+    for folder in left:
+        with pytest.raises(ValueError):
+            amp.load(folder, device="cpu")
     assert {path.name: path.read_bytes() for path in source.iterdir()} == before
     assert_same(tmp_path, source, remove=0.2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dense", "memory", "streamed"]
