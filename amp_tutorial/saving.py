@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -115,11 +115,12 @@ def _alone(target: Path, shown: Path) -> Iterator[None]:
         raise ValueError(
             f"{shown} is being written by another process; wait for it, or choose another folder."
         ) from error
-    try:
-        with lock:
+    with lock:
+        try:
             yield
-    finally:
-        path.unlink(missing_ok=True)
+        finally:
+            with suppress(OSError):  # Windows removes it when it is released
+                path.unlink()
 
 
 def check_generation(model: PreTrainedModel) -> None:
