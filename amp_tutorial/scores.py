@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .checkpoint import _reason
+from .checkpoint import reason
 from .criteria import Criterion, named
 from .families import Anatomy, Projection, weight_of
 from .sums import Batch, Sums, several_processes
@@ -60,7 +60,7 @@ class Scores:
             save_file(tensors, beside, about)
             beside.replace(path)
         except (OSError, SafetensorError) as error:
-            raise OSError(f"Could not write {path}: {_reason(error)}; what was there is untouched.") from error
+            raise OSError(f"Could not write {path}: {reason(error)}; what was there is untouched.") from error
         finally:
             beside.unlink(missing_ok=True)
         return path

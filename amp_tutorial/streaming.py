@@ -95,9 +95,9 @@ def score_folder(
     For each layer `score` runs the model's own forward, in which all other layers are skipped. So masks, positions and
     whatever else a family hands its layers come from its own code, and each sum is made by `score`, in its order.
     """
-    chosen, layers, model_hash = named(criterion), range(folder.anatomy.layers), hash_of(folder.parameters())
+    chosen, layers = named(criterion), range(folder.anatomy.layers)
     if not chosen.sees_data and chosen.static is None:
-        return replace(score(folder.model, [], criterion, average, seed), model_hash=model_hash)
+        return score(folder.model, [], criterion, average, seed)
     heads, neurons, relay = [], [], _Relay(folder)
     with folder.present(None):
         for i in tqdm(layers, desc="Scored", unit="layer", disable=not progress):
@@ -111,7 +111,7 @@ def score_folder(
                     found = score(folder.model, batches, criterion, average, seed)
                 heads.append(found.heads[i])
                 neurons.append(found.neurons[i])
-    return replace(found, heads=heads, neurons=neurons, model_hash=model_hash)
+    return replace(found, heads=heads, neurons=neurons, model_hash=hash_of(folder.parameters()))
 
 
 class _Relay:

@@ -62,7 +62,10 @@ def test_a_head_of_multi_head_attention_costs_four_slices() -> None:
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("family", WITH_HEADS)
 def test_head_counts_are_those_that_a_stock_configuration_takes(family: str, bias: bool) -> None:
-    """Asked of transformers itself: of this architecture, or of the one that stands in for it."""
+    """Asked of transformers itself: of this architecture, or of the one that stands in for it.
+
+    transformers 5.0 does not look yet; what is saved has to load in later versions too, so their rules hold everywhere.
+    """
     shape = Shape(family, groups=6, hidden=36, bias=bias)
     anatomy = amp.Anatomy.of(tiny(shape))
 
@@ -79,7 +82,10 @@ def test_head_counts_are_those_that_a_stock_configuration_takes(family: str, bia
         for architecture in (family, anatomy.equal_type)
         if architecture and taken(architecture, heads)
     }
-    assert set(anatomy.head_counts) == possible == {heads for heads in range(1, 7) if sayable(shape, heads)}
+    assert set(anatomy.head_counts) == {heads for heads in range(1, 7) if sayable(shape, heads)}
+    assert set(anatomy.head_counts) <= possible
+    if not taken("llama", 5):  # this version looks
+        assert set(anatomy.head_counts) == possible
 
 
 @pytest.mark.parametrize("shape", EVERY_FAMILY, ids=KNOWN)
