@@ -14,7 +14,7 @@ BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: course test lab notebooks results constraints venv clean
+.PHONY: course test lab notebooks results benchmarks constraints venv clean
 
 course: .venv/installed
 	$(BIN)/python -m amp_tutorial.course.run --models $(MODELS) --lessons $(LESSONS) --out $(OUT) --jobs $(JOBS)
@@ -32,6 +32,10 @@ notebooks: .venv/installed
 
 results: .venv/installed
 	$(BIN)/python -m amp_tutorial.course.results --readme README.md
+
+# Ratios of time and memory, some six minutes on a quiet machine; only a part: make benchmarks PARTS=scoring
+benchmarks: .venv/installed
+	$(BIN)/python -m benchmarks $(if $(PARTS),--parts $(PARTS)) --readme README.md
 
 # After an upgrade of what is in .venv: pin what is there now.
 constraints: .venv/installed

@@ -1,4 +1,4 @@
-"""Scoring and speed on a GPU, in the shapes of well-known models with random weights: the shapes are what costs time."""
+"""Scoring and speed on a GPU, in the shapes of well-known models with random weights: shapes are what costs time."""
 
 from typing import Any
 

@@ -39,7 +39,11 @@ def measure(smoke: bool = False) -> dict[str, Any]:
                 shutil.rmtree(small, ignore_errors=True)
                 amp.prune_folder(dense, small, remove=0.3, criterion="random", progress=False)
 
-            runs = {"read and write": read_and_write, "prune and save": prune_and_save, "prune_folder": streamed}
+            runs: dict[str, common.Run] = {
+                "read and write": read_and_write,
+                "prune and save": prune_and_save,
+                "prune_folder": streamed,
+            }
             times = common.in_turn(runs, 2 if smoke else 5)
             rows.append(
                 {
