@@ -18,19 +18,21 @@ import amp_tutorial as amp
 from . import common
 
 ALL = ("amp", "reversed", "magnitude", "random")
+STATIC = ("magnitude", "random")  # see no data: their cost does not grow with the tokens
 GOAL = 1.10
-# hidden, layers, head_dim, texts' length, tokens: amp.calibration gives 64 texts of 128 tokens by default
+# hidden, layers, head_dim, texts' length, rounds, whether beside the other ways
 SHAPES = (
-    (256, 3, 64, 128, 8192),
-    (256, 3, 64, 512, 8192),
-    (512, 2, 64, 128, 8192),
-    (512, 2, 64, 512, 8192),
-    (1024, 1, 64, 128, 8192),
-    (1024, 1, 128, 128, 8192),
-    (1024, 1, 128, 512, 8192),
-    (2048, 1, 128, 128, 4096),
+    (256, 2, 64, 128, 7, True),
+    (256, 2, 64, 512, 7, True),
+    (512, 1, 64, 128, 7, True),
+    (512, 1, 64, 512, 7, True),
+    (1024, 1, 64, 128, 5, True),
+    (1024, 1, 128, 128, 5, True),
+    (1024, 1, 128, 512, 5, True),
+    (2048, 1, 128, 128, 3, False),
 )
-SMOKE = ((64, 1, 16, 16, 64),)
+TOKENS, BATCH = 8192, 2048  # in all and in a batch: amp.calibration gives 64 texts of 128 tokens, 16 in a batch
+SMOKE = ((64, 1, 16, 16, 2, True),)
 Batches = list[dict[str, Tensor]]
 Hook = Callable[[amp.Anatomy, int, Tensor], None]
 
@@ -92,6 +94,7 @@ def compare(model: PreTrainedModel, given: Batches, rounds: int, few: int, other
     runs: dict[str, common.Run] = {
         "plain": lambda: plain(model, given),
         "score": lambda: amp.score(model, given, ALL),
+        "weights alone": lambda: amp.score(model, given, STATIC),
         "with logits": lambda: plain(model, given, logits=True),
     }
     if others:
@@ -101,7 +104,14 @@ def compare(model: PreTrainedModel, given: Batches, rounds: int, few: int, other
         "plain_seconds": sorted(times["plain"])[rounds // 2],
         "ratios": {name: common.ratio(times[name], times["plain"]) for name in runs if name != "plain"},
     }
-    peak = common.peaks({name: runs[name] for name in ("plain", "score", "naive") if name in runs})
+    one = given[:1]
+    peak = common.peaks(
+        {
+            "plain": lambda: plain(model, one),
+            "score": lambda: amp.score(model, one, ALL),
+            **({"naive": lambda: naive(model, one)} if others else {}),
+        }
+    )
     base = peak.pop("plain")
     found["peak_above_plain_bytes"] = {k: v - base for k, v in peak.items() if v is not None and base is not None}
     return found
@@ -109,12 +119,13 @@ def compare(model: PreTrainedModel, given: Batches, rounds: int, few: int, other
 
 def measure(smoke: bool = False) -> dict[str, Any]:
     rows = []
-    for hidden, layers, head_dim, length, tokens in SMOKE if smoke else SHAPES:
+    for hidden, layers, head_dim, length, rounds, others in SMOKE if smoke else SHAPES:
         model = common.llama(hidden, layers, head_dim)
-        given = common.batches(model, tokens, length, 2 if smoke else 2048 // length)
+        tokens, batch = (4 * length, 2) if smoke else (TOKENS, BATCH // length)
+        given = common.batches(model, tokens, length, batch)
         row = dict(hidden=hidden, layers=layers, head_dim=head_dim, length=length, tokens=tokens, dtype="float32")
         row["all_heads_bytes"] = given[0]["input_ids"].numel() * hidden // head_dim * hidden * 4  # of one batch
         # The o_proj-sized product as a share of all products with weights: what exact head scores must cost at least.
         row["product_share"] = hidden**2 * layers / common.weights_in(model, whole=False)
-        rows.append(row | compare(model, given, 2 if smoke else 5, 1))
+        rows.append(row | compare(model, given, rounds, 1, others))
     return {"goal": GOAL, "rows": rows}

@@ -12,9 +12,9 @@ from . import common
 GOAL = 0.9
 RATIOS = (0.2, 0.3, 0.5)  # of the blocks' parameters
 ALIGN = (1, 8, 16, 32, 64)
-SHAPES = ((1024, 2, 128), (2048, 2, 128))  # hidden, layers, head_dim
+SHAPES = ((1024, 2, 128), (2048, 1, 128))  # hidden, layers, head_dim
 SMOKE = ((64, 1, 16),)
-PROMPT, NEW = 256, 8  # tokens
+PROMPT, NEW = 256, 4  # tokens
 
 
 @torch.no_grad()

@@ -50,7 +50,7 @@ def test_the_file_says_what_ran_where(found: dict[str, Any]) -> None:
 
 def test_scoring_holds_every_way_beside_the_plain_pass(found: dict[str, Any]) -> None:
     (row,) = found["parts"]["scoring"]["rows"]
-    assert set(row["ratios"]) == {"score", "with logits", "naive", "official"}
+    assert set(row["ratios"]) == {"score", "weights alone", "with logits", "naive", "official"}
     assert all(0 < r["low"] <= r["median"] <= r["high"] for r in row["ratios"].values())
     h = row["hidden"]
     assert row["product_share"] == pytest.approx(h * h / (4 * h * h + 3 * h * (h * 11 // 4)))
