@@ -30,6 +30,12 @@ def table(monkeypatch: pytest.MonkeyPatch) -> Any:
     return importlib.import_module("benchmarks.table")
 
 
+@pytest.fixture
+def main(table: Any) -> Any:
+    """The command in this process: quicker, where it measures nothing."""
+    return importlib.import_module("benchmarks.__main__").main
+
+
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The figures of a run at the smallest shapes, as read back from the file."""
@@ -74,18 +80,17 @@ def figures(table: Any, found: dict[str, Any]) -> dict[str, Any]:
     return whole
 
 
-def test_the_table_is_made_from_the_file_alone(table: Any, found: dict[str, Any], tmp_path: Path) -> None:
+def test_the_table_is_made_from_the_file_alone(table: Any, main: Any, found: dict[str, Any], tmp_path: Path) -> None:
     path, readme = tmp_path / "results.json", tmp_path / "README.md"
     whole = figures(table, found)
     whole["parts"]["scoring"]["rows"][0]["ratios"]["score"] = dict(median=1.0625, low=1.0, high=1.2, rounds=9)
     path.write_text(json.dumps(whole), encoding="utf-8")
     readme.write_text(f"# Title\n{table.BEGIN}\nold\n{table.END}\nend\n", encoding="utf-8")
-    done = run("--table", "--json", str(path), "--readme", str(readme))
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert main(["--table", "--json", str(path), "--readme", str(readme)]) == 0
     text = readme.read_text(encoding="utf-8")
     assert "1.06 (1.00–1.20)" in text and "met in 1 of 1 shapes" in text
     assert "| 900 | 300 | 123 |" in text and "fails under the same limit" in text
-    assert text.startswith("# Title\n") and text.endswith("\nend\n") and "old" not in text
+    assert text.startswith("# Title\n") and text.endswith("\nend\n") and "\nold\n" not in text
     table.into_readme(readme, whole)
     assert readme.read_text(encoding="utf-8") == text
 
@@ -109,13 +114,16 @@ def test_larger_than_memory_is_a_part(table: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("what", ["readme", "json"])
-def test_what_is_missing_is_one_sentence_before_any_work(what: str, tmp_path: Path) -> None:
+def test_what_is_missing_is_one_sentence_before_any_work(
+    what: str, main: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "README.md").write_text("nothing", encoding="utf-8")
     path = tmp_path / "results.json"
-    extra = ("--readme", str(tmp_path / "README.md")) if what == "readme" else ("--table",)
-    done = run(*extra, "--json", str(path))
-    assert done.returncode == 2
-    assert ("has no part between" if what == "readme" else "is not there to make a table from") in done.stderr
+    extra = ["--readme", str(tmp_path / "README.md")] if what == "readme" else ["--table"]
+    with pytest.raises(SystemExit):
+        main([*extra, "--json", str(path)])
+    expected = "has no part between" if what == "readme" else "is not there to make a table from"
+    assert expected in capsys.readouterr().err
     assert not path.exists()
 
 
