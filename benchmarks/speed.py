@@ -11,6 +11,7 @@ from . import common
 
 GOAL = 0.9
 RATIOS = (0.2, 0.3, 0.5)  # of the blocks' parameters
+HEADS_ALONE = 0.2  # up to this ratio also heads alone: they have a third of the parameters
 ALIGN = (1, 8, 16, 32, 64)
 SHAPES = ((1024, 2, 128), (2048, 1, 128))  # hidden, layers, head_dim
 SMOKE = ((64, 1, 16),)
@@ -46,7 +47,10 @@ def runs_of(name: str, model: PreTrainedModel, prompt: int, new: int, batch: int
 def variants(dense: PreTrainedModel, ratio: float, aligns: tuple[int, ...]) -> dict[str, tuple[amp.Plan, int]]:
     """Plans at one ratio, one for each alignment; which structures stay does not matter for the time."""
     drawn = amp.score(dense, [], "random")
-    return {f"align {a}": (amp.plan(dense, drawn, remove=ratio, of="blocks", align=a), a) for a in aligns}
+    found = {f"align {a}": (amp.plan(dense, drawn, remove=ratio, of="blocks", align=a), a) for a in aligns}
+    if ratio <= HEADS_ALONE:
+        found["heads only"] = (amp.plan(dense, drawn, remove=ratio, of="blocks", parts="heads"), 1)
+    return found
 
 
 def compare(
@@ -68,6 +72,7 @@ def compare(
     rows = []
     for name, (plan, align) in chosen.items():
         row: dict[str, Any] = dict(ratio=ratio, align=align, batch=batch)
+        row["parts"] = "heads" if name == "heads only" else "both"
         row |= dict(heads=len(plan.heads[0]), neurons=len(plan.neurons[0]), removed=plan.achieved)
         for of in ("blocks", "whole"):
             ideal = common.weights_in(dense, of == "whole") / common.weights_in(models[name], of == "whole")

@@ -58,14 +58,14 @@ def surgery(part: dict[str, Any]) -> list[str]:
         ]
         for row in part["rows"]
     ]
-    head = ["checkpoint, MB", "read and written once, s", "`prune` + `save`", "`prune_folder`, weights' own criterion"]
+    head = ["checkpoint, MB", "read and written once, s", "`prune` + `save`", "`prune_folder`, random scores"]
     good = sum(row["ratios"]["prune and save"]["median"] <= part["goal"] for row in part["rows"])
     note = (
         f"Removing {100 * part['rows'][0]['removed']:.0f} % of a model in memory and saving the rest, as a multiple of "
         "reading its checkpoint and writing it once, on the same disk; `prune_folder` also reads it. "
         f"Goal, at most {part['goal']:.0f}: met in {good} of {len(part['rows'])} sizes."
     )
-    return [*lines_of([*head[:3], "`prune_folder`, random scores"], rows), note, ""]
+    return [*lines_of(head, rows), note, ""]
 
 
 KINDS = ("prefill blocks", "decode blocks", "prefill whole", "decode whole")
@@ -94,15 +94,23 @@ def speed(part: dict[str, Any]) -> list[str]:
 
 
 def alignment(part: dict[str, Any]) -> list[str]:
-    """Median share of the ideal for each `align`, over widths and ratios."""
+    """Median share of the ideal for each `align`, over the widths and ratios at which rounding changes anything."""
     aligns, dtypes = (sorted({row[key] for row in part["rows"]}) for key in ("align", "dtype"))
 
+    def case(row: dict[str, Any]) -> tuple[Any, ...]:
+        return row["hidden"], row["dtype"], row["ratio"]
+
+    both = [r for r in part["rows"] if r["parts"] == "both"]
+    even = {case(r) for r in both if r["align"] == 1 and r["neurons"] % 64 == 0}
+    rows = [r for r in both if case(r) not in even] or both
+
     def cell(align: int, dtype: str, kind: str) -> str:
-        return f"{median(r[kind]['of_ideal'] for r in part['rows'] if (r['align'], r['dtype']) == (align, dtype)):.2f}"
+        return f"{median(r[kind]['of_ideal'] for r in rows if (r['align'], r['dtype']) == (align, dtype)):.2f}"
 
     head = ["`align`", *(f"{dtype}, {kind}" for dtype in dtypes for kind in KINDS[:2])]
-    rows = [[f"{a}", *(cell(a, dtype, kind) for dtype in dtypes for kind in KINDS[:2])] for a in aligns]
-    return [*lines_of(head, rows), "Median share of the ideal for each `align=`, over all widths and ratios.", ""]
+    lines = [[f"{a}", *(cell(a, dtype, kind) for dtype in dtypes for kind in KINDS[:2])] for a in aligns]
+    note = "Median share of the ideal for each `align=`, over the cases in which it changes the number of neurons."
+    return [*lines_of(head, lines), note, ""]
 
 
 def memory(part: dict[str, Any]) -> list[str]:
