@@ -24,7 +24,8 @@ def measure(smoke: bool = False) -> dict[str, Any]:
         return {"status": "not run", "reason": reason}
     found: list[dict[str, Any]] = []
     for name, settings in SHAPES.items():
-        shape = dict(settings, hidden=256, layers=2, head_dim=64, neurons=512, vocabulary=1000) if smoke else settings
+        tiny = dict(hidden=256, layers=2, head_dim=64, groups=2 if "groups" in settings else None)
+        shape = settings | tiny | dict(neurons=512, vocabulary=1000) if smoke else settings
         dense = common.llama(**shape, dtype=torch.bfloat16, device="cuda")
         given = common.batches(dense, *((256, 64, 2) if smoke else (TEXTS * LENGTH, LENGTH, 4)))
         scored = scoring.compare(dense, given, 3, 1, others=False)
@@ -34,7 +35,8 @@ def measure(smoke: bool = False) -> dict[str, Any]:
             for ratio in speed.RATIOS
             for row in speed.compare(dense, ratio, ALIGN, 5, prompt=64 if smoke else 512, new=16, batch=batch)
         ]
-        found.append({"name": name, "dtype": "bfloat16", "scoring": scored, "rows": rows})
+        tokens = sum(batch["input_ids"].numel() for batch in given)
+        found.append({"name": name, "dtype": "bfloat16", "tokens": tokens, "scoring": scored, "rows": rows})
         del dense
         torch.cuda.empty_cache()
-    return {"device": torch.cuda.get_device_name(), "tokens": TEXTS * LENGTH, "paper": PAPER, "models": found}
+    return {"device": torch.cuda.get_device_name(), "paper": PAPER, "models": found}

@@ -125,7 +125,7 @@ def gpu(part: dict[str, Any]) -> list[str]:
     lines = []
     for model in part["models"]:
         score = model["scoring"]["ratios"]["score"]
-        lines += [f"{model['name']} on {part['device']}: `score` over {part['tokens']:,} tokens {times(score)}.", ""]
+        lines += [f"{model['name']} on {part['device']}: `score` over {model['tokens']:,} tokens {times(score)}.", ""]
         rows = [
             [f"{row['batch']}", f"{100 * row['removed']:.0f} %", f"{row['align']}", *(of_ideal(row, k) for k in KINDS)]
             for row in model["rows"]
