@@ -3,8 +3,8 @@
 To add a criterion, write its two functions and one line in `CRITERIA`. Higher is more important: a plan keeps the
 highest. Axes: `tokens`, `heads`, `d_head`, `hidden`, `neurons`, `weights` (all weights of one structure).
 
-A measure is called with a stretch of tokens at a time, activations in float32 and output weights in the model's dtype;
-gradients are off. Criteria that share a measure share its cost: in one call of `score` it is computed once.
+A measure is called with a stretch of tokens at a time, activations in float32 and output weights, input side first, in
+the model's dtype; gradients are off. Criteria that share a measure share its cost: one call of `score` computes it once.
 """
 
 from collections.abc import Callable
@@ -17,24 +17,28 @@ from torch import Tensor
 
 @torch.no_grad()
 def projected_l1(
-    h: Float[Tensor, "tokens heads d_head"], output: Float[Tensor, "hidden heads d_head"]
+    h: Float[Tensor, "tokens heads d_head"],
+    output: Float[Tensor, "heads d_head hidden"],
+    total: Float[Tensor, "tokens hidden"] | None = None,
 ) -> Float[Tensor, "tokens heads"]:
     """AMP's head score for each token: ‖h_n W_n‖₁, what head n adds to the residual stream, summed over hidden.
 
     Source: AMP (arXiv 2504.21174), head importance; the official code agrees. One head at a time in one buffer, so
-    that tokens × heads × hidden never exists. The products of all heads cost what the output projection costs.
+    that tokens × heads × hidden never exists. The products of all heads cost what the output projection costs, and
+    their sum is what it computes: `total` takes it, so that the projection need not compute it again.
     """
-    output = output.to(h.dtype)
-    scores = h.new_empty(h.shape[:2])
-    added = h.new_empty(h.shape[0], output.shape[0])  # (tokens, hidden), of one head after the other
+    scores = h.new_empty(h.shape[1], h.shape[0])
+    added = h.new_empty(h.shape[0], output.shape[2])  # (tokens, hidden), of one head after the other
     for n in range(h.shape[1]):
-        torch.mm(h[:, n], output[:, n].T, out=added)
-        scores[:, n] = added.abs_().sum(-1)
-    return scores
+        torch.mm(h[:, n], output[n].to(h.dtype), out=added)
+        if total is not None:
+            total.add_(added) if n else total.copy_(added)
+        torch.sum(added.abs_(), dim=-1, out=scores[n])
+    return scores.T
 
 
 def activation_l1(
-    a: Float[Tensor, "tokens neurons"], output: Float[Tensor, "hidden neurons"]
+    a: Float[Tensor, "tokens neurons"], output: Float[Tensor, "neurons hidden"]
 ) -> Float[Tensor, "tokens neurons"]:
     """AMP's neuron score for each token: |a_m|, the input of the down projection (W_down itself is not in it).
 
@@ -48,7 +52,7 @@ def l2(w: Float[Tensor, "structures weights"]) -> Float[Tensor, " structures"]:
     return w.float().norm(dim=1)
 
 
-Measure = Callable[[Tensor, Tensor], Tensor]
+Measure = Callable[..., Tensor]
 Static = Callable[[Tensor], Tensor]
 
 

@@ -9,13 +9,13 @@ import torch.distributed as dist
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .criteria import Measure
+from .criteria import Measure, projected_l1
 from .families import Anatomy
 
 Batch = Mapping[str, Tensor]
-CHUNK = 2**18  # float32 values in the largest buffer of a stretch of tokens: 1 MB, which stays in a core's cache
+CHUNK = 2**17  # float32 values in the largest buffer of a stretch of tokens: half a MB, which stays in a core's cache
 CHUNK_ON_GPU = 2**24
-LEAST = {"heads": 256, "neurons": 64}  # tokens in a stretch: matrix products over a head's few features want more rows
+LEAST = {"heads": 128, "neurons": 64}  # tokens in a stretch: matrix products over a head's few features want more rows
 
 
 class Sums:
@@ -30,6 +30,11 @@ class Sums:
         self.real: Int[Tensor, " tokens"] | None = None  # positions of the batch that hold tokens; None: all do
         self.weights: Float[Tensor, " tokens"] = torch.empty(0)
 
+    @property
+    def projects(self) -> bool:
+        """Whether the output projection of attention is computed on the way."""
+        return (projected_l1, "heads") in self.totals
+
     def begin(self, batch: Batch, average: str) -> None:
         """Count the next batch, and say what each of its tokens weighs."""
         ids, mask = batch["input_ids"].cpu(), batch["attention_mask"].cpu().bool()
@@ -43,19 +48,38 @@ class Sums:
         self.real = None if bool(mask.all()) else mask.flatten().nonzero().flatten()
         self.weights = weight[mask].float()
 
-    def add(self, i: int, part: str, x: Float[Tensor, "positions ..."], output: Float[Tensor, "hidden ..."]) -> None:
-        """Measure the inputs of layer i's output projection, a stretch of tokens at a time: little is held at once."""
+    def add(
+        self,
+        i: int,
+        part: str,
+        x: Float[Tensor, "positions ..."],
+        output: Float[Tensor, "... hidden"],
+        total: Float[Tensor, "positions hidden"] | None = None,
+    ) -> None:
+        """Measure the inputs of layer i's output projection, a stretch of tokens at a time: little is held at once.
+
+        `total` takes the projection's output of all positions, which `projected_l1` computes on the way.
+        """
         weights = self.weights.to(x.device)
-        if self.real is not None:
+        if self.real is not None and total is None:
             x = x[self.real.to(x.device)]
+        elif self.real is not None:  # all positions are measured, and padding counts for nothing
+            weights = torch.zeros(len(x), device=x.device).index_copy(0, self.real.to(x.device), weights)
         budget = CHUNK if x.device.type == "cpu" else CHUNK_ON_GPU
-        step = max(LEAST[part], budget // max(x[:1].numel(), len(output)))
+        step = max(LEAST[part], budget // max(x[:1].numel(), output.shape[-1]))
         exact = torch.device("cpu") if x.device.type == "mps" else x.device  # that one has no float64
         for (measure, of), totals in self.totals.items():
-            for start in range(0, len(x), step) if of == part else ():
-                per_token = measure(x[start : start + step].float(), output)
-                total = (weights[start : start + step] @ per_token.float()).to(exact).double()
-                totals[i] = total if (before := totals[i]) is None else before + total
+            if of != part:
+                continue
+            on_the_way = measure is projected_l1 and total is not None
+            for start in range(0, len(x), step):
+                stretch = slice(start, start + step)
+                more = {"total": total[stretch]} if on_the_way else {}  # type: ignore[index]
+                per_token = measure(x[stretch].float(), output, **more).float()
+                if total is not None and self.real is not None:
+                    per_token = per_token.masked_fill(weights[stretch, None] == 0, 0.0)  # whatever padding held
+                summed = (weights[stretch] @ per_token).to(exact).double()
+                totals[i] = summed if (before := totals[i]) is None else before + summed
 
     def stacked(self, measure: Measure, part: str) -> Float[Tensor, "layers structures"]:
         zeros = torch.zeros(self.widths[part], dtype=torch.float64)

@@ -125,7 +125,7 @@ def measure(smoke: bool = False) -> dict[str, Any]:
         given = common.batches(model, tokens, length, batch)
         row = dict(hidden=hidden, layers=layers, head_dim=head_dim, length=length, tokens=tokens, dtype="float32")
         row["all_heads_bytes"] = given[0]["input_ids"].numel() * hidden // head_dim * hidden * 4  # of one batch
-        # The o_proj-sized product as a share of all products with weights: what exact head scores must cost at least.
+        # The o_proj-sized product as a share of all products with weights: what a hook for exact head scores costs.
         row["product_share"] = hidden**2 * layers / common.weights_in(model, whole=False)
         rows.append(row | compare(model, given, rounds, 1, others))
     return {"goal": GOAL, "rows": rows}

@@ -34,13 +34,23 @@ def scoring(part: dict[str, Any]) -> list[str]:
         cells = [times(ratios.get(k)) for k in ("score", "weights alone", "with logits", "naive", "official")]
         memory = [megabytes(peak.get("score")), megabytes(peak.get("naive")), megabytes(row["all_heads_bytes"])]
         rows.append([*shape, cells[0], f"{1 + row['product_share']:.2f}", *cells[1:], " / ".join(memory)])
-    head = ["hidden", "heads", "length", "`score`", "at least", "of it weights", "with logits", "naive", "official way"]
+    head = [
+        "hidden",
+        "heads",
+        "length",
+        "`score`",
+        "a second product",
+        "of it weights",
+        "with logits",
+        "naive",
+        "official way",
+    ]
     good = sum(row["ratios"]["score"]["median"] <= part["goal"] for row in part["rows"])
     note = (
         "Scoring by all criteria together, as a multiple of a plain forward pass of the decoder, without logits, over "
-        f"the same {part['rows'][0]['tokens']:,} random tokens, float32. *At least*: 1 plus the share that "
-        "one more product of the size of the output projection has in all products with weights, which is what exact "
-        "head scores need. *Of it weights*: the share of criteria that see no data, the same for any number of tokens. "
+        f"the same {part['rows'][0]['tokens']:,} random tokens, float32. *A second product*: 1 plus the share "
+        "that a product of the size of the output projection has in all products with weights. Exact head scores need "
+        "one; `score` takes the projection's own output from it, so that it is not computed twice. *Of it weights*: the share of criteria that see no data, the same for any number of tokens. "
         "*Naive* is a hook that holds tokens × heads × hidden of a batch; *official way* follows AMP's own "
         "code: two passes, one prompt at a time, each through the generation of one token. Peak memory is that above "
         "the plain pass, over one batch, of `score` / the naive hook / tokens × heads × hidden by arithmetic. "

@@ -23,8 +23,8 @@ FAULTS = (
     Fault(
         "dropped abs",
         "criteria.py",
-        "scores[:, n] = added.abs_().sum(-1)",
-        "scores[:, n] = added.sum(-1)",
+        "torch.sum(added.abs_(), dim=-1, out=scores[n])",
+        "torch.sum(added, dim=-1, out=scores[n])",
         "tests/test_scores.py",
         "02",
     ),
