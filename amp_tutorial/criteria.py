@@ -4,7 +4,7 @@ To add a criterion, write its two functions and one line in `CRITERIA`. Higher i
 highest. Axes: `tokens`, `heads`, `d_head`, `hidden`, `neurons`, `weights` (all weights of one structure).
 
 A measure is called with a stretch of tokens at a time, activations in float32 and output weights, input side first, in
-the model's dtype; gradients are off. Criteria that share a measure share its cost: one call of `score` computes it once.
+the model's dtype; gradients are off. Criteria that share a measure share its cost: it is computed once.
 """
 
 from collections.abc import Callable

@@ -1,8 +1,7 @@
 """Score every head and every neuron of a model in one forward pass; save the scores, and use them at any ratio."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, overload
@@ -11,13 +10,13 @@ import torch
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from .checkpoint import reason
 from .criteria import Criterion, named
-from .families import Anatomy, Projection, weight_of
-from .sums import Batch, Sums, several_processes
+from .families import Anatomy
+from .sums import Batch, Sums, several_processes, watching
 
 
 @dataclass(frozen=True)
@@ -200,7 +199,7 @@ def _pass_over(anatomy: Anatomy, batches: Iterable[Batch], sums: Sums, average: 
     training, device = model.training, next(model.parameters()).device
     model.eval()
     try:
-        with _hooks(anatomy, sums), torch.no_grad():
+        with watching(anatomy, sums), torch.no_grad():
             for batch in batches:
                 sums.begin(batch, average)
                 mask = batch["attention_mask"].to(device).long()
@@ -213,49 +212,6 @@ def _pass_over(anatomy: Anatomy, batches: Iterable[Batch], sums: Sums, average: 
                 )
     finally:
         model.train(training)
-
-
-@contextmanager
-def _hooks(anatomy: Anatomy, sums: Sums) -> Iterator[None]:
-    """Watch the inputs of both output projections of every layer; leave no hook behind, whatever happens."""
-    handles, replaced = [], []
-
-    def watch(i: int, part: str, module: Projection, shape: tuple[int, ...]) -> None:
-        def measure(x: Tensor, total: Tensor | None = None) -> None:
-            output = weight_of(module).T
-            if part == "heads":
-                output = output.contiguous()  # products are quicker where rows lie together
-            sums.add(i, part, x.reshape(-1, *shape), output.view(*shape, -1), total)
-
-        def project(x: Tensor) -> Tensor:
-            total = x.new_empty(*x.shape[:-1], anatomy.hidden)
-            measure(x, total.view(-1, anatomy.hidden))
-            return total if module.bias is None else total.add_(module.bias)
-
-        # Exact head scores need what each head adds, and the projection is the sum of that: computed once, for both.
-        if part == "heads" and sums.projects and weight_of(module).dtype == torch.float32 and _untouched(module):
-            module.forward = project
-            replaced.append(module)
-        else:
-            handles.append(module.register_forward_pre_hook(lambda _, args: measure(args[0])))
-
-    try:
-        for i in range(anatomy.layers):
-            layer = anatomy.layer(i)
-            watch(i, "heads", layer.output, (anatomy.heads, anatomy.head_dim))
-            if not anatomy.family.no_neurons:
-                watch(i, "neurons", layer.neurons_out, (anatomy.neurons,))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-        for module in replaced:
-            del module.forward  # the class's own is seen again
-
-
-def _untouched(module: nn.Module) -> bool:
-    """Whether calling it runs nothing but its class's forward: accelerate and the walk over layers put their own in."""
-    return "forward" not in vars(module)
 
 
 def _static(anatomy: Anatomy, criterion: Criterion, seed: int) -> tuple[list[Tensor], list[Tensor]]:

@@ -2,7 +2,8 @@
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
@@ -10,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from .criteria import Measure, projected_l1
-from .families import Anatomy
+from .families import Anatomy, Projection, weight_of
 
 Batch = Mapping[str, Tensor]
 CHUNK = 2**17  # float32 values in the largest buffer of a stretch of tokens: half a MB, which stays in a core's cache
@@ -130,6 +131,49 @@ class Sums:
         parts = total[len(counts) :].split([self.layers * self.widths[part] for _, part in self.totals])
         for key, part in zip(self.totals, parts, strict=True):
             self.totals[key] = list(part.view(self.layers, -1).unbind())
+
+
+@contextmanager
+def watching(anatomy: Anatomy, sums: Sums) -> Iterator[None]:
+    """Watch the inputs of both output projections of every layer; leave no hook behind, whatever happens."""
+    handles, replaced = [], []
+
+    def watch(i: int, part: str, module: Projection, shape: tuple[int, ...]) -> None:
+        def measure(x: Tensor, total: Tensor | None = None) -> None:
+            output = weight_of(module).T
+            if part == "heads":
+                output = output.contiguous()  # products are quicker where rows lie together
+            sums.add(i, part, x.reshape(-1, *shape), output.view(*shape, -1), total)
+
+        def project(x: Tensor) -> Tensor:
+            total = x.new_empty(*x.shape[:-1], anatomy.hidden)
+            measure(x, total.view(-1, anatomy.hidden))
+            return total if module.bias is None else total.add_(module.bias)
+
+        # Exact head scores need what each head adds, and the projection is the sum of that: computed once, for both.
+        place = "_old_forward" if "_old_forward" in vars(module) else "forward"  # the first: put aside by accelerate
+        own = vars(module).get(place)
+        if part == "heads" and sums.projects and weight_of(module).dtype == torch.float32:
+            setattr(module, place, project)
+            replaced.append((module, place, own))
+        else:
+            handles.append(module.register_forward_pre_hook(lambda _, args: measure(args[0])))
+
+    try:
+        for i in range(anatomy.layers):
+            layer = anatomy.layer(i)
+            watch(i, "heads", layer.output, (anatomy.heads, anatomy.head_dim))
+            if not anatomy.family.no_neurons:
+                watch(i, "neurons", layer.neurons_out, (anatomy.neurons,))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, place, own in replaced:
+            if own is None:
+                delattr(module, place)  # the class's own is seen again
+            else:
+                setattr(module, place, own)
 
 
 def weight_of_positions(mask: Bool[Tensor, "batch length"], average: str) -> Float[Tensor, "batch length"]:
