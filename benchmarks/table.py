@@ -86,10 +86,11 @@ def of_ideal(row: dict[str, Any], kind: str) -> str:
     return f"{row[kind]['speed_up']['median']:.2f} ({row[kind]['of_ideal']:.2f})"
 
 
-def speed(part: dict[str, Any]) -> list[str]:
+def speed(part: dict[str, Any], brief: bool = False) -> list[str]:
     rows = []
     for row in part["rows"]:
-        if row["align"] in (1, 64) or len(part["rows"]) < 8:
+        shown = (row["align"], row["parts"]) == (1, "both") if brief else row["align"] in (1, 64)
+        if shown or len(part["rows"]) < 8:
             about = [f"{row['hidden']}", row["dtype"], f"{100 * row['removed']:.0f} %", f"{row['align']}"]
             rows.append([*about, f"{row['heads']}", f"{row['neurons']}", *(of_ideal(row, kind) for kind in KINDS)])
     note = (
@@ -146,7 +147,7 @@ def gpu(part: dict[str, Any]) -> list[str]:
     return [*lines, f"The paper's speed-ups at 20 and 30 %: {paper} [second-hand].", ""]
 
 
-PARTS = {
+PARTS: dict[str, tuple[str, Any]] = {
     "scoring": ("Scoring", scoring),
     "surgery": ("Cutting and saving", surgery),
     "speed": ("Pruned models", speed),
@@ -155,8 +156,8 @@ PARTS = {
 }
 
 
-def table(found: dict[str, Any]) -> str:
-    """All parts of a run in Markdown."""
+def table(found: dict[str, Any], brief: bool = False) -> str:
+    """All parts of a run in Markdown; in brief, of pruned models only those with heads and neurons gone, unrounded."""
     about = found["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     lines = [
@@ -168,7 +169,8 @@ def table(found: dict[str, Any]) -> str:
     for name, part in found["parts"].items():
         title, show = PARTS[name]
         lines += [f"**{title}**", ""]
-        lines += show(part) if part["status"] == "ok" else [f"Not run: {part['reason']}", ""]
+        more = {"brief": True} if brief and name == "speed" else {}
+        lines += show(part, **more) if part["status"] == "ok" else [f"Not run: {part['reason']}", ""]
     return "\n".join(lines).rstrip()
 
 
@@ -188,4 +190,4 @@ def marked(readme: Path) -> tuple[str, str]:
 
 def into_readme(readme: Path, found: dict[str, Any]) -> None:
     before, after = marked(readme)
-    readme.write_text(f"{before}{BEGIN}\n{table(found)}\n{END}{after}", encoding="utf-8")
+    readme.write_text(f"{before}{BEGIN}\n{table(found, brief=True)}\n{END}{after}", encoding="utf-8")
