@@ -169,6 +169,7 @@ def _cached_heads(anatomy: Anatomy) -> int:
 def _on_meta(config: PreTrainedConfig) -> PreTrainedModel:
     with torch.device("meta"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    model.tie_weights()  # transformers 5.0 does not, and a shared weight would count twice
     return model
 
 
