@@ -1,11 +1,13 @@
-"""Plans: which query heads and which neurons of every layer stay. Plain data, whoever chose it and whatever is done.
+"""Plans: which layers, query heads and neurons stay. Plain data, whoever chose it and whatever is done.
 
-The same widths go from every layer, because only such a model can be said in a stock configuration.
+The same widths go from every layer that stays, because only such a model can be said in a stock configuration.
 """
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,8 +24,8 @@ UNITS = ("groups", "queries")
 class Plan:
     """What stays, and the shape of the model it was made for."""
 
-    heads: list[list[int]]  # kept query heads, ascending, for each layer
-    neurons: list[list[int]]  # kept neurons, ascending, for each layer
+    heads: list[list[int]]  # kept query heads, ascending, for each layer of the dense model; [] where the layer goes
+    neurons: list[list[int]]  # kept neurons, in the same way
     of_heads: int
     of_neurons: int
     of_groups: int
@@ -33,19 +35,71 @@ class Plan:
     criterion: str = ""
     unit: str = "groups"  # what goes of the heads: whole KV "groups", or as many "queries" from every group
     combine: str = "sum"  # how the scores of a unit's heads were made one
+    layers: list[int] | None = None  # kept layers, ascending; None: all
+
+    def __post_init__(self) -> None:
+        last = len(self.heads) - 1
+        if self.layers is not None and (not self.layers or self.layers != sorted({*self.layers} & {*range(last + 1)})):
+            raise ValueError(
+                f"A plan's layers={self.layers} must name at least one, each once, ascending, from 0 to {last}."
+            )
+
+    @property
+    def kept_layers(self) -> list[int]:
+        """The layers that stay; what the plan says of the heads and neurons of others has no meaning."""
+        return list(range(len(self.heads))) if self.layers is None else self.layers
+
+    @property
+    def widths(self) -> tuple[int, int, int]:
+        """Kept query heads, KV groups and neurons of a layer: of the first one, as all that stay have the same."""
+        first = self.kept_layers[0]
+        return len(self.heads[first]), len(self.groups(first)), len(self.neurons[first])
 
     def groups(self, layer: int) -> list[int]:
         """Kept key-value heads of a layer: those that still serve a query head."""
         return sorted({h // (self.of_heads // self.of_groups) for h in self.heads[layer]})
 
     def shared(self, other: "Plan") -> tuple[float, float]:
-        """Shares of this plan's kept heads and kept neurons that the other plan keeps too."""
+        """Shares of this plan's kept heads and kept neurons that the other plan keeps too.
+
+        Raises:
+            ValueError: the plans are for models of another depth.
+        """
+        if len(self.heads) != len(other.heads):
+            raise ValueError(
+                f"The plans are for models of {len(self.heads)} and {len(other.heads)} layers; compare like."
+            )
+        both = set(self.kept_layers) & set(other.kept_layers)
 
         def share(mine: list[list[int]], theirs: list[list[int]]) -> float:
-            common = sum(len(set(a) & set(b)) for a, b in zip(mine, theirs, strict=True))
-            return common / max(1, sum(map(len, mine)))
+            common = sum(len(set(mine[i]) & set(theirs[i])) for i in both)
+            return common / max(1, sum(len(mine[i]) for i in self.kept_layers))
 
         return share(self.heads, other.heads), share(self.neurons, other.neurons)
+
+    def with_layers(self, layers: Sequence[int], model: PreTrainedModel) -> "Plan":
+        """This plan with only these layers kept, each as wide as it says: depth and width in one plan.
+
+        Args:
+            layers: kept layers of the dense model, such as the `layers` of a plan by `plan_layers` or `drop_layers`.
+            model: the dense model, which says what a layer is worth.
+
+        Raises:
+            ValueError: no layer, one twice, or one that this plan does not keep.
+        """
+        anatomy, kept = Anatomy.of(model), sorted(set(layers))
+        if not kept or len(kept) < len(layers) or not set(kept) <= set(self.kept_layers):
+            raise ValueError(
+                f"layers={list(layers)} must name at least one layer, and each once, of those kept: {self.kept_layers}."
+            )
+        fewer = replace(
+            self,
+            heads=[heads if i in kept else [] for i, heads in enumerate(self.heads)],
+            neurons=[neurons if i in kept else [] for i, neurons in enumerate(self.neurons)],
+            layers=None if len(kept) == len(self.heads) else kept,
+        )
+        total = model.num_parameters() if self.of == "all" else anatomy.block_parameters
+        return replace(fewer, achieved=_gone(anatomy, fewer) / total)
 
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON, beside the target first and then moved."""
@@ -61,13 +115,18 @@ class Plan:
 
     def __str__(self) -> str:
         asked = "explicit widths" if self.asked is None else f"asked {self.asked:.2%}"
+        kept = self.kept_layers
+        depth = f"{len(kept)} of {len(self.heads)}" if len(kept) < len(self.heads) else len(kept)
         lines = [
-            f"Plan by {self.criterion or 'hand'}: keep {len(self.heads[0])} of {self.of_heads} heads and "
-            f"{len(self.neurons[0])} of {self.of_neurons} neurons in each of {len(self.heads)} layers; "
+            f"Plan by {self.criterion or 'hand'}: keep {self.widths[0]} of {self.of_heads} heads and "
+            f"{self.widths[2]} of {self.of_neurons} neurons in each of {depth} layers; "
             f"{asked}, removes {self.achieved:.2%} of {'all' if self.of == 'all' else 'block'} parameters."
         ]
-        for i, kept in enumerate(self.heads):
-            gone = sorted(set(range(self.of_heads)) - set(kept))
+        for i in range(len(self.heads)):
+            if i not in kept:
+                lines.append(f"  layer {i}: goes whole")
+                continue
+            gone = sorted(set(range(self.of_heads)) - set(self.heads[i]))
             lines.append(f"  layer {i}: heads {gone} go, {self.of_neurons - len(self.neurons[i])} neurons go")
         return "\n".join(lines)
 
@@ -84,6 +143,7 @@ def plan(
     combine: str = "sum",
     align: int = 1,
     nearest: bool = False,
+    layers: Sequence[int] | None = None,
 ) -> Plan:
     """Choose what stays: the highest scores, the same number in every layer.
 
@@ -102,14 +162,17 @@ def plan(
         align: the kept neurons are a multiple of this, the nearest one. 1 by default, because on a CPU 8 to 64 changed
             the speed-up by no more than the noise (`benchmarks/`); quantised formats fit multiples of 32 or 256.
         nearest: where the family's configuration refuses the number of heads, take the nearest it accepts.
+        layers: kept layers, such as those of a plan by `plan_layers` or `drop_layers`; all others go whole. What they
+            hold counts towards `remove`: heads and neurons of the layers that stay make up for the rest.
 
     Raises:
         ValueError: neither or both ways of asking, a ratio outside (0, 1), or one that leaves a layer without a head
-            or a neuron; widths out of range; heads that are not whole units; heads, or neurons, that this family
-            cannot lose; scores of another model.
+            or a neuron; layers that are none, not there, or alone hold more than the ratio; widths out of range; heads
+            that are not whole units; heads, or neurons, that this family cannot lose; scores of another
+            model.
     """
     anatomy = Anatomy.of(model)
-    if (remove is None) == (heads is None and neurons is None):
+    if (remove is None) == (heads is None and neurons is None) and not (remove is None and layers is not None):
         raise ValueError("Say either remove=… or kept widths (heads=…, neurons=…), not both and not neither.")
     for name, given, known in (("of", of, ("all", "blocks")), ("parts", parts, PARTS), ("unit", unit, UNITS)):
         if given not in known:
@@ -130,49 +193,74 @@ def plan(
             "The scores are of another model of this shape, or of this one before its weights changed; score this "
             'model, or give dataclasses.replace(scores, model_hash="") if you mean to use them here.'
         )
-    budget = _Budget(anatomy, unit, align, nearest)
-    total = model.num_parameters() if of == "all" else anatomy.block_parameters
+    whole = whole_plan(anatomy, of=of, asked=remove, criterion=scores.criterion, unit=unit, combine=combine)
+    deep = whole if layers is None else whole.with_layers(layers, model)
+    budget = _Budget(anatomy, unit, align, nearest, len(deep.kept_layers))
     if remove is not None:
-        units, kept_neurons = budget.widths(remove * total, remove, parts)
+        total = model.num_parameters() if of == "all" else anatomy.block_parameters
+        units, kept_neurons = budget.widths(remove, deep.achieved, total, parts)
     else:
         units, kept_neurons = budget.explicit(heads, neurons)
-    gone = (budget.units - units) * budget.unit_cost + (anatomy.neurons - kept_neurons) * anatomy.neuron_cost
-    return Plan(
+    wide = replace(
+        whole,
         heads=[_best_heads(s, units, anatomy.groups, unit, combine) for s in scores.heads],
         neurons=[_best(s, kept_neurons) for s in scores.neurons],
+    )
+    return wide.with_layers(deep.kept_layers, model)
+
+
+def whole_plan(anatomy: Anatomy, **settings: Any) -> Plan:
+    """The plan that removes nothing."""
+    return Plan(
+        heads=[list(range(anatomy.heads)) for _ in range(anatomy.layers)],
+        neurons=[list(range(anatomy.neurons)) for _ in range(anatomy.layers)],
         of_heads=anatomy.heads,
         of_neurons=anatomy.neurons,
         of_groups=anatomy.groups,
-        of=of,
-        asked=remove,
-        achieved=gone * anatomy.layers / total,
-        criterion=scores.criterion,
-        unit=unit,
-        combine=combine,
+        **settings,
     )
+
+
+def _gone(anatomy: Anatomy, plan: Plan) -> int:
+    """Parameters that go: whole layers, and of the others heads with their keys and values, and neurons."""
+    heads, groups, neurons = plan.widths
+    query, shared = (anatomy.heads - heads) * anatomy.head_dim, (anatomy.groups - groups) * anatomy.head_dim
+    narrower = anatomy._cost(query=query, shared=shared, neurons=anatomy.neurons - neurons)
+    layers = layer_parameters(anatomy)
+    return sum(narrower if i in plan.kept_layers else count for i, count in enumerate(layers))
+
+
+def layer_parameters(anatomy: Anatomy) -> list[int]:
+    """Parameters of each decoder layer, norms included."""
+    return [sum(p.numel() for p in layer.parameters()) for layer in anatomy.model.get_submodule(anatomy.family.layers)]
 
 
 class _Budget:
     """What a layer can lose: units of heads, and neurons."""
 
-    def __init__(self, anatomy: Anatomy, unit: str, align: int, nearest: bool) -> None:
-        self.anatomy, self.align, self.nearest = anatomy, align, nearest
+    def __init__(self, anatomy: Anatomy, unit: str, align: int, nearest: bool, layers: int) -> None:
+        self.anatomy, self.align, self.nearest, self.layers = anatomy, align, nearest, layers
         whole = unit == "groups"
         self.units = anatomy.groups if whole else anatomy.group_size
         self.heads_each = anatomy.group_size if whole else anatomy.groups
         self.unit_cost = anatomy.group_cost if whole else anatomy.query_cost
         self.called = "query heads of one KV group" if whole else "one query head of every KV group"
 
-    def widths(self, target: float, remove: float, parts: str) -> tuple[int, int]:
-        """Kept units and neurons of each layer, so that about `target` parameters go."""
+    def widths(self, remove: float, already: float, total: int, parts: str) -> tuple[int, int]:
+        """Kept units and neurons of each layer, so that with whole layers, a share `already`, about `remove` goes."""
         a = self.anatomy
         if not 0 < remove < 1:
             raise ValueError(f"remove={remove} is not a ratio: it must lie between 0 and 1, both excluded.")
+        if already > remove:
+            raise ValueError(
+                f"The layers that go are {already:.1%} of the parameters counted, more than remove={remove}; keep more "
+                "layers, or ask for more."
+            )
         for part, reason in (("heads", a.no_heads), ("neurons", a.family.no_neurons)):
             if reason and parts in ("both", part):
                 other = "neurons" if part == "heads" else "heads"
                 raise ValueError(f"{_kind(a)} cannot lose {part}: {reason}. Say parts={other!r}.")
-        layer_target = target / a.layers
+        layer_target = (remove - already) * total / self.layers
         attention, mlp = self.units * self.unit_cost, a.neurons * a.neuron_cost
         counted = {"both": attention + mlp, "heads": attention, "neurons": mlp}[parts]
         share = layer_target / counted
@@ -185,7 +273,7 @@ class _Budget:
         neurons = a.neurons - neurons_gone
         if units < 1 or neurons < 0 or (neurons < 1 and not a.family.no_neurons):
             what = "head" if units < 1 else "neuron"
-            most = counted * a.layers * remove / target
+            most = counted * self.layers / total + already
             raise ValueError(
                 f"remove={remove} with parts={parts!r} would leave every layer without a {what}; "
                 f"all of them together are {most:.1%} of the parameters counted."

@@ -7,6 +7,8 @@ from transformers import PreTrainedConfig
 
 from .families import Anatomy
 
+EACH_LAYER = ("layer_types", "no_rope_layers")  # settings with one value for each layer
+
 
 @dataclass(frozen=True)
 class Reader:
@@ -93,6 +95,9 @@ def _answer(reader: Reader, anatomy: Anatomy, config: PreTrainedConfig, heads: i
         return "no", f"in {kind} it takes 4 · hidden_size as the number of neurons; keep all neurons"
     if reader.fixed_scale and scalar != anatomy.head_dim and heads != anatomy.heads:
         return "no", f"it guesses the scale of attention in {kind}, and wrongly after a cut; keep all heads"
+    mixed = any(len(set(getattr(anatomy.model.config, name, None) or ())) > 1 for name in EACH_LAYER)
+    if mixed and config.num_hidden_layers < anatomy.layers:
+        return "unknown", f"whether it reads which layer of {kind} is of which kind, or counts, was not looked up"
     return "yes", "it takes these widths from the configuration"
 
 

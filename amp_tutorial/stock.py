@@ -6,6 +6,7 @@ No weights here: everything follows from configurations, so it can be known befo
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
@@ -13,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from .checkpoint import configuration
 from .families import Anatomy
 from .plans import Plan
-from .readers import Loads, loads
+from .readers import EACH_LAYER, Loads, loads
 
 
 def made_for(anatomy: Anatomy, plan: Plan) -> None:
@@ -40,17 +41,19 @@ def smaller_config(anatomy: Anatomy, plan: Plan) -> PreTrainedConfig:
     """The configuration of the cut model: same family where it can say the head count, else the equal architecture.
 
     Raises:
-        ValueError: neither can.
+        ValueError: neither can, or a setting goes by the depth of each layer.
     """
-    family, heads = anatomy.family, len(plan.heads[0])
+    family, (heads, groups, neurons) = anatomy.family, plan.widths
     settings = anatomy.model.config.to_dict()
     kind = settings.pop("model_type")
     if not family.no_heads:
         settings["num_attention_heads"] = heads
-        settings["num_key_value_heads"] = len(plan.groups(0))
+        settings["num_key_value_heads"] = groups
         settings["head_dim"] = anatomy.head_dim  # without it a reload would guess hidden / heads, wrongly
     if not family.no_neurons:
-        settings[family.width] = len(plan.neurons[0])
+        settings[family.width] = neurons
+    if plan.layers is not None:
+        settings |= _of_layers(anatomy.model.config, plan.layers)
     if heads not in anatomy.head_counts:
         raise ValueError(f"No stock configuration of {kind} says {heads} heads; possible: {anatomy.head_counts}.")
     if not family.any_head_count and anatomy.hidden % heads:
@@ -66,11 +69,35 @@ def smaller_config(anatomy: Anatomy, plan: Plan) -> PreTrainedConfig:
     return config
 
 
+def _of_layers(config: PreTrainedConfig, kept: list[int]) -> dict[str, Any]:
+    """What a configuration says layer by layer, or counts in layers, when only these are left and are renumbered.
+
+    Raises:
+        ValueError: something in a layer is worked out from its depth, which changes.
+    """
+    if getattr(config, "scale_attn_by_inverse_layer_idx", False):
+        raise ValueError(
+            "With scale_attn_by_inverse_layer_idx every layer scales attention by its depth, which a configuration "
+            "without some layers cannot say; keep all layers."
+        )
+    found: dict[str, Any] = {config.attribute_map.get("num_hidden_layers", "num_hidden_layers"): len(kept)}
+    for name in EACH_LAYER:
+        if values := getattr(config, name, None):
+            found[name] = [values[i] for i in kept]
+    if hasattr(config, "max_window_layers"):  # the layers before this one attend without a window
+        found["max_window_layers"] = sum(i < config.max_window_layers for i in kept)
+    if hasattr(config, "mlp_only_layers"):  # without experts: these, and those that the step passes over
+        step, plain = config.decoder_sparse_step, config.mlp_only_layers
+        found["mlp_only_layers"] = [new for new, i in enumerate(kept) if i in plain or (i + 1) % step]
+        found["decoder_sparse_step"] = 1
+    return found
+
+
 @dataclass(frozen=True)
 class Check:
     """What a plan will do to a model, and what will load the result. Pairs are (before, after)."""
 
-    layers: int
+    layers: tuple[int, int]
     heads: tuple[int, int]
     groups: tuple[int, int]
     neurons: tuple[int, int]
@@ -100,7 +127,8 @@ class Check:
             fall(name, pair)
             for name, pair in (("heads", self.heads), ("KV groups", self.groups), ("neurons", self.neurons))
         )
-        lines = [f"Cut in each of {self.layers} layers: {cut}."]
+        before, after = self.layers
+        lines = [f"Cut in each of {after if after == before else f'{after} of {before}'} layers: {cut}."]
         if not self.possible:
             counts = ", ".join(map(str, self.head_counts))
             return "\n".join([*lines, f"Not possible: {self.why}. Keep {counts} heads (nearest=True picks one)."])
@@ -123,26 +151,26 @@ def check(model: PreTrainedModel, plan: Plan) -> Check:
     """
     anatomy = Anatomy.of(model)
     made_for(anatomy, plan)
-    heads, groups, neurons = len(plan.heads[0]), len(plan.groups(0)), len(plan.neurons[0])
+    (heads, groups, neurons), depth = plan.widths, len(plan.kept_layers)
     each = anatomy.group_size if plan.unit == "groups" else anatomy.groups
     kind, config = anatomy.model.config.model_type, None
     if heads in anatomy.head_counts:
         config = smaller_config(anatomy, plan)
         small = _on_meta(config)
-    kv_cache = 2 * anatomy.layers * anatomy.head_dim * next(model.parameters()).element_size()
+    a_head = 2 * anatomy.head_dim * next(model.parameters()).element_size()  # its keys and values in one layer's cache
     cached = _cached_heads(anatomy)
     return Check(
-        layers=anatomy.layers,
+        layers=(anatomy.layers, depth),
         heads=(anatomy.heads, heads),
         groups=(anatomy.groups, groups),
         neurons=(anatomy.neurons, neurons),
         parameters=(model.num_parameters(), small.num_parameters() if config else 0),
-        kv_cache_per_token=(kv_cache * cached, kv_cache * (cached - anatomy.groups + groups)),
+        kv_cache_per_token=(a_head * cached * anatomy.layers, a_head * (cached - anatomy.groups + groups) * depth),
         model_types=(kind, config.model_type if config else ""),
         architecture=type(small).__name__ if config else "",
         why=_why(anatomy, config),
         head_counts=[count for count in anatomy.head_counts if count % each == 0],
-        loads=loads(anatomy, config, heads, groups, neurons) if config else [],
+        loads=loads(anatomy, config, *plan.widths) if config else [],
     )
 
 

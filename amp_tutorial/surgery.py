@@ -2,14 +2,17 @@
 
 import copy
 import inspect
+import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from accelerate import dispatch_model
 from jaxtyping import Int
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -22,12 +25,13 @@ Cut = tuple[int, Int[Tensor, " kept"]]  # (axis, indices to keep)
 
 def _fits(anatomy: Anatomy, plan: Plan) -> None:
     made_for(anatomy, plan)
-    widths = {(len(plan.heads[i]), len(plan.groups(i)), len(plan.neurons[i])) for i in range(anatomy.layers)}
+    layers = plan.kept_layers
+    widths = {(len(plan.heads[i]), len(plan.groups(i)), len(plan.neurons[i])) for i in layers}
     if len(widths) > 1 or 0 in min(widths)[:2] or (min(widths)[2] == 0 and anatomy.neurons):
         raise ValueError(
             "The plan keeps different widths in different layers, or none: no stock configuration says so."
         )
-    for i in range(anatomy.layers):
+    for i in layers:
         for what, kept, count in (("head", plan.heads[i], anatomy.heads), ("neuron", plan.neurons[i], anatomy.neurons)):
             if kept != sorted(set(kept) & set(range(count))):
                 raise ValueError(f"Layer {i} of the plan must name each {what} once, ascending, from 0 to {count - 1}.")
@@ -45,6 +49,8 @@ def masked(model: PreTrainedModel, plan: Plan) -> Iterator[PreTrainedModel]:
 
     A head's or neuron's only way out is its columns of an output projection, so its input there is set to zero. In a
     family whose query and key norms span all heads (OLMo-2), what stays is normed without what goes, as after a cut.
+    A layer that goes whole still runs, so that the cache of every layer stays as long as the text, but hands on what
+    it was given.
     """
     anatomy = Anatomy.of(model)
     _fits(anatomy, plan)
@@ -67,7 +73,9 @@ def masked(model: PreTrainedModel, plan: Plan) -> Iterator[PreTrainedModel]:
         handles.append(norm.register_forward_hook(scatter))
 
     try:
-        for i in range(anatomy.layers):
+        for i in set(range(anatomy.layers)) - set(plan.kept_layers):
+            handles.append(pass_by(model.get_submodule(f"{anatomy.family.layers}.{i}")))
+        for i in plan.kept_layers:
             layer = anatomy.layer(i)
             silence(layer.output, _features(plan.heads[i], anatomy.head_dim))
             if not anatomy.family.no_neurons:
@@ -81,8 +89,18 @@ def masked(model: PreTrainedModel, plan: Plan) -> Iterator[PreTrainedModel]:
             handle.remove()
 
 
+def pass_by(layer: nn.Module) -> RemovableHandle:
+    """Let a decoder layer hand on the hidden states that it is given, alone or in a tuple, as its family does."""
+
+    def identity(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        given = args[0] if args else kwargs["hidden_states"]
+        return (given, *output[1:]) if isinstance(output, tuple) else given
+
+    return layer.register_forward_hook(identity, with_kwargs=True)
+
+
 def prune(model: PreTrainedModel, plan: Plan, inplace: bool = False) -> PreTrainedModel:
-    """Return a smaller stock model that computes what the masked one does.
+    """Return a smaller stock model that computes what the masked one does; the layers that stay are numbered anew.
 
     Args:
         inplace: give up the dense model's weights one by one as they are cut; the dense model is unusable afterwards.
@@ -93,18 +111,20 @@ def prune(model: PreTrainedModel, plan: Plan, inplace: bool = False) -> PreTrain
     anatomy = Anatomy.of(model)
     _fits(anatomy, plan)
     config = smaller_config(anatomy, plan)
-    cuts = {name: cut for i in range(anatomy.layers) for name, cut in cuts_of(anatomy, plan, i).items()}
+    cuts = {name: cut for i in plan.kept_layers for name, cut in cuts_of(anatomy, plan, i).items()}
     own = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}  # a tied weight has one name here
     source = {name: tensor for name, tensor in model.state_dict().items() if name in own}
-    weights = {}
+    weights, names = {}, renumbered(anatomy, plan)
     for name in list(source):
         tensor = source.pop(name).detach()
-        if name in cuts:
+        new = names(name)
+        if new and name in cuts:
             axis, kept = cuts[name]
             tensor = tensor.index_select(axis, kept.to(tensor.device))
-        weights[name] = tensor if name in cuts or inplace else tensor.clone()
-        if inplace and name in cuts:
-            model.get_parameter(name).data = torch.empty(0, dtype=tensor.dtype)
+        if new:
+            weights[new] = tensor if name in cuts or inplace else tensor.clone()
+        if inplace and (name in cuts or not new):
+            model.get_parameter_or_buffer(name).data = torch.empty(0, dtype=tensor.dtype)
     with torch.device("meta"):
         small: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
     missing, unexpected = small.load_state_dict(weights, strict=False, assign=True)
@@ -112,13 +132,30 @@ def prune(model: PreTrainedModel, plan: Plan, inplace: bool = False) -> PreTrain
     lost = [name for name in missing if dict(small.named_parameters(remove_duplicate=False))[name].is_meta]
     if lost or unexpected:
         raise ValueError(f"{type(small).__name__} does not hold the same weights: {lost + list(unexpected)}.")
-    _fill_buffers(small, model, config)
+    old = {names(name): name for name, _ in model.named_modules(remove_duplicate=False)}
+    _fill_buffers(small, model, config, old)
     small.generation_config = copy.deepcopy(model.generation_config)
-    for parameter, dense in zip(small.parameters(), model.parameters(), strict=True):
-        parameter.requires_grad_(dense.requires_grad)
+    trained = {names(name): parameter.requires_grad for name, parameter in model.named_parameters()}
+    for name, parameter in small.named_parameters():
+        parameter.requires_grad_(trained[name])
     if len(placed := getattr(model, "hf_device_map", {})) > 1:  # by accelerate, on several devices
-        dispatch_model(small, placed, force_hooks=True)
+        dispatch_model(small, {new: place for name, place in placed.items() if (new := names(name))}, force_hooks=True)
     return small.train(model.training)
+
+
+def renumbered(anatomy: Anatomy, plan: Plan) -> Callable[[str], str]:
+    """What a module or tensor of the dense model is called in the cut one; "" if its layer goes."""
+    inside = re.compile(rf"{re.escape(anatomy.family.layers)}\.(\d+)(?=\.|$)")
+    places = {i: new for new, i in enumerate(plan.kept_layers)}
+
+    def name_of(name: str) -> str:
+        found = inside.match(name)
+        if not found:
+            return name
+        new = places.get(int(found[1]))
+        return "" if new is None else f"{anatomy.family.layers}.{new}{name[found.end() :]}"
+
+    return name_of
 
 
 def _features(heads: list[int], head_dim: int) -> Int[Tensor, " features"]:
@@ -166,8 +203,13 @@ def cuts_of(anatomy: Anatomy, plan: Plan, i: int) -> dict[str, Cut]:
     return found
 
 
-def _fill_buffers(small: PreTrainedModel, dense: PreTrainedModel, config: PreTrainedConfig) -> None:
-    """Fill what no checkpoint stores: rotary frequencies, computed anew from the configuration; all else is copied."""
+def _fill_buffers(
+    small: PreTrainedModel, dense: PreTrainedModel, config: PreTrainedConfig, old: dict[str, str]
+) -> None:
+    """Fill what no checkpoint stores: rotary frequencies, computed anew from the configuration; all else is copied.
+
+    `old` has the names that the modules had in the dense model.
+    """
     device = next(dense.parameters()).device
     for name, module in list(small.named_modules()):
         if not any(buffer.is_meta for buffer in module.buffers(recurse=False)):
@@ -175,5 +217,5 @@ def _fill_buffers(small: PreTrainedModel, dense: PreTrainedModel, config: PreTra
         if "config" in inspect.signature(type(module).__init__).parameters and "Rotary" in type(module).__name__:
             small.set_submodule(name, type(module)(config=config).to(device))
         else:
-            for key, buffer in dense.get_submodule(name).named_buffers(recurse=False):
+            for key, buffer in dense.get_submodule(old[name]).named_buffers(recurse=False):
                 module.register_buffer(key, buffer.detach().clone(), persistent=False)

@@ -63,8 +63,8 @@ def test_what_is_said_before_is_so_after(shape: Shape, tmp_path: Path) -> None:
     assert found.model_types == (shape.family, small.config.model_type)
     assert found.architecture == type(small).__name__
     a, b = amp.Anatomy.of(dense), amp.Anatomy.of(small)
-    assert (found.layers, found.heads, found.groups) == (a.layers, (a.heads, b.heads), (a.groups, b.groups))
-    assert found.neurons == (a.neurons, b.neurons)
+    assert (found.layers, found.heads) == ((a.layers, b.layers), (a.heads, b.heads))
+    assert (found.groups, found.neurons) == ((a.groups, b.groups), (a.neurons, b.neurons))
     assert answer(found, "transformers 5") == "yes"
     loaded, report = AutoModelForCausalLM.from_pretrained(
         amp.save(small, None, tmp_path / "saved"), output_loading_info=True

@@ -4,12 +4,13 @@ import json
 import re
 import tempfile
 from collections import Counter
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
 from helpers import KNOWN, WITH_NEURONS, Shape, every, logits, sayable, shapes, tiny
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
@@ -225,3 +226,66 @@ def test_a_plan_says_what_goes() -> None:
     said = str(amp.plan(model, hand, heads=3, neurons=7))
     assert "keep 3 of 4 heads and 7 of 10 neurons in each of 2 layers" in said
     assert "layer 0: heads [0] go, 3 neurons go" in said and "layer 1: heads [3] go" in said
+
+
+@settings(max_examples=25)
+@given(shapes(), RATIOS, st.sampled_from(("all", "blocks")), st.data())
+def test_widths_make_up_for_what_layers_leave_of_the_budget(
+    shape: Shape, remove: float, of: str, data: st.DataObject
+) -> None:
+    """One ratio for depth and width: to half a neuron, or half a unit of heads, in each layer that stays."""
+    shape = replace(shape, layers=shape.layers + 2)
+    parts = data.draw(st.sampled_from(possible_parts(shape.family)))
+    kept = sorted(data.draw(st.sets(st.integers(0, shape.layers - 1), min_size=1, max_size=shape.layers)))
+    model = tiny(shape)
+    anatomy = amp.Anatomy.of(model)
+    total = model.num_parameters() if of == "all" else anatomy.block_parameters
+    try:
+        plan = amp.plan(model, drawn(model), remove=remove, of=of, parts=parts, layers=kept)
+    except ValueError as error:
+        said = str(error)
+        assert "without a" in said or "that divide the hidden size" in said or f"more than remove={remove}" in said
+        assume(False)
+    small = amp.prune(model, plan)
+    step = anatomy.group_cost if parts == "heads" else anatomy.neuron_cost
+    gone = model.num_parameters() - small.num_parameters()
+    assert abs(gone - remove * total) <= len(kept) * step / 2 + 1e-6 * total
+    assert gone == pytest.approx(plan.achieved * total, abs=0.01)
+    assert plan.kept_layers == kept and (plan.layers is None) == (len(kept) == shape.layers)
+    assert all(bool(plan.heads[i]) == (i in kept) for i in range(shape.layers))
+
+
+def test_layers_join_a_plan_before_or_after_the_widths() -> None:
+    model = tiny(Shape(layers=4))
+    before = amp.plan(model, drawn(model), heads=2, neurons=9, layers=[3, 0])
+    after = amp.plan(model, drawn(model), heads=2, neurons=9).with_layers([0, 3], model)
+    assert before == after and before.layers == [0, 3] and before.neurons[1] == before.heads[2] == []
+    assert before.achieved == pytest.approx(1 - amp.prune(model, before).num_parameters() / model.num_parameters())
+    assert amp.plan(model, drawn(model), layers=[0, 3]).widths == (4, 4, 24)
+    for layers in ([], [0, 0], [4], [-1]):
+        with pytest.raises(ValueError, match="must name at least one layer, and each once, of those kept"):
+            amp.plan(model, drawn(model), heads=2, layers=layers)
+    with pytest.raises(ValueError, match=r"of those kept: \[0, 3\]"):
+        before.with_layers([1, 3], model)
+    with pytest.raises(ValueError, match="The layers that go are 75.0% of .* more than remove=0.5; keep more layers"):
+        amp.plan(model, drawn(model), remove=0.5, of="blocks", layers=[2])
+
+
+def test_plans_of_layers_come_back_from_json_and_older_plans_load(tmp_path: Path) -> None:
+    model = tiny(Shape(layers=4))
+    plan = amp.plan(model, drawn(model), heads=2, neurons=9, layers=[0, 3])
+    plan.save(tmp_path / "plan.json")
+    assert amp.Plan.load(tmp_path / "plan.json") == plan
+    wide = amp.plan(model, drawn(model), heads=2, neurons=9)
+    older = {name: value for name, value in asdict(wide).items() if name != "layers"}
+    (tmp_path / "older.json").write_text(json.dumps(older))
+    assert amp.Plan.load(tmp_path / "older.json") == wide and wide.layers is None
+
+
+def test_shared_counts_only_layers_that_both_keep() -> None:
+    model = tiny(Shape(layers=4))
+    wide = amp.plan(model, drawn(model), heads=2, neurons=9)
+    deep, other = wide.with_layers([0, 3], model), wide.with_layers([0, 1], model)
+    assert deep.shared(wide) == (1.0, 1.0) and wide.shared(deep) == (0.5, 0.5) and deep.shared(other) == (0.5, 0.5)
+    with pytest.raises(ValueError, match="models of 4 and 2 layers"):
+        wide.shared(amp.plan(tiny(), drawn(tiny()), heads=2))
