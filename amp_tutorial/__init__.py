@@ -10,6 +10,7 @@ from .criteria import CRITERIA, Criterion
 from .data import DATA, calibration, texts
 from .evaluation import CHANCE, TASKS, Accuracy, Measured, Perplexity, accuracy, latency, perplexity, size
 from .families import FAMILIES, Anatomy, Family
+from .layers import LAYER_CRITERIA, drop_layers, plan_layers, rank_layers
 from .plans import Plan, plan
 from .records import Record
 from .recovery import Recovery, recover
@@ -20,8 +21,8 @@ from .streaming import prune_folder
 from .surgery import masked, prune
 
 __all__ = [
-    "CHANCE", "CRITERIA", "DATA", "EMBEDDED", "FAMILIES", "TASKS",
+    "CHANCE", "CRITERIA", "DATA", "EMBEDDED", "FAMILIES", "LAYER_CRITERIA", "TASKS",
     "Accuracy", "Anatomy", "Criterion", "Family", "Measured", "Perplexity", "Plan", "Record", "Recovery", "Scores",
-    "accuracy", "calibration", "check", "estimate", "latency", "load", "masked", "perplexity", "plan", "prune",
-    "prune_folder", "recover", "save", "score", "size", "texts",
+    "accuracy", "calibration", "check", "drop_layers", "estimate", "latency", "load", "masked", "perplexity", "plan",
+    "plan_layers", "prune", "prune_folder", "rank_layers", "recover", "save", "score", "size", "texts",
 ]  # fmt: skip
