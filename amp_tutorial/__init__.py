@@ -16,6 +16,7 @@ from .records import Record
 from .recovery import Recovery, recover
 from .saving import save
 from .scores import Scores, score
+from .slicing import Rotation, rotation, slice_hidden
 from .stock import check, estimate
 from .streaming import prune_folder
 from .surgery import masked, prune
