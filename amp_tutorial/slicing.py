@@ -1,10 +1,10 @@
 """Slice the hidden size of an RMS-norm model with one rotation for the whole network; the result is a stock model.
 
 Every module of a pre-norm decoder reads the residual stream through a norm and adds what it computes to it. An RMS norm
-commutes with a rotation once its weight w is folded into the matrices that read it, so the stream may be turned by any
-orthogonal Q and the logits stay. Turned to the principal directions of what the norms give, it can lose the last ones.
-SliceGPT (Ashkboos et al., ICLR 2024, arXiv 2401.15024) turns every layer by a Q of its own, and needs an own model class
-to turn the stream between them. With one Q for all layers nothing is needed between them: smaller matrices will do.
+commutes with a rotation once its weight w is folded into the matrices that read it, so any orthogonal Q may turn the
+stream and the logits stay. Turned to the principal directions of what the norms give, it can lose the last ones.
+SliceGPT (Ashkboos et al., ICLR 2024, arXiv 2401.15024) turns every layer by a Q of its own; it needs matrices between
+the layers, and so an own model class. With one Q for all layers nothing stands between them.
 
 With d the hidden size, d' the new one, Q (d, d') the kept directions and s = sqrt(d' / d):
 
@@ -12,8 +12,8 @@ With d the hidden size, d' the new one, Q (d, d') the kept directions and s = sq
     writes (o, down, embedding rows)           W' = s Qᵀ W,   b' = s Qᵀ b
     norms                                      w' = 1 / s = sqrt(d / d'), eps as it was
 
-The stream of the sliced model is s Qᵀ x: its mean square over d' numbers is that of Q Qᵀ x over d, so the norms divide by
-the same number, eps included. So the sliced model equals the dense one with every write projected by Q Qᵀ (`projected`).
+The stream of the sliced model is s Qᵀ x. Its mean square over d' numbers is that of Q Qᵀ x over d numbers: the norms
+divide by the same, eps included. So the sliced model is the dense one with every write projected by Q Qᵀ (`projected`).
 """
 
 import copy
