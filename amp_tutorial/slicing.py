@@ -44,6 +44,7 @@ class Stream:
     apart: tuple[str, ...] = ("self_attn.q_norm", "self_attn.k_norm")  # norms inside a head, not of the stream
     last: str = "model.norm"  # the norm that the output head reads
     offset: float = 0.0  # a norm multiplies by offset + weight
+    multiple: int = 1  # of the hidden size: the products of packed experts want rows of whole 16 bytes
     root: str = ""  # a buffer of the embedding by which it multiplies its rows: always sqrt(hidden_size)
 
 
@@ -62,8 +63,9 @@ STREAMS = {
     **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "granite", "smollm3"), LLAMA),
     "phi3": _stream(("self_attn.qkv_proj",), ("mlp.gate_up_proj",)),
     "gemma": replace(LLAMA, offset=1.0, root="embed_scale"),
-    "mixtral": _stream(QKV, EXPERTS, "mlp.experts.down_proj"),
-    "qwen3_moe": _stream(QKV, GATE_UP + EXPERTS, "mlp.down_proj", "mlp.experts.down_proj"),  # either MLP, by layer
+    "mixtral": replace(_stream(QKV, EXPERTS, "mlp.experts.down_proj"), multiple=8),
+    # A layer has one of the two MLPs.
+    "qwen3_moe": replace(_stream(QKV, GATE_UP + EXPERTS, "mlp.down_proj", "mlp.experts.down_proj"), multiple=8),
 }
 LAYER_NORM = "its layer norms subtract the mean, so the stream cannot be turned; RMS norms are needed"
 OUTPUT_NORM = "its norms weigh what is written to the residual stream, and a weight there cannot be folded away"
@@ -236,7 +238,9 @@ def hidden_at(anatomy: Anatomy, remove: float, align: int = 1) -> int:
 
 
 def _type(anatomy: Anatomy, hidden: int) -> str:
-    """The model type whose configuration says this hidden size with these heads; "" if none does."""
+    """The model type that runs with this hidden size and these heads; "" if none does."""
+    if hidden % stream_of(anatomy).multiple:
+        return ""
     fits = anatomy.family.any_head_count or hidden % anatomy.heads == 0
     return anatomy.model.config.model_type if fits else anatomy.equal_type
 
@@ -248,9 +252,10 @@ def _smaller_config(anatomy: Anatomy, hidden: int) -> PreTrainedConfig:
     if anatomy.no_heads:
         raise ValueError(f"The hidden size of this {dense.model_type} cannot change: {anatomy.no_heads}.")
     if not (kind := _type(anatomy, hidden)):
+        step = max(stream_of(anatomy).multiple, 1 if anatomy.family.any_head_count else anatomy.heads)
         raise ValueError(
-            f"No stock configuration of {dense.model_type} says hidden_size={hidden} with {anatomy.heads} heads; take "
-            f"a multiple of {anatomy.heads}."
+            f"No stock {dense.model_type} runs with hidden_size={hidden} and {anatomy.heads} heads; take a multiple of "
+            f"{step}."
         )
     settings = dense.to_dict()
     for stale in ("model_type", "architectures", "transformers_version", "_name_or_path"):
