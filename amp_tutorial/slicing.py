@@ -118,7 +118,8 @@ def rotation(model: PreTrainedModel, batches: Iterable[Batch]) -> Rotation:
 
         C = Σ over norms n and tokens of n nᵀ,   Q = eigenvectors of C, largest eigenvalue first
 
-    Memory: one (hidden, hidden) matrix in float64 and one in float32, whatever the number of layers or tokens.
+    Memory: a few (hidden, hidden) matrices in float64, whatever the number of layers or tokens. Where the layers do not
+    fit in memory together, add up `second_moments` of each norm's inputs and give the sum to `Rotation.of`.
 
     Args:
         model: a causal language model of a family in `STREAMS`; it is not changed.
@@ -360,8 +361,8 @@ def projected(model: PreTrainedModel, rotation: Rotation, hidden: int) -> Iterat
     writers = [model.get_input_embeddings()]
     for i in range(anatomy.layers):
         block = model.get_submodule(f"{anatomy.family.layers}.{i}")
-        names = {name.removesuffix(".down_proj") if "experts" in name else name for name in stream.writes}
-        writers += [module for name, module in block.named_modules() if name in names]
+        written = (name for name, _ in block.named_parameters() if name.removesuffix(".weight") in stream.writes)
+        writers += [block.get_submodule(name.rpartition(".")[0]) for name in written]  # experts: all of them together
     handles = [module.register_forward_hook(project) for module in writers]
     try:
         yield model
