@@ -1,0 +1,191 @@
+"""What running a model costs: floating-point operations, the key-value cache, energy and carbon.
+
+Operations and cache follow from a configuration alone: the model is built on the meta device and run there, without
+weights. Energy is of a run on this machine, and mostly an estimate: the result says of what.
+"""
+
+import copy
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Floating-point operations of a batch; a multiply-accumulate is two. Only matrix products count."""
+
+    prefill: int  # a text of `length` tokens, logits of every position included
+    decode: int  # one more token of every text, with a cache of `length` tokens
+
+    def __str__(self) -> str:
+        return f"{self.prefill / 1e9:.3g} GFLOP to read the text, {self.decode / 1e9:.3g} GFLOP for the next token"
+
+
+@torch.no_grad()
+def flops(model: PreTrainedModel | PreTrainedConfig, length: int, batch: int = 1) -> Flops:
+    """Count the operations of reading `length` tokens, and of one token after them, as torch counts them.
+
+    For a LLaMA with hidden size d, H heads and G key-value heads of d_h, m neurons, L layers and vocabulary V, and n
+    tokens: prefill = 2n·(L·(2·d·d_h·(H + G) + 3·d·m + 2n·H·d_h) + V·d), and n·d_h more for the rotary angles.
+    Attention counts in full, as plain attention computes it; a causal kernel saves up to half of its 2n·H·d_h.
+
+    Args:
+        model: a model, which is left alone, or its configuration.
+
+    Raises:
+        ValueError: no positive length or batch.
+    """
+    twin = _on_meta(model, length, batch)
+    ids = torch.zeros((batch, length), dtype=torch.long, device="meta")
+    with FlopCounterMode(display=False) as reading, sdpa_kernel(SDPBackend.MATH):
+        cache = twin(input_ids=ids, use_cache=True).past_key_values
+    with FlopCounterMode(display=False) as writing, sdpa_kernel(SDPBackend.MATH):
+        twin(input_ids=ids[:, :1], past_key_values=cache, use_cache=True)
+    return Flops(reading.get_total_flops(), writing.get_total_flops())
+
+
+@torch.no_grad()
+def kv_cache_bytes(
+    model: PreTrainedModel | PreTrainedConfig, tokens: int, batch: int = 1, dtype: torch.dtype | None = None
+) -> int:
+    """Bytes of keys and values after `tokens` tokens of each text, as transformers holds them.
+
+    2 · layers · key-value heads · head_dim · tokens · bytes per value; a sliding window stops its layer's growth.
+
+    Args:
+        model: a model, or its configuration.
+        dtype: of the cache; by default that of the model, for a configuration what it says, else float32.
+
+    Raises:
+        ValueError: no positive number of tokens or batch.
+    """
+    twin = _on_meta(model, tokens, batch, dtype)
+    ids = torch.zeros((batch, tokens), dtype=torch.long, device="meta")
+    cache = twin.base_model(input_ids=ids, use_cache=True).past_key_values
+    return sum(t.nbytes for layer in cache.layers for t in (layer.keys, layer.values))
+
+
+def _on_meta(
+    model: PreTrainedModel | PreTrainedConfig, length: int, batch: int, dtype: torch.dtype | None = None
+) -> PreTrainedModel:
+    """The same architecture without weights, whose attention and experts are plain matrix products."""
+    if min(length, batch) < 1:
+        raise ValueError(f"length={length} and batch={batch} must both be at least 1.")
+    config = copy.deepcopy(model if isinstance(model, PreTrainedConfig) else model.config)
+    config.pad_token_id = None  # else GPT-2 looks into the ids, to warn of padding
+    dtype = dtype or (config.dtype if isinstance(model, PreTrainedConfig) else model.dtype)
+    with torch.device("meta"):
+        twin: PreTrainedModel = AutoModelForCausalLM.from_config(
+            config, attn_implementation="eager", dtype=dtype or torch.float32
+        )
+    if getattr(config, "_experts_implementation", None):
+        twin.set_experts_implementation("batched_mm")  # its work does not depend on the data, which meta has not
+    return twin.eval()
+
+
+@dataclass
+class Energy:
+    """What a run used; amounts stay zero while it lasts."""
+
+    kwh: float = 0.0
+    grams: float = 0.0  # CO2 equivalent: kwh · factor
+    seconds: float = 0.0
+    factor: float = 0.0  # of the grid, in grams of CO2 equivalent per kWh
+    grid: str = ""  # where the factor is from
+    measured: bool = False  # whether counters of the processor were read; memory is always estimated
+    method: str = ""  # for each part of the machine: measured by what, or estimated from what
+
+    def __str__(self) -> str:
+        return (
+            f"{self.kwh:.3g} kWh in {self.seconds:.1f} s, {self.grams:.3g} g CO2e at {self.factor:g} g/kWh "
+            f"({self.grid}); {self.method}"
+        )
+
+
+@contextmanager
+def energy(country: str | None = None, factor: float | None = None) -> Iterator[Energy]:
+    """Energy and carbon of what is done inside the context, by codecarbon in its offline mode.
+
+        with amp.energy(country="BRA") as used:
+            amp.perplexity(model, tokenizer)
+        print(used)
+
+    No network is used and no file is written. The whole machine counts, other programs too. Where the processor's own
+    counters can be read (RAPL on Linux as root, PowerMetrics, Energy Meter) its energy is measured; on most laptops
+    and on virtual machines it is estimated from its load and rated power, and a second of it is worth little.
+
+    Args:
+        country: three letters (ISO 3166), for the yearly mean of its grid in codecarbon's table.
+        factor: grams of CO2 equivalent per kWh, if you know your grid's better.
+
+    Raises:
+        ValueError: neither or both of them, a country without a row in the table, or a negative factor.
+        ImportError: codecarbon is not installed.
+    """
+    if (country is None) == (factor is None):
+        raise ValueError("Say either country='BRA' (three letters) or factor=… in grams of CO2e per kWh.")
+    if factor is not None and factor < 0:
+        raise ValueError(f"factor={factor} must not be negative: it is in grams of CO2e per kWh.")
+    try:
+        from codecarbon import OfflineEmissionsTracker
+        from codecarbon.input import DataSource
+    except ImportError as error:
+        raise ImportError("Energy needs codecarbon; install it with: pip install 'amp-tutorial[energy]'.") from error
+    used = Energy(factor=factor or 0.0, grid="as given")
+    if country is not None:
+        table = DataSource().get_global_energy_mix_data()
+        if country not in table or "carbon_intensity" not in table[country]:
+            raise ValueError(f"No grid for country={country!r}: give three letters such as 'BRA', or factor=….")
+        row = table[country]
+        used.factor, used.grid = float(row["carbon_intensity"]), f"{row['country_name']} {row['year']}, codecarbon"
+    logging.getLogger("codecarbon").setLevel(logging.CRITICAL)  # it speaks before it reads its own log_level
+    tracker = OfflineEmissionsTracker(
+        country_iso_code=country or "",
+        force_carbon_intensity_g_co2e_kwh=used.factor,  # stated here, and never asked of a service
+        output_methods=[],  # no file
+        emissions_endpoint=None,  # whatever a .codecarbon.config says
+        measure_power_secs=1,
+        log_level="critical",
+    )
+    tracker.start()
+    try:
+        yield used
+    finally:
+        tracker.stop()
+        found = tracker.final_emissions_data
+        used.kwh, used.grams, used.seconds = found.energy_consumed, 1000 * found.emissions, found.duration
+        used.measured, used.method = _method(tracker)
+
+
+COUNTERS = {
+    "Intel Rapl": "RAPL",
+    "Windows Emi": "Energy Meter",
+    "Intel Power Gadget": "Power Gadget",
+    "AppleSiliconChip": "PowerMetrics",
+    "Raspberry": "the board",
+}
+
+
+def _method(tracker: Any) -> tuple[bool, str]:
+    """Whether the processor was measured, and what each part of the machine goes by, from codecarbon's descriptions."""
+    said, measured = [], False
+    for part in map(str, tracker._conf["hardware"]):
+        counter = next((name for key, name in COUNTERS.items() if key in part), None)
+        if part.startswith("RAM"):
+            said.append("memory estimated from its size")
+        elif part.startswith("GPU"):
+            said.append("GPU measured by its driver")
+        elif counter:
+            measured = True
+            said.append(f"processor measured by {counter}")
+        else:
+            by = "load and rated power (TDP)" if "Cpu Load" in part else "rated power (TDP) alone"
+            said.append(f"processor estimated from {by}")
+    return measured, ", ".join(dict.fromkeys(said))
