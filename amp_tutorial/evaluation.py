@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,7 @@ CHANCE = {
     "tiny_yesno": 1 / 2,
 }
 TASKS = tuple(CHANCE)
+Item = dict[str, Any]  # of a task: its "prompt", its "choices", and the index of the right "answer" among them
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,7 @@ def accuracy(
     limit: int | None = None,
     batch_size: int = 64,
     progress: bool = False,
+    change: Callable[[Item], Item] | None = None,
 ) -> Accuracy:
     """Zero-shot accuracy (highest summed log-likelihood) through lm-eval, with its standard errors.
 
@@ -139,6 +142,7 @@ def accuracy(
         limit: only the first items of each task. Items come in groups that share one list of choices, so take a
             multiple of 4 to keep them balanced.
         progress: let lm-eval show its progress bars.
+        change: what is done to every item before it is asked; `robustness` perturbs prompts by it.
 
     Raises:
         ValueError: an unknown task.
@@ -147,6 +151,7 @@ def accuracy(
     if unknown := sorted(set(tasks) - set(TASKS)):
         raise ValueError(f"Unknown task {unknown[0]!r}; choose from {', '.join(TASKS)}.")
     import yaml  # here, because lm-eval takes seconds to import and not every lesson needs it
+    from datasets import Dataset
     from lm_eval import evaluate
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
@@ -157,6 +162,8 @@ def accuracy(
         # The file names its data relative to the repository; resolve it, so that any folder will do.
         config["dataset_kwargs"]["data_files"]["test"] = str(DATA / "tasks" / f"{task}.jsonl")
         config["num_fewshot"] = 0
+        if change is not None:
+            config["process_docs"] = lambda items: Dataset.from_list([change(item) for item in items])
         configs.append(config)
     with contextlib.nullcontext() if progress else contextlib.redirect_stderr(io.StringIO()):
         wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, add_bos_token=True)
