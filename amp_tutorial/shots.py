@@ -74,7 +74,12 @@ def schedule(current: int, target: int, shots: int = 8) -> list[int]:
 
 
 def widths(
-    model: PreTrainedModel, heads: int | None, neurons: int | None, shots: int = 8, unit: str = "groups"
+    model: PreTrainedModel,
+    heads: int | None,
+    neurons: int | None,
+    shots: int = 8,
+    unit: str = "groups",
+    combine: str = "sum",
 ) -> list[tuple[int, int]]:
     """Kept (heads, neurons) of every layer after each shot.
 
@@ -88,7 +93,8 @@ def widths(
         raise ValueError("Say which widths shall stay in the end: heads=…, neurons=…, or both.")
     if shots < 1:
         raise ValueError(f"shots={shots} must be at least 1.")
-    last = plan(model, score(model, [], "random"), heads=heads, neurons=neurons, unit=unit)  # refuses what cannot be
+    chance = score(model, [], "random")
+    last = plan(model, chance, heads=heads, neurons=neurons, unit=unit, combine=combine)  # refuses what cannot be
     anatomy = Anatomy.of(model)
     whole = anatomy.group_size if unit == "groups" else anatomy.groups
     possible = sorted({count for count in anatomy.head_counts if count % whole == 0} | {anatomy.heads})
@@ -172,7 +178,7 @@ def prune_in_shots(
         raise ValueError(f"Unknown average {average!r}; choose 'tokens' or 'prompts'.")
     if iter(batches) is batches:
         raise ValueError("batches can be read only once, and every shot reads them; give a list.")
-    left = widths(model, heads, neurons, shots, unit)
+    left = widths(model, heads, neurons, shots, unit, combine)
     how = dict(criterion=criterion, average=average, unit=unit, combine=combine, seed=seed)
     settings = dict(model=fingerprint(model), heads=left[-1][0], neurons=left[-1][1], shots=shots, **how)
     folder = None if out is None else _folder(Path(out), settings | {"recover": _said(recover)})

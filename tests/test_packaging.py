@@ -22,6 +22,7 @@ from amp_tutorial.course.sources import address
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 NEEDED = [Requirement(r) for r in PROJECT["dependencies"]]
 TESTING = [Requirement(r) for r in PROJECT["optional-dependencies"]["test"]]
+EXTRAS = [Requirement(r) for name, rs in PROJECT["optional-dependencies"].items() if name != "test" for r in rs]
 PIN = re.compile(r"^([A-Za-z0-9._-]+)==([A-Za-z0-9.]+)$")
 
 
@@ -70,7 +71,7 @@ def test_every_requirement_is_a_range_that_holds_its_pin(requirement: Requiremen
 
 @pytest.mark.parametrize(
     ("folders", "allowed"),
-    [(("amp_tutorial", "notebooks/source"), NEEDED), (("tests",), [*NEEDED, *TESTING])],
+    [(("amp_tutorial", "notebooks/source"), [*NEEDED, *EXTRAS]), (("tests",), [*NEEDED, *TESTING, *EXTRAS])],
     ids=["package", "tests"],
 )
 def test_what_is_imported_is_required(folders: tuple[str, ...], allowed: list[Requirement]) -> None:
