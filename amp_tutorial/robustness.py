@@ -86,7 +86,8 @@ def shuffled(item: Item, rate: float, rng: random.Random) -> str:
 
     A distractor is a sentence of the context, ended by a full stop, without any word that stands in the right choice
     and in no other. The question, after the last full stop, stays, and so does all else. Choices are never shown, each
-    is scored by itself, so their order cannot matter. A context with less than two distractors stays as it is.
+    is scored by itself, so their order cannot matter. A context with less than two distractors stays as it is: of the
+    embedded tasks only tiny_chain and part of tiny_yesno have more, so look at these and not at the mean of all.
     """
     *context, question = re.split(r"(?<=\.) ", item["prompt"])
     right = item["choices"][item["answer"]]
@@ -103,6 +104,7 @@ PERTURBATIONS: dict[str, Callable[[Item, float, random.Random], str]] = {
     "dropped words": dropped,
     "shuffled distractors": shuffled,
 }
+RATES = {"typos": 0.1, "dropped words": 0.1, "shuffled distractors": 1.0}  # where none is said
 
 
 def perturbed(item: Item, perturbation: str, rate: float, seed: int = 0) -> Item:
@@ -123,7 +125,7 @@ def robustness(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     perturbation: str | Sequence[str] = "typos",
-    rate: float = 0.1,
+    rate: float | None = None,
     tasks: Sequence[str] | None = None,
     limit: int | None = None,
     seed: int = 0,
@@ -134,7 +136,8 @@ def robustness(
 
     Args:
         perturbation: one of `PERTURBATIONS`, or several; each is applied alone, to the clean items.
-        rate: probability for each letter (typos), word (dropped words) or sentence (shuffled distractors).
+        rate: probability for each letter (typos), word (dropped words) or sentence (shuffled distractors); by default
+            0.1, 0.1 and 1.
         seed: of the perturbation; models to be compared take the same, and so see the same prompts.
         tasks, limit, batch_size, progress: as for `accuracy`.
 
@@ -145,11 +148,12 @@ def robustness(
         ValueError: an unknown perturbation or task, or a rate outside [0, 1].
     """
     asked = [perturbation] if isinstance(perturbation, str) else list(perturbation)
+    rates = {name: RATES.get(name, 0.0) if rate is None else rate for name in asked}
     for name in asked:
-        perturbed(dict(prompt="", choices=[""], answer=0), name, rate)  # refuses before any work
+        perturbed(dict(prompt="", choices=[""], answer=0), name, rates[name])  # refuses before any work
 
     found = {"clean": accuracy(model, tokenizer, tasks, limit, batch_size, progress)}
     for name in asked:
-        change = partial(perturbed, perturbation=name, rate=rate, seed=seed)
+        change = partial(perturbed, perturbation=name, rate=rates[name], seed=seed)
         found[name] = accuracy(model, tokenizer, tasks, limit, batch_size, progress, change)
     return found

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from collections import Counter
 from typing import Any
 
@@ -105,6 +106,27 @@ def test_a_chain_of_sentences_by_hand() -> None:
     )
     seen = {perturbed(item, "shuffled distractors", 1, seed)["prompt"] for seed in range(60)}
     assert len(seen) == 6 and all(p.endswith("Al is in the barn. It is in the") for p in seen)
+
+
+def test_only_two_tasks_have_distractors_to_shuffle() -> None:
+    for task in amp.TASKS:
+        lines = (amp.DATA / "tasks" / f"{task}.jsonl").read_text(encoding="utf-8").splitlines()
+        changed = [perturbed(item, "shuffled distractors", 1) != item for item in map(json.loads, lines)]
+        assert any(changed) == (task in ("tiny_chain", "tiny_yesno")), task
+        assert all(changed[:20]) or task != "tiny_chain"
+
+
+def test_each_perturbation_has_a_rate_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[float] = []
+
+    def noted(*args: Any) -> amp.Accuracy:
+        seen.extend(change.keywords["rate"] for change in args[6:])
+        return amp.Accuracy()
+
+    monkeypatch.setattr(sys.modules["amp_tutorial.robustness"], "accuracy", noted)
+    amp.robustness(tiny(), byte_tokenizer(), list(PERTURBATIONS))
+    amp.robustness(tiny(), byte_tokenizer(), list(PERTURBATIONS), rate=0)
+    assert seen == [0.1, 0.1, 1.0, 0, 0, 0]
 
 
 @pytest.mark.parametrize("name", PERTURBATIONS)
