@@ -1,0 +1,66 @@
+"""Walk through a decoder layer by layer, over all calibration batches: only one hidden state a token is held.
+
+The model's own forward runs, with every layer but one skipped. So masks, positions and whatever else a family hands its
+layers come from its own code.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .families import Anatomy
+from .sums import Batch
+
+
+class Walk:
+    """What enters the next layer, for every batch."""
+
+    def __init__(self, anatomy: Anatomy, batches: Sequence[Batch]) -> None:
+        self.anatomy, self.model, self.batches = anatomy, anatomy.model, batches
+        self.layers: list[nn.Module] = list(anatomy.model.get_submodule(anatomy.family.layers).children())
+        self.hidden: list[Tensor] = []  # (batch, length, hidden) of each batch; before the first layer it is not asked
+        self.in_tuple = False  # some families' layers return a tuple; the first one run tells
+        self._batch = 0
+        self._entered = self._left = torch.empty(0)
+
+    @contextmanager
+    def only(self, i: int) -> Iterator[None]:
+        """While it lasts, `step` runs layer i alone."""
+
+        def skip(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor]:
+            return (hidden_states,) if self.in_tuple else hidden_states
+
+        def run(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+            self._entered = self.hidden[self._batch] if i else hidden_states
+            output = type(layer).forward(layer, self._entered, *args, **kwargs)
+            self.in_tuple = isinstance(output, tuple)
+            self._left = output[0] if self.in_tuple else output
+            return output
+
+        layer = self.layers[i]
+        try:
+            for other in self.layers:
+                other.forward = run if other is layer else skip
+            yield
+        finally:
+            for other in self.layers:
+                del other.forward  # the class's own is seen again
+
+    @torch.no_grad()
+    def step(self, b: int) -> tuple[Float[Tensor, "batch length hidden"], Float[Tensor, "batch length hidden"]]:
+        """What enters and what leaves the layer for batch b."""
+        self._batch = b
+        batch = self.batches[b]
+        device = next(self.model.parameters()).device
+        mask = batch["attention_mask"].to(device).long()
+        self.model.base_model(
+            input_ids=batch["input_ids"].to(device),
+            attention_mask=mask,
+            position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
+            use_cache=False,
+        )
+        return self._entered, self._left

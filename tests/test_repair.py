@@ -1,0 +1,237 @@
+"""Repair is least squares, never worse than none on its own text, exact where it can be, and leaves a stock model."""
+
+import itertools
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import EVERY_FAMILY, KNOWN, Shape, batch, equal, hooks, logits, prompts, shapes, some_plan, tiny, weights
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+import amp_tutorial as amp
+from amp_tutorial import repair as module
+from amp_tutorial.families import weight_of
+from amp_tutorial.gram import Normal, eliminate
+from amp_tutorial.walk import Walk
+
+ROWS = prompts([12] * 24)
+BATCHES = [batch(ROWS[i : i + 4]) for i in range(0, len(ROWS), 4)]
+SEVERAL = [Shape(), Shape("phi", bias=True), Shape("qwen2", groups=2, group_size=2), Shape("gpt2")]
+
+
+def inputs(model: torch.nn.Module, i: int) -> dict[str, Tensor]:
+    """What enters both output projections of layer i, of all tokens."""
+    found: dict[str, list[Tensor]] = {"heads": [], "neurons": []}
+    layer = amp.Anatomy.of(model).layer(i)  # type: ignore[arg-type]
+    pairs = (("heads", layer.output), ("neurons", layer.neurons_out))
+    handles = [m.register_forward_pre_hook(lambda _, a, p=p: found[p].append(a[0].flatten(0, 1))) for p, m in pairs]
+    with torch.no_grad():
+        for given_batch in BATCHES:
+            model(**given_batch)
+    for handle in handles:
+        handle.remove()
+    return {part: torch.cat(x).double() for part, x in found.items()}
+
+
+@pytest.mark.parametrize("shape", SEVERAL, ids=lambda s: s.family)
+def test_repair_is_least_squares(shape: Shape) -> None:
+    model = tiny(shape)
+    plan = some_plan(model, 2, 15)
+    small = module.repair(model, plan, BATCHES, sequential=False, ridge=0.0, progress=False).model
+    dense, cut = amp.Anatomy.of(model), amp.Anatomy.of(small)
+    for i in range(shape.layers):
+        x = inputs(model, i)
+        kept = (torch.tensor(plan.heads[i])[:, None] * shape.head_dim + torch.arange(shape.head_dim)).flatten()
+        for part, rows in (("heads", kept), ("neurons", torch.tensor(plan.neurons[i]))):
+            before, after = (
+                layer.output if part == "heads" else layer.neurons_out for layer in (dense.layer(i), cut.layer(i))
+            )
+            y, some = x[part] @ weight_of(before).double().T, x[part][:, rows]
+            if before.bias is not None:
+                some = torch.cat([some, torch.ones_like(some[:, :1])], 1)
+                y = y + before.bias.double()
+            wanted = torch.linalg.lstsq(some, y).solution.T
+            found = weight_of(after).double()
+            if before.bias is not None:
+                found = torch.cat([found, after.bias.double()[:, None]], 1)
+            torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+
+
+@settings(max_examples=15, deadline=None)
+@given(shapes(), st.data())
+def test_repair_is_never_worse_than_none_on_its_own_text(shape: Shape, data: st.DataObject) -> None:
+    model = tiny(shape)
+    kept = dict(heads=shape.group_size, neurons=data.draw(st.integers(1, shape.neurons)))
+    plan = some_plan(model, **kept, nearest=True)
+    before, choose = weights(model), data.draw(st.booleans())
+    sequential, ridge = data.draw(st.booleans()), data.draw(st.sampled_from((None, 1e-6, 0.1, 10.0)))
+    found = module.repair(model, plan, BATCHES[:2], choose, sequential, ridge, progress=False)
+    assert all(fit.after <= fit.before * (1 + 1e-9) + 1e-12 for fit in found.fits)
+    assert equal(weights(model), before) and hooks(model) == hooks(found.model) == 0
+    assert found.model.num_parameters() == amp.prune(model, plan).num_parameters()
+    assert [len(kept) for kept in found.plan.heads] == [len(kept) for kept in plan.heads]
+    assert [len(kept) for kept in found.plan.neurons] == [len(kept) for kept in plan.neurons]
+
+
+@pytest.mark.parametrize("shape", EVERY_FAMILY, ids=KNOWN)
+def test_what_is_repaired_loads_in_stock_transformers(shape: Shape, tmp_path: Path) -> None:
+    model = tiny(shape)
+    found = module.repair(model, some_plan(model, 2, 15), BATCHES[:3], choose=True, progress=False)
+    folder = amp.save(found.model, None, tmp_path / "saved")
+    again, report = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    assert not any(report.values())
+    assert torch.equal(logits(again), logits(found.model))
+    assert all("forward" not in vars(part) for part in model.modules())  # the walk leaves no layer skipped
+
+
+@pytest.mark.parametrize("sequential", [True, False])
+@pytest.mark.parametrize("shape", SEVERAL, ids=lambda s: s.family)
+def test_a_plan_that_removes_nothing_changes_nothing(shape: Shape, sequential: bool) -> None:
+    model = tiny(shape)
+    plan = amp.plan(model, amp.score(model, [], "random"), neurons=shape.neurons)
+    small = module.repair(model, plan, BATCHES, sequential=sequential, ridge=1e-3, progress=False).model
+    torch.testing.assert_close(logits(small), logits(model), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("choose", [True, False])
+@pytest.mark.parametrize("shape", [s for s in SEVERAL if s.family != "gpt2"], ids=lambda s: s.family)
+def test_what_depends_linearly_on_the_rest_is_made_up_for(shape: Shape, choose: bool) -> None:
+    model = tiny(shape)
+    anatomy, size = amp.Anatomy.of(model), shape.group_size * shape.head_dim
+    with torch.no_grad():
+        for i in range(shape.layers):
+            layer = anatomy.layer(i)
+            for linear in layer.neurons_in:
+                for tensor in (linear.weight, *([] if linear.bias is None else [linear.bias])):
+                    tensor[:4] = tensor[4:8]  # the first four neurons are copies
+            for linear, rows in ((layer.query, size), (layer.key, shape.head_dim), (layer.value, shape.head_dim)):
+                for tensor in (linear.weight, *([] if linear.bias is None else [linear.bias])):
+                    tensor[:rows] = tensor[rows : 2 * rows]  # and so is the first KV group
+    plan = amp.plan(model, amp.score(model, [], "random"), heads=shape.heads - shape.group_size, neurons=20)
+    if not choose:  # with choose the copies have to be found
+        plan = replace(
+            plan,
+            heads=[list(range(shape.group_size, shape.heads))] * shape.layers,
+            neurons=[list(range(4, 24))] * shape.layers,
+        )
+    found = module.repair(model, plan, BATCHES, choose=choose, ridge=1e-9, progress=False)
+    torch.testing.assert_close(logits(found.model), logits(model), atol=2e-3, rtol=1e-3)
+    assert not torch.allclose(logits(amp.prune(model, found.plan)), logits(model), atol=0.05)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("size", "pools"), [(1, [0] * 6), (2, [0] * 3), (1, [0, 0, 0, 1, 1, 1])])
+def test_elimination_takes_what_costs_least_after_refit(size: int, pools: list[int], bias: bool) -> None:
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(50, 6, generator=generator).double() @ torch.randn(6, 6, generator=generator).double() + 1
+    y = x @ torch.randn(6, 5, generator=generator).double() + torch.randn(50, 5, generator=generator)
+    normal = Normal(bias)
+    normal.add(x, y)
+    prior = torch.zeros(5, 6).double()
+    found = eliminate(*normal.centred(), prior, size, torch.tensor(pools), keep=1)
+
+    def error(kept: list[int]) -> float:
+        columns = [b * size + j for b in kept for j in range(size)]
+        some = torch.cat([x[:, columns], torch.ones(50, int(bias)).double()], 1)
+        return float((y - some @ torch.linalg.lstsq(some, y).solution).square().sum())
+
+    left = list(range(len(pools)))
+    while any(sum(pools[b] == p for b in left) > 1 for p in set(pools)):
+        may_go = [b for b in left if sum(pools[other] == pools[b] for other in left) > 1]
+        left.remove(min(may_go, key=lambda b: error([other for other in left if other != b])))
+    assert found == left
+
+
+def test_the_ridge_is_the_one_that_does_best_on_the_other_half() -> None:
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.randn(4, 30, generator=generator).double()
+    for noise, strong in ((0.0, False), (30.0, True)):
+        normal = Normal()
+        for _ in range(2):
+            x = torch.randn(40, 30, generator=generator)
+            normal.add(x, x @ truth.T.float() + noise * torch.randn(40, 4, generator=generator))
+        assert (normal.ridge(truth) >= 1e-1) == strong or noise == 0.0
+        if noise == 0.0:
+            assert normal.ridge(torch.zeros_like(truth)) == 1e-6
+
+
+@pytest.mark.parametrize(
+    ("shape", "scale"),
+    [(Shape(), 1.0), (Shape("phi"), 1.0), (Shape("granite"), 0.3), (Shape("gemma2"), 0.0), (Shape("mixtral"), 0.0)],
+    ids=lambda value: getattr(value, "family", None),
+)
+def test_how_the_residual_stream_is_written_is_measured(shape: Shape, scale: float) -> None:
+    model = tiny(shape, **({"residual_multiplier": 0.3} if shape.family == "granite" else {}))
+    anatomy = amp.Anatomy.of(model)
+    walk = Walk(anatomy, BATCHES)
+    with walk.only(0), module._watch(anatomy, 0) as seen:
+        entered, left = walk.step(0)
+        assert module._residual_scale(entered, left, seen) == pytest.approx(scale, abs=1e-5)
+
+
+@pytest.mark.parametrize("shape", EVERY_FAMILY, ids=KNOWN)
+def test_a_walk_is_the_forward_pass(shape: Shape) -> None:
+    model = tiny(shape)
+    anatomy = amp.Anatomy.of(model)
+    walk, rows = Walk(anatomy, [batch(prompts(), left=True), *BATCHES[:2]]), list(range(3))
+    for i in range(anatomy.layers):
+        with walk.only(i):
+            walk.hidden = [walk.step(b)[1] for b in rows]
+    layer, found = model.get_submodule(anatomy.family.layers)[-1], list[Tensor]()
+    layer.register_forward_hook(lambda _, args, out: found.append(out[0] if isinstance(out, tuple) else out))
+    for b in rows:
+        mask = walk.batches[b]["attention_mask"]
+        with torch.no_grad():
+            places = (mask.cumsum(-1) - 1).clamp(min=0)
+            model.base_model(**walk.batches[b], position_ids=places, use_cache=False)
+        torch.testing.assert_close(walk.hidden[b], found[b])
+
+
+def test_queries_are_chosen_in_every_group() -> None:
+    shape = Shape("qwen2", groups=2, group_size=3)
+    model = tiny(shape)
+    plan = some_plan(model, 4, 15, unit="queries")
+    found = module.repair(model, plan, BATCHES, choose=True, progress=False).plan
+    assert all(sum(h < 3 for h in kept) == sum(h >= 3 for h in kept) == 2 for kept in found.heads)
+
+
+def test_a_failure_leaves_the_model_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny().train()
+    before = weights(model)
+    monkeypatch.setattr(Normal, "solve", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        module.repair(model, some_plan(model, 2, 15), BATCHES, progress=False)
+    assert equal(weights(model), before) and hooks(model) == 0 and model.training
+    assert all("forward" not in vars(part) for part in model.modules())
+
+
+def test_too_little_text_is_said() -> None:
+    model = tiny()
+    with pytest.warns(UserWarning, match="Fewer calibration tokens than inputs of a projection .layer 0, heads: 9 tok"):
+        module.repair(model, some_plan(model, 2, 15), [batch([list(range(3, 12))])], progress=False)
+    with pytest.raises(ValueError, match="hold no tokens"):
+        module.repair(model, some_plan(model, 2, 15), [], progress=False)
+    with pytest.raises(ValueError, match="plan anew"):
+        module.repair(model, some_plan(tiny(Shape(layers=3)), 2, 15), BATCHES, progress=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", amp.EMBEDDED)
+def test_on_a_trained_model_each_step_helps(name: str) -> None:
+    model, tokenizer = amp.load(name)
+    batches = amp.calibration(tokenizer, samples=64)
+    plan = amp.plan(model, amp.score(model, batches), remove=0.5, of="blocks")
+    quality = [
+        amp.perplexity(small, tokenizer, limit=60).value
+        for small in (
+            module.repair(model, plan, batches, choose=True, progress=False).model,
+            module.repair(model, plan, batches, progress=False).model,
+            module.repair(model, plan, batches, sequential=False, progress=False).model,
+            amp.prune(model, plan),
+        )
+    ]
+    assert all(better < worse for better, worse in itertools.pairwise(quality))
