@@ -15,10 +15,11 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from . import recovery
-from .checkpoint import load, save
+from .checkpoint import load
 from .criteria import named
 from .families import Anatomy
 from .plans import Plan, plan
+from .saving import save
 from .scores import fingerprint, score
 from .stock import check
 from .sums import Batch

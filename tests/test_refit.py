@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import amp_tutorial as amp
-from amp_tutorial import repair as module
+from amp_tutorial import refit as module
 from amp_tutorial.families import weight_of
 from amp_tutorial.gram import Normal, eliminate
 from amp_tutorial.walk import Walk
