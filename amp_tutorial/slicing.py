@@ -30,7 +30,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 
 from .families import Anatomy
 from .sums import Batch
-from .surgery import _fill_buffers
+from .surgery import fill_buffers
 
 PROBE = 16  # tokens on which each sliced model is compared with the projected one
 
@@ -295,7 +295,7 @@ def slice_hidden(model: PreTrainedModel, rotation: Rotation, hidden: int) -> Pre
     with torch.device("meta"):
         small: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
     small.load_state_dict(weights, assign=True)
-    _fill_buffers(small, model, config)
+    fill_buffers(small, model, config)
     if stream.root:
         small.get_input_embeddings().get_buffer(stream.root).fill_(hidden**0.5)
     small.generation_config = copy.deepcopy(model.generation_config)

@@ -133,7 +133,7 @@ def prune(model: PreTrainedModel, plan: Plan, inplace: bool = False) -> PreTrain
     if lost or unexpected:
         raise ValueError(f"{type(small).__name__} does not hold the same weights: {lost + list(unexpected)}.")
     old = {names(name): name for name, _ in model.named_modules(remove_duplicate=False)}
-    _fill_buffers(small, model, config, old)
+    fill_buffers(small, model, config, old)
     small.generation_config = copy.deepcopy(model.generation_config)
     trained = {names(name): parameter.requires_grad for name, parameter in model.named_parameters()}
     for name, parameter in small.named_parameters():
@@ -203,12 +203,12 @@ def cuts_of(anatomy: Anatomy, plan: Plan, i: int) -> dict[str, Cut]:
     return found
 
 
-def _fill_buffers(
-    small: PreTrainedModel, dense: PreTrainedModel, config: PreTrainedConfig, old: dict[str, str]
+def fill_buffers(
+    small: PreTrainedModel, dense: PreTrainedModel, config: PreTrainedConfig, old: dict[str, str] | None = None
 ) -> None:
     """Fill what no checkpoint stores: rotary frequencies, computed anew from the configuration; all else is copied.
 
-    `old` has the names that the modules had in the dense model.
+    `old` has the names that the modules had in the dense model, where they are others.
     """
     device = next(dense.parameters()).device
     for name, module in list(small.named_modules()):
@@ -217,5 +217,5 @@ def _fill_buffers(
         if "config" in inspect.signature(type(module).__init__).parameters and "Rotary" in type(module).__name__:
             small.set_submodule(name, type(module)(config=config).to(device))
         else:
-            for key, buffer in dense.get_submodule(old[name]).named_buffers(recurse=False):
+            for key, buffer in dense.get_submodule(old[name] if old else name).named_buffers(recurse=False):
                 module.register_buffer(key, buffer.detach().clone(), persistent=False)
