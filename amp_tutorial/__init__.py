@@ -1,9 +1,9 @@
 """Structured pruning of language models, small and exact: score, plan, prune, recover, evaluate.
 
 Read in this order; each module imports only from those before it:
-families → data → checkpoint → saving → criteria → sums → scores → plans → readers → stock → surgery → folder →
-streaming → similarity → skipping → layers → walk → gram → refit → slicing → recovery → shots → evaluation →
-perturbations → costs → records.
+families → data → checkpoint → saving → criteria → sums → gradients → scores → plans → readers → stock → surgery →
+folder → streaming → similarity → skipping → layers → walk → gram → refit → slicing → recovery → shots → evaluation
+→ perturbations → costs → records.
 """
 
 from .checkpoint import EMBEDDED, load

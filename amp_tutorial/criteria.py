@@ -52,22 +52,94 @@ def l2(w: Float[Tensor, "structures weights"]) -> Float[Tensor, " structures"]:
     return w.float().norm(dim=1)
 
 
+def squares(
+    x: Float[Tensor, "tokens *structure"], output: Float[Tensor, "*structure hidden"]
+) -> Float[Tensor, "tokens features"]:
+    """The energy of each input of an output projection."""
+    return x.flatten(1).square()
+
+
+def moments(
+    x: Float[Tensor, "tokens *structure"], output: Float[Tensor, "*structure hidden"]
+) -> Float[Tensor, "tokens twice"]:
+    """Each input of an output projection, then the square of each."""
+    return torch.cat([x.flatten(1), x.flatten(1).square()], dim=1)
+
+
+def transact(
+    mean: Float[Tensor, " features"], output: Float[Tensor, "structures d hidden"], tokens: int
+) -> Float[Tensor, " structures"]:
+    """TransAct's salience: s_j = sqrt(Σ_tokens x_j²); of a head mean_j s_j + (10 / d) · max_j s_j, of a neuron s_j.
+
+    Source: TransAct (arXiv 2407.05690), equation as in its official code [code]. No weight is in it. The code can also
+    shrink heads, with one index set for query, key, value and output; it ignores which rows RoPE turns together.
+    """
+    s = (tokens * mean).sqrt().view(output.shape[:2])
+    return s[:, 0] if s.shape[1] == 1 else s.mean(1) + 10 / s.shape[1] * s.amax(1)
+
+
+def wanda_sp(
+    mean: Float[Tensor, " features"], output: Float[Tensor, "structures d hidden"], tokens: int
+) -> Float[Tensor, " structures"]:
+    """Wanda-sp: mean over outputs of |W_ij| · ‖x_j‖₂, summed over a structure's features.
+
+    Source: Wanda (arXiv 2306.11695) made structured in FLAP's official code [code], which scores each layer on the
+    already pruned layers before it; here, as for all criteria, on the dense model. ‖x_j‖ is the root of the mean
+    energy: a common factor changes no ranking.
+    """
+    return (output.abs().mean(-1) * mean.clamp(min=0).sqrt().view(output.shape[:2])).sum(1)
+
+
+def fluctuation(
+    mean: Float[Tensor, " twice"], output: Float[Tensor, "structures d hidden"], tokens: int
+) -> Float[Tensor, " structures"]:
+    """FLAP's WIFV: Var(x_j) · ‖W_j‖², what is lost when x_j is replaced by its mean; standardised within the layer.
+
+    A head's score is the mean over its features, of squares, as in the code. Standardised scores of all layers and of
+    heads and neurons can be compared: `plan(…, parts="scored")` lets them share the budget (FLAP's "AL-AM").
+
+    Source: FLAP (arXiv 2312.11983), official code [code]. Its running variance leaves the first sample out, and weighs
+    samples, not tokens; here it is the variance over all tokens. FLAP keeps other widths in each layer, and adds
+    biases: a stock checkpoint holds neither, so widths are made equal, and only biases that are there take the means.
+    """
+    first, second = mean.view(2, *output.shape[:2])
+    metric = (second - first.square()).clamp(min=0) * output.square().sum(-1)
+    metric = metric.square() if metric.shape[1] > 1 else metric
+    return ((metric - metric.mean()) / metric.std().clamp(min=1e-30)).mean(1)
+
+
+def taylor(
+    w: Float[Tensor, "structures weights"], gradient: Float[Tensor, "structures weights"]
+) -> Float[Tensor, " structures"]:
+    """First-order Taylor: Σ |w · ∂L/∂w| over all weights of a structure, L the mean loss over the calibration tokens.
+
+    Source: LLM-Pruner (arXiv 2305.11627), `param_first`, its default with sums over groups [not run here]. It needs a
+    backward pass, and the gradients of all decoder layers at once.
+    """
+    return (w.float() * gradient.float()).abs().sum(1)
+
+
 Measure = Callable[..., Tensor]
+Finish = Callable[[Tensor, Tensor, int], Tensor]
 Static = Callable[[Tensor], Tensor]
+Gradient = Callable[[Tensor, Tensor], Tensor]
+COLUMNS: dict[Measure, int] = {squares: 1, moments: 2}  # for each feature; other measures have one for each structure
 
 
 @dataclass(frozen=True)
 class Criterion:
-    """Either a pair of per-token measures of (activations, output weights), or one function of weights, or chance."""
+    """Per-token measures of (activations, output weights), a function of weights (and gradients), or chance."""
 
     heads: Measure | None = None
     neurons: Measure | None = None
-    static: Static | None = None  # with neither measures nor static the scores are drawn at random
+    finish: Finish | None = None  # from the mean measures, output weights and the number of tokens to the scores
+    static: Static | None = None  # of the weights; with nothing at all the scores are drawn at random
+    gradient: Gradient | None = None  # of the weights and the gradients of the loss
     sign: int = 1  # -1: the other way round, so that the least goes last
 
     @property
     def sees_data(self) -> bool:
-        return self.heads is not None
+        return self.heads is not None or self.gradient is not None
 
 
 CRITERIA: dict[str, Criterion] = {
@@ -75,6 +147,10 @@ CRITERIA: dict[str, Criterion] = {
     "magnitude": Criterion(static=l2),
     "random": Criterion(),
     "reversed": Criterion(projected_l1, activation_l1, sign=-1),  # AMP upside down: the control that must fail
+    "transact": Criterion(squares, squares, finish=transact),
+    "wanda": Criterion(squares, squares, finish=wanda_sp),
+    "flap": Criterion(moments, moments, finish=fluctuation),
+    "taylor": Criterion(gradient=taylor),
 }
 
 

@@ -3,7 +3,7 @@
 To add a family, add a row to `FAMILIES`: the key is the `model_type` of its configuration. The tests run on every row.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -125,6 +125,15 @@ def weight_of(module: nn.Module) -> Float[Tensor, "out in"]:
     """The weight as (out, in) features, whichever way round the module stores it (GPT-2's Conv1D: transposed)."""
     weight: Tensor = module.weight  # type: ignore[assignment]
     return weight.T if isinstance(module, Conv1D) else weight
+
+
+def gradient_of(module: nn.Module) -> Float[Tensor, "out in"]:
+    """The gradient of that weight, where there is one."""
+    gradient: Tensor = module.weight.grad  # type: ignore[assignment]
+    return gradient.T if isinstance(module, Conv1D) else gradient
+
+
+Of = Callable[[nn.Module], Tensor]  # `weight_of` or `gradient_of`
 
 
 @dataclass(frozen=True)
@@ -299,27 +308,27 @@ class Anatomy:
         return sum(p.numel() for p in self.model.get_submodule(self.family.layers).parameters())
 
     @torch.no_grad()
-    def head_weights(self, i: int) -> Float[Tensor, "heads weights"]:
+    def head_weights(self, i: int, of: Of = weight_of) -> Float[Tensor, "heads weights"]:
         """All weights of each query head of layer i in one row; a shared key-value head counts for each of them."""
         block, parts = self.model.get_submodule(f"{self.family.layers}.{i}"), []
         for name, kinds in self.family.rows():
             if name in dict(self.family.norms) or "neurons" in kinds:
                 continue
-            weight = weight_of(block.get_submodule(name))
+            weight = of(block.get_submodule(name))
             for kind, part in zip(kinds, weight.split([self.features(kind) for kind in kinds]), strict=True):
                 each = part.reshape(self.heads if kind == "query" else self.groups, -1)
                 parts.append(each if kind == "query" else each.repeat_interleave(self.group_size, dim=0))
-        output = weight_of(self.layer(i).output)
+        output = of(self.layer(i).output)
         return torch.cat([*parts, output.reshape(self.hidden, self.heads, -1).transpose(0, 1).flatten(1)], dim=1)
 
     @torch.no_grad()
-    def neuron_weights(self, i: int) -> Float[Tensor, "neurons weights"]:
+    def neuron_weights(self, i: int, of: Of = weight_of) -> Float[Tensor, "neurons weights"]:
         """All weights of each neuron of layer i in one row."""
         layer = self.layer(i)
         if self.family.no_neurons:
             return torch.empty(0, 1)
-        inner = [part for m in dict.fromkeys(layer.neurons_in) for part in weight_of(m).split(self.neurons)]
-        return torch.cat([*inner, weight_of(layer.neurons_out).T], dim=1)
+        inner = [part for m in dict.fromkeys(layer.neurons_in) for part in of(m).split(self.neurons)]
+        return torch.cat([*inner, of(layer.neurons_out).T], dim=1)
 
 
 def _submodule(block: nn.Module, name: str) -> nn.Module | None:

@@ -14,8 +14,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from .checkpoint import reason
-from .criteria import Criterion, named
-from .families import Anatomy
+from .criteria import Criterion, Measure, named
+from .families import Anatomy, weight_of
+from .gradients import by_gradients
 from .sums import Batch, Sums, several_processes, watching
 
 
@@ -118,7 +119,7 @@ def score(
         model: a causal language model of a known family; it is not changed.
         batches: mappings with `input_ids` and `attention_mask` (batch, length), as a DataLoader gives them. Positions
             with attention mask 0 do not count. Read once; never held, so memory does not grow with their number.
-        criterion: "amp", "magnitude", "random" or "reversed"; or several, such as ("amp", "reversed", "random"). What
+        criterion: a key of `CRITERIA`; or several, such as ("amp", "reversed", "random"). What
             criteria have in common is measured once: "reversed" beside "amp" costs nothing.
         average: "tokens" is the mean over all tokens. "prompts" is the mean over prompts of each prompt's mean, as
             in AMP's official code: there a short prompt weighs as much as a long one.
@@ -162,8 +163,12 @@ def score(
     found = {}
     for name, c in chosen.items():
         if c.heads is not None and c.neurons is not None:
-            heads, neurons = (list(c.sign * sums.means(*m)) for m in ((c.heads, "heads"), (c.neurons, "neurons")))
+            heads, neurons = (_finished(anatomy, sums, c, *m) for m in ((c.heads, "heads"), (c.neurons, "neurons")))
             tokens, prompts, seen = sums.tokens, sums.prompts, f"{sums.digest:064x}"
+        elif c.gradient is not None:
+            if reduce:
+                raise ValueError(f"Scores by {name!r} need gradients, which are not added up over processes; use one.")
+            heads, neurons, tokens, prompts, seen = by_gradients(anatomy, batches, c.gradient, average)
         else:
             (heads, neurons), tokens, prompts, seen = _static(anatomy, c, seed), 0, 0, ""
         of_model = model_hash if c.sees_data or c.static else ""
@@ -212,6 +217,23 @@ def _pass_over(anatomy: Anatomy, batches: Iterable[Batch], sums: Sums, average: 
                 )
     finally:
         model.train(training)
+
+
+def _finished(anatomy: Anatomy, sums: Sums, criterion: Criterion, measure: Measure, part: str) -> list[Tensor]:
+    """Scores of every layer from its mean measures."""
+    means = sums.means(measure, part)
+    if criterion.finish is None:
+        return list(criterion.sign * means)
+    found = []
+    for i, total in enumerate(sums.totals[measure, part]):
+        if total is None:  # a layer that was not run, or has no such structures
+            found.append(torch.zeros(sums.structures[part]))
+            continue
+        layer = anatomy.layer(i)
+        output = weight_of(layer.output if part == "heads" else layer.neurons_out).detach().T.float().cpu()
+        shaped = output.reshape(sums.structures[part], -1, anatomy.hidden)
+        found.append(criterion.sign * criterion.finish(means[i], shaped, sums.tokens))
+    return found
 
 
 def _static(anatomy: Anatomy, criterion: Criterion, seed: int) -> tuple[list[Tensor], list[Tensor]]:

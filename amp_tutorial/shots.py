@@ -14,11 +14,12 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from . import recovery
 from .checkpoint import load
 from .criteria import named
 from .families import Anatomy
 from .plans import Plan, plan
+from .recovery import Recovery
+from .recovery import recover as by_lora
 from .saving import save
 from .scores import fingerprint, score
 from .stock import check
@@ -30,7 +31,7 @@ from .surgery import prune
 TRANSACT = {"paper": dict(heads=6, neurons=1536), "script": dict(heads=16, neurons=3072)}
 SETTINGS, RECORD = "settings.json", "shot.json"
 
-Recover = Callable[[PreTrainedModel, PreTrainedTokenizerBase], "PreTrainedModel | recovery.Recovery"]
+Recover = Callable[[PreTrainedModel, PreTrainedTokenizerBase], PreTrainedModel | Recovery]
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ def prune_in_shots(
     neurons: int | None = None,
     shots: int = 8,
     criterion: str = "amp",
-    recover: Recover | None = recovery.recover,
+    recover: Recover | None = by_lora,
     out: str | Path | None = None,
     average: str = "tokens",
     unit: str = "groups",
@@ -233,7 +234,7 @@ def _recovered(small: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, recov
         return small
     shapes = [tuple(p.shape) for p in small.parameters()]
     found = recover(small, tokenizer)
-    healed = found.model if isinstance(found, recovery.Recovery) else found
+    healed = found.model if isinstance(found, Recovery) else found
     if not isinstance(healed, PreTrainedModel) or [tuple(p.shape) for p in healed.parameters()] != shapes:
         raise ValueError("recover must return a model of the shape it was given, adapters merged, or a Recovery.")
     return healed

@@ -96,6 +96,8 @@ def score_folder(
     whatever else a family hands its layers come from its own code, and each sum is made by `score`, in its order.
     """
     chosen, layers = named(criterion), range(folder.anatomy.layers)
+    if chosen.gradient is not None:
+        raise ValueError(f"Scores by {criterion!r} need gradients of the whole model; score in memory.")
     if not chosen.sees_data and chosen.static is None:
         return score(folder.model, [], criterion, average, seed)
     heads, neurons, relay = [], [], _Relay(folder)

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .criteria import Measure, projected_l1
+from .criteria import COLUMNS, Measure, projected_l1
 from .families import Anatomy, Projection, weight_of
 
 Batch = Mapping[str, Tensor]
@@ -24,7 +24,8 @@ class Sums:
 
     def __init__(self, anatomy: Anatomy, measures: Iterable[tuple[Measure, str]]) -> None:
         """A measure comes with the part it measures: "heads" or "neurons"."""
-        self.layers, self.widths = anatomy.layers, {"heads": anatomy.heads, "neurons": anatomy.neurons}
+        self.layers, self.structures = anatomy.layers, {"heads": anatomy.heads, "neurons": anatomy.neurons}
+        self.features = {"heads": anatomy.features("query"), "neurons": anatomy.neurons}
         self.totals: dict[tuple[Measure, str], list[Tensor | None]] = {m: [None] * self.layers for m in measures}
         self.weight, self.tokens, self.prompts = 0.0, 0, 0
         self.digest = 0  # sum of the SHA-256 of all prompts: the same in every order
@@ -82,11 +83,15 @@ class Sums:
                 summed = (weights[stretch] @ per_token).to(exact).double()
                 totals[i] = summed if (before := totals[i]) is None else before + summed
 
-    def stacked(self, measure: Measure, part: str) -> Float[Tensor, "layers structures"]:
-        zeros = torch.zeros(self.widths[part], dtype=torch.float64)
+    def width(self, measure: Measure, part: str) -> int:
+        """Columns of a measure."""
+        return COLUMNS[measure] * self.features[part] if measure in COLUMNS else self.structures[part]
+
+    def stacked(self, measure: Measure, part: str) -> Float[Tensor, "layers columns"]:
+        zeros = torch.zeros(self.width(measure, part), dtype=torch.float64)
         return torch.stack([zeros if total is None else total.cpu() for total in self.totals[measure, part]])
 
-    def means(self, measure: Measure, part: str) -> Float[Tensor, "layers structures"]:
+    def means(self, measure: Measure, part: str) -> Float[Tensor, "layers columns"]:
         return (self.stacked(measure, part) / self.weight).float()
 
     def check(self) -> None:
@@ -128,7 +133,7 @@ class Sums:
         total = each.sum(0)
         self.weight, self.tokens, self.prompts = float(total[0]), int(total[1]), int(total[2])
         self.digest = sum(int(limb) << 16 * k for k, limb in enumerate(total[3:19].tolist())) % 2**256
-        parts = total[len(counts) :].split([self.layers * self.widths[part] for _, part in self.totals])
+        parts = total[len(counts) :].split([self.layers * self.width(*key) for key in self.totals])
         for key, part in zip(self.totals, parts, strict=True):
             self.totals[key] = list(part.view(self.layers, -1).unbind())
 

@@ -3,6 +3,7 @@
 import itertools
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -165,7 +166,8 @@ def test_the_ridge_is_the_one_that_does_best_on_the_other_half() -> None:
     ids=lambda value: getattr(value, "family", None),
 )
 def test_how_the_residual_stream_is_written_is_measured(shape: Shape, scale: float) -> None:
-    model = tiny(shape, **({"residual_multiplier": 0.3} if shape.family == "granite" else {}))
+    granite: dict[str, Any] = {"residual_multiplier": 0.3}
+    model = tiny(shape, **(granite if shape.family == "granite" else {}))
     anatomy = amp.Anatomy.of(model)
     walk = Walk(anatomy, BATCHES)
     with walk.only(0), module._watch(anatomy, 0) as seen:
