@@ -136,6 +136,7 @@ class Criterion:
     static: Static | None = None  # of the weights; with nothing at all the scores are drawn at random
     gradient: Gradient | None = None  # of the weights and the gradients of the loss
     sign: int = 1  # -1: the other way round, so that the least goes last
+    comparable: bool = False  # whether scores of a head, of a neuron, and of different layers are in one unit
 
     @property
     def sees_data(self) -> bool:
@@ -149,8 +150,8 @@ CRITERIA: dict[str, Criterion] = {
     "reversed": Criterion(projected_l1, activation_l1, sign=-1),  # AMP upside down: the control that must fail
     "transact": Criterion(squares, squares, finish=transact),
     "wanda": Criterion(squares, squares, finish=wanda_sp),
-    "flap": Criterion(moments, moments, finish=fluctuation),
-    "taylor": Criterion(gradient=taylor),
+    "flap": Criterion(moments, moments, finish=fluctuation, comparable=True),
+    "taylor": Criterion(gradient=taylor, comparable=True),
 }
 
 

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from .criteria import CRITERIA
 from .families import Anatomy
 from .scores import Scores
 
-PARTS = ("both", "heads", "neurons")
+PARTS = ("both", "heads", "neurons", "scored")
 UNITS = ("groups", "queries")
 
 
@@ -154,7 +155,8 @@ def plan(
     Args:
         remove: ratio of parameters to remove, in (0, 1).
         of: "all" parameters of the model, or those of its "blocks".
-        parts: "both", "heads" or "neurons".
+        parts: "both", "heads" or "neurons". Or "scored": heads and neurons of all layers stand in one ranking of their
+            scores, which says how much of each goes (FLAP's global search); every layer then loses as much as the mean.
         heads, neurons: explicit kept widths; one that is not given stays whole.
         unit: with grouped queries, "groups" takes whole KV groups with all their query heads; "queries" takes the
             same number of query heads from every group and leaves keys and values (the way for multi-query attention).
@@ -198,7 +200,7 @@ def plan(
     budget = _Budget(anatomy, unit, align, nearest, len(deep.kept_layers))
     if remove is not None:
         total = model.num_parameters() if of == "all" else anatomy.block_parameters
-        units, kept_neurons = budget.widths(remove, deep.achieved, total, parts)
+        units, kept_neurons = budget.widths(remove, deep.achieved, total, parts, scores)
     else:
         units, kept_neurons = budget.explicit(heads, neurons)
     wide = replace(
@@ -246,7 +248,7 @@ class _Budget:
         self.unit_cost = anatomy.group_cost if whole else anatomy.query_cost
         self.called = "query heads of one KV group" if whole else "one query head of every KV group"
 
-    def widths(self, remove: float, already: float, total: int, parts: str) -> tuple[int, int]:
+    def widths(self, remove: float, already: float, total: int, parts: str, scores: Scores) -> tuple[int, int]:
         """Kept units and neurons of each layer, so that with whole layers, a share `already`, about `remove` goes."""
         a = self.anatomy
         if not 0 < remove < 1:
@@ -257,15 +259,20 @@ class _Budget:
                 "layers, or ask for more."
             )
         for part, reason in (("heads", a.no_heads), ("neurons", a.family.no_neurons)):
-            if reason and parts in ("both", part):
+            if reason and parts in ("both", "scored", part):
                 other = "neurons" if part == "heads" else "heads"
                 raise ValueError(f"{_kind(a)} cannot lose {part}: {reason}. Say parts={other!r}.")
         layer_target = (remove - already) * total / self.layers
         attention, mlp = self.units * self.unit_cost, a.neurons * a.neuron_cost
-        counted = {"both": attention + mlp, "heads": attention, "neurons": mlp}[parts]
+        counted = {"heads": attention, "neurons": mlp}.get(parts, attention + mlp)
         share = layer_target / counted
         units_gone = 0 if parts == "neurons" else round(share * self.units)
-        if parts == "both":  # never more in heads than asked in all: neurons can make up for too little, not too much
+        if parts == "scored":
+            units_gone = self._by_rank(layer_target, scores)
+        if parts in (
+            "both",
+            "scored",
+        ):  # never more in heads than asked in all: neurons can make up for too little, not too much
             units_gone = min(units_gone, int(layer_target // self.unit_cost))
         units = self._sayable(self.units - units_gone)
         rest = layer_target - (self.units - units) * self.unit_cost
@@ -279,6 +286,27 @@ class _Budget:
                 f"all of them together are {most:.1%} of the parameters counted."
             )
         return units, self._aligned(neurons) if neurons_gone else neurons
+
+    def _by_rank(self, layer_target: float, scores: Scores) -> int:
+        """Units of heads that go from a layer in the mean, if the lowest scores of all layers, heads and neurons go.
+
+        Raises:
+            ValueError: scores of heads and of neurons in different units.
+        """
+        a, criterion = self.anatomy, CRITERIA.get(scores.criterion)
+        if criterion is not None and not criterion.comparable:
+            able = ", ".join(repr(name) for name, c in CRITERIA.items() if c.comparable)
+            raise ValueError(
+                f"Scores by {scores.criterion!r} of a head and of a neuron are in different units, so they share no "
+                f"ranking; say parts='both', or score by one of {able}."
+            )
+        heads, neurons = torch.cat(list(scores.heads)), torch.cat(list(scores.neurons))
+        costs = torch.cat(
+            [torch.full_like(heads, self.unit_cost / self.heads_each), torch.full_like(neurons, a.neuron_cost)]
+        )
+        order = torch.cat([heads, neurons]).argsort()
+        gone = order[: int((costs[order].cumsum(0) <= layer_target * a.layers).sum())]
+        return round(int((gone < len(heads)).sum()) / a.layers / self.heads_each)
 
     def explicit(self, heads: int | None, neurons: int | None) -> tuple[int, int]:
         """Kept units and neurons as asked, if they are possible."""

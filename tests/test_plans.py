@@ -289,3 +289,22 @@ def test_shared_counts_only_layers_that_both_keep() -> None:
     assert deep.shared(wide) == (1.0, 1.0) and wide.shared(deep) == (0.5, 0.5) and deep.shared(other) == (0.5, 0.5)
     with pytest.raises(ValueError, match="models of 4 and 2 layers"):
         wide.shared(amp.plan(tiny(), drawn(tiny()), heads=2))
+
+
+def test_one_ranking_of_heads_and_neurons_says_how_much_of_each_goes() -> None:
+    model = tiny(Shape(layers=2, groups=4, head_dim=8, hidden=32, neurons=24))
+    anatomy = amp.Anatomy.of(model)
+    low, high = torch.zeros(4), torch.ones(24)
+
+    def asked(heads: float, neurons: float, criterion: str = "flap") -> tuple[int, int]:
+        scores = amp.Scores([low + heads] * 2, [high + neurons] * 2, criterion, "tokens", 1, 1, 0)
+        plan = amp.plan(model, scores, remove=0.3, of="blocks", parts="scored")
+        assert plan.achieved == pytest.approx(0.3, abs=anatomy.neuron_cost / anatomy.block_parameters * 2)
+        return len(plan.heads[0]), len(plan.neurons[0])
+
+    most = int(0.3 * anatomy.block_parameters / 2 // anatomy.group_cost)
+    assert asked(0, 5)[0] == 4 - most  # heads are worth less: as many go as fit
+    assert asked(5, 0)[0] == 4 and asked(5, 0)[1] < 24
+    assert asked(5, 0, "one of the reader's own")[0] == 4
+    with pytest.raises(ValueError, match="Scores by 'amp' of a head and of a neuron are in different units"):
+        asked(0, 5, "amp")
