@@ -2,11 +2,12 @@
 
 Read in this order; each module imports only from those before it:
 families → data → checkpoint → saving → criteria → sums → gradients → scores → plans → readers → stock → surgery →
-folder → streaming → similarity → skipping → layers → walk → gram → refit → slicing → recovery → shots → evaluation
-→ perturbations → costs → records.
+compensation → folder → streaming → similarity → skipping → layers → walk → gram → refit → slicing → recovery →
+shots → evaluation → perturbations → costs → records.
 """
 
 from .checkpoint import EMBEDDED, load
+from .compensation import prune_and_fold
 from .costs import Energy, Flops, energy, flops, kv_cache_bytes
 from .criteria import CRITERIA, Criterion
 from .data import DATA, calibration, texts
@@ -31,6 +32,7 @@ __all__ = [
     "Accuracy", "Anatomy", "Criterion", "Energy", "Family", "Flops", "Measured", "Perplexity", "Plan", "Record",
     "Recovery", "Repaired", "Rotation", "Scores", "Shot",
     "accuracy", "calibration", "check", "drop_layers", "energy", "estimate", "flops", "kv_cache_bytes", "latency",
-    "load", "masked", "perplexity", "plan", "plan_layers", "prune", "prune_folder", "prune_in_shots", "rank_layers",
-    "recover", "repair", "robustness", "rotation", "save", "score", "size", "slice_hidden", "texts",
+    "load", "masked", "perplexity", "plan", "plan_layers", "prune", "prune_and_fold", "prune_folder",
+    "prune_in_shots", "rank_layers", "recover", "repair", "robustness", "rotation", "save", "score", "size",
+    "slice_hidden", "texts",
 ]  # fmt: skip

@@ -156,7 +156,7 @@ def score(
     sums = Sums(anatomy, (measure for pair in measures for measure in pair))
     if measures:
         others = reduce and several_processes(batches)
-        _pass_over(anatomy, batches, sums, average)
+        pass_over(anatomy, batches, sums, average)
         if others:
             sums.reduce(model_hash, next(model.parameters()).device)
         sums.check()
@@ -198,7 +198,7 @@ def hash_of(parameters: Iterable[Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _pass_over(anatomy: Anatomy, batches: Iterable[Batch], sums: Sums, average: str) -> None:
+def pass_over(anatomy: Anatomy, batches: Iterable[Batch], sums: Sums, average: str) -> None:
     """One forward pass over every batch, without gradients, dropout or logits."""
     model = anatomy.model
     training, device = model.training, next(model.parameters()).device
