@@ -135,6 +135,13 @@ def test_scores_are_those_of_score(criterion: str, average: str, tmp_path: Path)
     assert_scores(found, expected)
 
 
+def test_gradients_need_the_whole_model(tmp_path: Path) -> None:
+    source = checkpoint(tmp_path / "dense")
+    with pytest.raises(ValueError, match="Scores by 'taylor' need gradients of the whole model; score in memory"):
+        amp.prune_folder(source, tmp_path / "small", 0.2, batches=BATCHES, criterion="taylor", progress=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["dense"]
+
+
 def assert_scores(found: amp.Scores, expected: amp.Scores) -> None:
     for part in ("heads", "neurons"):
         assert all(torch.equal(a, b) for a, b in zip(getattr(found, part), getattr(expected, part), strict=True))
