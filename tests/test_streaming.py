@@ -126,7 +126,7 @@ def test_an_equal_architecture_where_the_own_one_refuses_the_heads(tmp_path: Pat
     assert json.loads((tmp_path / "streamed" / "generation_config.json").read_text())["top_k"] == 7
 
 
-@pytest.mark.parametrize("criterion", amp.CRITERIA)
+@pytest.mark.parametrize("criterion", [name for name, c in amp.CRITERIA.items() if c.gradient is None])
 @pytest.mark.parametrize("average", ["tokens", "prompts"])
 def test_scores_are_those_of_score(criterion: str, average: str, tmp_path: Path) -> None:
     source = checkpoint(tmp_path / "dense")
