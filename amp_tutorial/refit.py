@@ -39,7 +39,7 @@ class Fit:
     """How one output projection was refitted. Errors are ‖Y − X Wᵀ‖² / ‖Y‖² over the calibration tokens."""
 
     layer: int
-    part: str  # "heads" or "neurons"
+    part: str  # "heads" or "neurons"; "into heads" or "into neurons" of the matrices before them, together
     ridge: float
     before: float
     after: float
@@ -60,10 +60,14 @@ def repair(
     batches: Sequence[Batch],
     choose: bool = False,
     sequential: bool = True,
+    reads: bool = False,
     ridge: float | None = None,
     progress: bool = True,
 ) -> Repaired:
-    """Prune by a plan and refit both output projections of every layer, one layer after the other.
+    """Prune by a plan and refit both output projections of every layer that stays, one layer after the other.
+
+    A layer that the plan drops is passed by; what it would have added is lacking in the residual stream, so the next
+    ones make up for it.
 
     Args:
         model: the dense model; it is not changed.
@@ -72,16 +76,23 @@ def repair(
             (see `eliminate`), layer by layer. Where a norm spans all heads (OLMo-2) the plan's heads stay.
         sequential: X are the inputs in the pruned and already repaired model, and Y also makes up for what its residual
             stream lacks at that place. False: X and Y both of the dense model, from one pass.
+        reads: refit also the matrices before the heads and neurons (q, k and v; gate and up, or fc1), just before those
+            after: X is what the norm gives in the pruned model, Y what the dense matrices made of their own. For
+            `sequential` only, as otherwise nothing has changed there. Twice the time.
         ridge: λ; by default chosen for each projection by `Normal.ridge`, never by a test set.
 
     Warns:
         UserWarning: fewer calibration tokens than inputs of a projection: then λ alone decides the rest.
 
     Raises:
-        ValueError: a plan for another shape, or no calibration tokens.
+        ValueError: a plan for another shape, no calibration tokens, or `reads` without `sequential`.
     """
     anatomy = Anatomy.of(model)
     _fits(anatomy, plan)
+    if reads and not sequential:
+        raise ValueError(
+            "reads=True needs sequential=True: in the dense model's own pass the reading side is as it was."
+        )
     if not any(bool(batch["attention_mask"].any()) for batch in batches):
         raise ValueError("The calibration batches hold no tokens: repair needs some text; see amp.calibration.")
     training = model.training
@@ -90,7 +101,7 @@ def repair(
         work = _Work(model, plan, batches, sequential)
         with work.norms_of_the_cut():
             for i in tqdm(range(anatomy.layers), desc="Repaired", unit="layer", disable=not progress):
-                work.layer(i, choose, ridge)
+                work.layer(i, choose, reads, ridge)
     finally:
         model.train(training)
     if work.short:
@@ -113,6 +124,7 @@ class _Work:
         self.walk = Walk(self.dense, batches)
         self.follow = Walk(self.copy, batches) if sequential else self.walk  # where X is looked at
         self.masks = [batch["attention_mask"].bool() for batch in batches]
+        self.numbers = range(len(self.masks))
         self.fits: list[Fit] = []
         self.short = ""  # the first projection with fewer tokens than inputs
 
@@ -123,17 +135,22 @@ class _Work:
         everyone = [list(range(self.dense.neurons))] * self.dense.layers
         return masked(self.copy.model, replace(self.plan, neurons=everyone))
 
-    def layer(self, i: int, choose: bool, ridge: float | None) -> None:
+    def layer(self, i: int, choose: bool, reads: bool, ridge: float | None) -> None:
         """Refit layer i's attention, then its MLP on what that now gives, and go on to the next layer."""
+        if i not in self.plan.kept_layers:
+            self._pass_by(i)
+            return
         targets, hidden, scale, sequential = [], [], 0.0, self.follow is not self.walk
         with self.walk.only(i), _watch(self.walk.anatomy, i) as seen:
-            for b in range(len(self.masks)):
+            for b in self.numbers:
                 entered, left = self.walk.step(b)
                 if b == 0 and sequential:
                     scale = _residual_scale(entered, left, seen)
                 targets.append({part: after for part, (_, after) in _stream(entered, seen, scale).items()})
                 hidden.append(left)
         for part in self.parts:
+            if reads:
+                self._read(i, part, ridge)
             normal = Normal(_projection(self.dense, i, part).bias is not None)
             with self.follow.only(i), _watch(self.follow.anatomy, i) as seen:
                 for b, mask in enumerate(self.masks):
@@ -144,8 +161,45 @@ class _Work:
             self._refit(i, part, normal, choose, ridge)
         if sequential:
             with self.follow.only(i):
-                self.follow.hidden = [self.follow.step(b)[1] for b in range(len(self.masks))]
+                self.follow.hidden = [self.follow.step(b)[1] for b in self.numbers]
         self.walk.hidden = hidden
+
+    def _pass_by(self, i: int) -> None:
+        """A layer that goes changes nothing in the pruned model's stream, only in the dense one's."""
+        with self.walk.only(i):
+            steps = [self.walk.step(b) for b in self.numbers]
+        if self.follow is not self.walk and i == 0:
+            self.follow.hidden = [entered for entered, _ in steps]
+        self.walk.hidden = [left for _, left in steps]
+
+    @torch.no_grad()
+    def _read(self, i: int, part: str, ridge: float | None) -> None:
+        """Refit the matrices before the heads or neurons together, as all read the same."""
+        ours, dense = _readers(self.copy, i, part), _readers(self.dense, i, part)
+        if not ours:
+            return  # of experts they are not seen
+        bias = ours[0].bias is not None
+        normal = Normal(bias)
+        with (
+            self.walk.only(i),
+            self.follow.only(i),
+            _ends(dict(enumerate(dense))) as wanted,
+            _ends(dict(enumerate(ours))) as given,
+        ):
+            for b, mask in enumerate(self.masks):
+                self.walk.step(b)
+                self.follow.step(b)
+                real = mask.to(given[0][0].device)
+                y = torch.cat([output.reshape(*mask.shape, -1)[real] for _, output in wanted.values()], dim=-1)
+                normal.add(given[0][0].reshape(*mask.shape, -1)[real], y)
+        prior = torch.cat([_with_bias(weight_of(module).double(), module.bias) for module in ours])
+        found = normal.ridge(prior) if ridge is None else ridge
+        fitted = normal.solve(prior, found)
+        for module, rows in zip(ours, fitted.split([len(weight_of(module)) for module in ours]), strict=True):
+            weight_of(module).copy_(rows[:, :-1] if bias else rows)
+            if bias:
+                module.bias.copy_(rows[:, -1])
+        self.fits.append(Fit(i, f"into {part}", found, normal.error(prior), normal.error(fitted)))
 
     @torch.no_grad()
     def _refit(self, i: int, part: str, normal: Normal, choose: bool, ridge: float | None) -> None:
@@ -185,24 +239,34 @@ class _Work:
             plan.heads[i] = eliminate(xx, xy, prior, a.head_dim, pools, len(plan.heads[i]) // a.groups)
 
 
-Seen = dict[str, tuple[Tensor, Tensor]]  # of each part: the input and the output of its output projection
+Seen = dict[Any, tuple[Tensor, Tensor]]  # of each part or place: the input and the output of a linear map
+
+
+def _watch(anatomy: Anatomy, i: int) -> AbstractContextManager[Seen]:
+    """While it lasts, the inputs and outputs of both output projections of layer i are kept, of the last batch run."""
+    return _ends({part: _projection(anatomy, i, part) for part in ("heads", "neurons")})
 
 
 @contextmanager
-def _watch(anatomy: Anatomy, i: int) -> Iterator[Seen]:
-    """While it lasts, the inputs and outputs of both output projections of layer i are kept, of the last batch run."""
+def _ends(modules: dict[Any, Any]) -> Iterator[Seen]:
     seen: Seen = {}
 
-    def keep(part: str) -> Any:
-        return lambda _, args, output: seen.update({part: (args[0], output)})
+    def keep(name: Any) -> Any:
+        return lambda _, args, output: seen.update({name: (args[0], output)})
 
-    projections = {part: _projection(anatomy, i, part) for part in ("heads", "neurons")}
-    handles = [module.register_forward_hook(keep(part)) for part, module in projections.items() if module is not None]
+    handles = [module.register_forward_hook(keep(name)) for name, module in modules.items() if module is not None]
     try:
         yield seen
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _readers(anatomy: Anatomy, i: int, part: str) -> list[Any]:
+    """The matrices before the heads or the neurons, each once; none of a family that hides them."""
+    layer = anatomy.layer(i)
+    found = (layer.query, layer.key, layer.value) if part == "heads" else layer.neurons_in
+    return [module for module in dict.fromkeys(found) if module is not None]
 
 
 def _projection(anatomy: Anatomy, i: int, part: str) -> Any:
