@@ -229,9 +229,9 @@ class Anatomy:
             kind
         ]
 
-    def layer(self, i: int) -> Layer:
-        block = self.model.get_submodule(f"{self.family.layers}.{i}")
-        f = self.family
+    def layer(self, i: int, block: nn.Module | None = None) -> Layer:
+        """The maps of layer i, or of a copy of it."""
+        block, f = block or self.model.get_submodule(f"{self.family.layers}.{i}"), self.family
 
         def find(name: str, absent: str) -> Projection:
             return None if absent else block.get_submodule(name)

@@ -17,205 +17,23 @@ divide by the same, eps included. So the sliced model is the dense one with ever
 """
 
 import copy
-import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from .families import Anatomy
-from .sums import Batch
+from .rotations import Rotation, rotation, second_moments
+from .streams import GATE_UP, LLAMA, NO_STREAM, QKV, STREAMS, Role, Stream, roles, stream_of
 from .surgery import fill_buffers
 
-PROBE = 16  # tokens on which each sliced model is compared with the projected one
-
-
-@dataclass(frozen=True)
-class Stream:
-    """Which tensors of a decoder layer read and write the residual stream, by module (or bare tensor) name."""
-
-    reads: tuple[tuple[str, tuple[str, ...]], ...]  # (norm, all that reads it)
-    writes: tuple[str, ...]
-    apart: tuple[str, ...] = ("self_attn.q_norm", "self_attn.k_norm")  # norms inside a head, not of the stream
-    last: str = "model.norm"  # the norm that the output head reads
-    offset: float = 0.0  # a norm multiplies by offset + weight
-    multiple: int = 1  # of the hidden size: the products of packed experts want rows of whole 16 bytes
-    root: str = ""  # a buffer of the embedding by which it multiplies its rows: always sqrt(hidden_size)
-
-
-QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
-GATE_UP = ("mlp.gate_proj", "mlp.up_proj")
-EXPERTS = ("mlp.gate", "mlp.experts.gate_up_proj")
-
-
-def _stream(attention: tuple[str, ...], mlp: tuple[str, ...], *down: str) -> Stream:
-    reads = (("input_layernorm", attention), ("post_attention_layernorm", mlp))
-    return Stream(reads, ("self_attn.o_proj", *(down or ("mlp.down_proj",))))
-
-
-LLAMA = _stream(QKV, GATE_UP)
-STREAMS = {
-    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "granite", "smollm3"), LLAMA),
-    "phi3": _stream(("self_attn.qkv_proj",), ("mlp.gate_up_proj",)),
-    "gemma": replace(LLAMA, offset=1.0, root="embed_scale"),
-    "mixtral": replace(_stream(QKV, EXPERTS, "mlp.experts.down_proj"), multiple=8),
-    # A layer has one of the two MLPs.
-    "qwen3_moe": replace(_stream(QKV, GATE_UP + EXPERTS, "mlp.down_proj", "mlp.experts.down_proj"), multiple=8),
-}
-LAYER_NORM = "its layer norms subtract the mean, so the stream cannot be turned; RMS norms are needed"
-OUTPUT_NORM = "its norms weigh what is written to the residual stream, and a weight there cannot be folded away"
-NO_STREAM = {
-    **dict.fromkeys(("phi", "gpt_neox", "gpt2", "opt", "stablelm", "falcon", "starcoder2", "cohere"), LAYER_NORM),
-    **dict.fromkeys(("gemma2", "gemma3_text", "olmo2"), OUTPUT_NORM),
-}
-
-
-@dataclass(frozen=True)
-class Rotation:
-    """An orthonormal basis of the residual stream, the direction that carries most first."""
-
-    vectors: Float[Tensor, "hidden hidden"]  # float64; a column is a direction
-    energy: Float[Tensor, " hidden"]  # share of all squares that the first 1, 2, … directions carry
-    tokens: int  # real tokens seen; 0 where the basis was not measured
-    probe: Int[Tensor, "1 tokens"]  # a few of them, on which sliced models are checked
-
-    @classmethod
-    def of(cls, moments: Float[Tensor, "hidden hidden"], tokens: int, probe: Int[Tensor, "1 tokens"]) -> "Rotation":
-        """The eigenvectors of a sum of `second_moments`, largest eigenvalue first."""
-        values, vectors = torch.linalg.eigh(moments.double())
-        energy = values.flip(0).clamp(min=0).cumsum(0)
-        return cls(vectors.flip(1), energy / energy[-1], tokens, probe)
-
-
-def stream_of(anatomy: Anatomy) -> Stream:
-    """The row of a model.
-
-    Raises:
-        ValueError: its hidden size cannot be sliced, or no row says how.
-    """
-    kind = anatomy.model.config.model_type
-    if kind in STREAMS:
-        return STREAMS[kind]
-    why = NO_STREAM.get(kind, "it has no row in amp_tutorial.slicing.STREAMS, which says who reads each norm")
-    raise ValueError(f"The hidden size of a {kind} cannot be sliced: {why}. Cut heads, neurons or layers instead.")
-
-
-@torch.no_grad()
-def second_moments(x: Float[Tensor, "*positions hidden"], eps: float) -> Float[Tensor, "hidden hidden"]:
-    """Σ n nᵀ over positions, with n = x / sqrt(mean(x²) + eps): what an RMS norm gives before its weight; float64."""
-    n = F.rms_norm(x.flatten(0, -2).float(), x.shape[-1:], eps=eps)
-    return (n.T @ n).cpu().double()  # products in float32, sums of batches in float64
-
-
-@torch.no_grad()
-def rotation(model: PreTrainedModel, batches: Iterable[Batch]) -> Rotation:
-    """The principal directions of what all norms give (before their weights), summed over norms, in one pass.
-
-        C = Σ over norms n and tokens of n nᵀ,   Q = eigenvectors of C, largest eigenvalue first
-
-    Memory: a few (hidden, hidden) matrices in float64, whatever the number of layers or tokens. Where the layers do not
-    fit in memory together, add up `second_moments` of each norm's inputs and give the sum to `Rotation.of`.
-
-    Args:
-        model: a causal language model of a family in `STREAMS`; it is not changed.
-        batches: as in `score`. Positions with attention mask 0 do not count.
-
-    Raises:
-        ValueError: a family whose hidden size cannot be sliced, no tokens, or activations that are not finite.
-
-    Warns:
-        UserWarning: fewer tokens than the hidden size.
-    """
-    anatomy = Anatomy.of(model)
-    stream, device, training = stream_of(anatomy), next(model.parameters()).device, model.training
-    moments = torch.zeros(anatomy.hidden, anatomy.hidden, dtype=torch.float64)
-    tokens, probe = 0, torch.empty(1, 0, dtype=torch.long)
-    mask = torch.empty(0)
-
-    def watch(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-        moments.add_(second_moments(args[0][mask.bool().to(args[0].device)], model.config.rms_norm_eps))
-
-    norms = [model.get_submodule(name) for name in _norms(anatomy, stream)]
-    handles = [norm.register_forward_pre_hook(watch) for norm in norms]
-    model.eval()
-    try:
-        for batch in batches:
-            mask = batch["attention_mask"].to(device).long()
-            ids = batch["input_ids"].to(device)
-            positions = (mask.cumsum(-1) - 1).clamp(min=0)
-            model.base_model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
-            probe = ids[0][mask[0].bool()][None, :PROBE].cpu() if not tokens else probe
-            tokens += int(mask.sum())
-    finally:
-        model.train(training)
-        for handle in handles:
-            handle.remove()
-    if tokens == 0:
-        raise ValueError("The calibration batches hold no tokens: every attention mask is 0, or there is no batch.")
-    if not moments.isfinite().all():
-        raise ValueError("Some norm's inputs are NaN or infinite; load in float32 or bfloat16, check the checkpoint.")
-    if tokens < anatomy.hidden:
-        warnings.warn(
-            f"{tokens} calibration tokens for a hidden size of {anatomy.hidden}: the order of directions that no token "
-            "uses is arbitrary; give more text.",
-            stacklevel=2,
-        )
-    return Rotation.of(moments, tokens, probe)
-
-
-def _norms(anatomy: Anatomy, stream: Stream) -> Iterator[str]:
-    for i in range(anatomy.layers):
-        yield from (f"{anatomy.family.layers}.{i}.{norm}" for norm, _ in stream.reads)
-    yield stream.last
-
-
-@dataclass(frozen=True)
-class Role:
-    """What a tensor has to do with the residual stream."""
-
-    part: str  # "writes" have it on the last axis but one; "reads", "rows", "bias", "norm" on the last; "apart" nowhere
-    norm: str = ""  # of a matrix that reads: through which norm
-
-
-def roles(anatomy: Anatomy) -> dict[str, Role]:
-    """The role of each parameter, by its name; a tied head stands here too.
-
-    Raises:
-        ValueError: the table does not say it of some parameter, or the model has adapters or an own shape.
-    """
-    stream, prefix, found = stream_of(anatomy), anatomy.family.layers, {}
-    model = anatomy.model
-    module_names = {module: name for name, module in model.named_modules()}
-    embedding, head = (module_names[m] for m in (model.get_input_embeddings(), model.get_output_embeddings()))
-    outer = {embedding: Role("rows"), head: Role("reads", stream.last), stream.last: Role("norm")}
-    inner = dict.fromkeys(stream.apart, Role("apart")) | dict.fromkeys(stream.writes, Role("writes"))
-    inner |= {norm: Role("norm") for norm, _ in stream.reads}
-    inner |= {reader: Role("reads", norm) for norm, readers in stream.reads for reader in readers}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        where = name.removesuffix(".weight").removesuffix(".bias")
-        if where.startswith(f"{prefix}."):
-            i, part = where.removeprefix(f"{prefix}.").split(".", 1)
-            role = inner.get(part)
-            role = Role("reads", f"{prefix}.{i}.{role.norm}") if role and role.norm else role
-        else:
-            role = outer.get(where)
-        if role is None:
-            raise ValueError(
-                f"{name}: the row {model.config.model_type!r} of amp_tutorial.slicing.STREAMS does not say what it has "
-                "to do with the residual stream; merge adapters first, or mend the row."
-            )
-        if name.endswith(".bias"):
-            role = Role("bias") if role.part == "writes" else Role("apart")
-        axis = -2 if role.part == "writes" else -1
-        if role.part != "apart" and parameter.shape[axis] != anatomy.hidden:
-            raise ValueError(f"{name} is {tuple(parameter.shape)}, where the hidden size is {anatomy.hidden}.")
-        found[name] = role
-    return found
+__all__ = [
+    "GATE_UP", "LLAMA", "NO_STREAM", "QKV", "STREAMS", "Rotation", "Stream",
+    "hidden_at", "projected", "roles", "rotation", "second_moments", "slice_hidden", "sliced_parameters", "stream_of",
+]  # fmt: skip
 
 
 def sliced_parameters(anatomy: Anatomy, hidden: int) -> int:
@@ -246,7 +64,12 @@ def _type(anatomy: Anatomy, hidden: int) -> str:
     return anatomy.model.config.model_type if fits else anatomy.equal_type
 
 
-def _smaller_config(anatomy: Anatomy, hidden: int) -> PreTrainedConfig:
+def sliced_config(anatomy: Anatomy, hidden: int) -> PreTrainedConfig:
+    """The configuration with this hidden size, with an output head of its own.
+
+    Raises:
+        ValueError: no stock one says it.
+    """
     dense = anatomy.model.config
     if not isinstance(hidden, int) or not 1 <= hidden <= anatomy.hidden:
         raise ValueError(f"hidden={hidden!r} must be a whole number from 1 to the hidden size, {anatomy.hidden}.")
@@ -288,10 +111,10 @@ def slice_hidden(model: PreTrainedModel, rotation: Rotation, hidden: int) -> Pre
     """
     anatomy = Anatomy.of(model)
     stream, part = stream_of(anatomy), roles(anatomy)
-    config = _smaller_config(anatomy, hidden)
-    q = _kept(anatomy, rotation, hidden)
+    config = sliced_config(anatomy, hidden)
+    q = kept_directions(anatomy, rotation, hidden)
     dense = dict(model.named_parameters(remove_duplicate=False))
-    weights = {name: _sliced(old, part[name], q, stream, dense) for name, old in dense.items()}
+    weights = {name: sliced(name, part, q, stream, dense) for name in dense}
     with torch.device("meta"):
         small: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
     small.load_state_dict(weights, assign=True)
@@ -305,7 +128,7 @@ def slice_hidden(model: PreTrainedModel, rotation: Rotation, hidden: int) -> Pre
     return small.train(model.training)
 
 
-def _kept(anatomy: Anatomy, rotation: Rotation, hidden: int) -> Float[Tensor, "hidden kept"]:
+def kept_directions(anatomy: Anatomy, rotation: Rotation, hidden: int) -> Float[Tensor, "hidden kept"]:
     if len(rotation.vectors) != anatomy.hidden:
         raise ValueError(
             f"The rotation is of a hidden size of {len(rotation.vectors)}, the model has {anatomy.hidden}; measure it "
@@ -314,10 +137,11 @@ def _kept(anatomy: Anatomy, rotation: Rotation, hidden: int) -> Float[Tensor, "h
     return rotation.vectors[:, :hidden].double()
 
 
-def _sliced(
-    old: Tensor, role: Role, q: Float[Tensor, "hidden kept"], stream: Stream, dense: dict[str, Tensor]
+def sliced(
+    name: str, part: dict[str, Role], q: Float[Tensor, "hidden kept"], stream: Stream, dense: dict[str, Tensor]
 ) -> Tensor:
-    """One tensor of the sliced model, by the equations at the top."""
+    """One tensor of the sliced model, by the equations at the top; `dense` holds it and the norm that it reads."""
+    old, role = dense[name], part[name]
     s = (q.shape[1] / q.shape[0]) ** 0.5
     if role.part == "apart":
         return old.detach().clone()
@@ -351,7 +175,7 @@ def projected(model: PreTrainedModel, rotation: Rotation, hidden: int) -> Iterat
         ValueError: a family whose hidden size cannot be sliced, or a rotation of another size.
     """
     anatomy = Anatomy.of(model)
-    q, stream = _kept(anatomy, rotation, hidden), stream_of(anatomy)
+    q, stream = kept_directions(anatomy, rotation, hidden), stream_of(anatomy)
 
     def project(_: nn.Module, args: object, output: Tensor) -> Tensor:
         exact = torch.float32 if output.device.type == "mps" else torch.float64

@@ -1,33 +1,39 @@
 """Prune a checkpoint larger than memory: score, cut and save it layer by layer from its memory-mapped files.
 
 The model is built without weights. One decoder layer at a time gets them, and gives them up again. What is computed is
-what `score`, `plan`, `prune` and `save` compute, in the same order, so the result is theirs bit for bit (on the CPU).
+what `score`, `plan`, `repair`, `prune` and `save` compute, in the same order, so the result is theirs bit for bit (on
+the CPU).
 """
 
-import json
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import AutoModelForCausalLM, PreTrainedModel
-from transformers.utils import logging
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from .checkpoint import located
 from .criteria import named
 from .data import calibration
-from .folder import INDEX, WEIGHTS, Folder, blank
-from .plans import Plan, plan
-from .saving import add_older_names, check_generation, new_folder
+from .families import Anatomy
+from .folder import Folder
+from .plans import Plan, whole_plan
+from .plans import plan as planned
+from .refit import Options, Refits
+from .rotations import Moments, Rotation
+from .saving import check_generation, new_folder
 from .scores import Scores, hash_of, score
+from .shards import Shards, without_bars
+from .slicing import kept_directions, sliced, sliced_config
 from .stock import smaller_config
+from .streams import roles, stream_of
 from .sums import Batch
-from .surgery import cuts_of
+from .surgery import _fits, cut_layer, renumbered
+from .walk import Walk
 
 
 def prune_folder(
@@ -35,6 +41,9 @@ def prune_folder(
     target: str | Path,
     remove: float | None = None,
     *,
+    plan: Plan | None = None,
+    repair: bool | dict[str, Any] = False,
+    hidden: int | None = None,
     batches: Iterable[Batch] | None = None,
     text: str | Path | Sequence[str] = "tinyworld",
     criterion: str = "amp",
@@ -46,15 +55,25 @@ def prune_folder(
 ) -> Plan:
     """Prune the checkpoint in `source` into a new folder `target`, with never more than a few layers in memory.
 
-    The tensors written are those that `load`, `score`, `plan`, `prune` and `save` give on the CPU; each layer is one
-    file, with an index. Memory holds at most three decoder layers, what is outside the layers (embeddings), and one
-    hidden state for every calibration token (measured: `benchmarks/larger_than_memory.py`). Everything is written
-    beside the target and moved at the end; after an interruption the same command starts again.
+    The tensors written are those that `load`, `score`, `plan`, `prune` (or `repair`) and `save` give on the CPU; each
+    layer is one file, with an index. Everything is written beside the target and moved at the end; after an
+    interruption the same command starts again.
+
+    Memory holds at most three decoder layers, what is outside the layers (embeddings), and one hidden state for every
+    calibration token (measured: `benchmarks/larger_than_memory.py`). With `repair` two hidden states for every token,
+    and what the normal equations of one projection take (see `repair`). With `hidden` three more copies in float64 of
+    the largest matrix, or of the embedding, and a few (hidden, hidden) ones.
 
     Args:
         source: a local folder with safetensors (one file, or several with an index), or an embedded model.
         target: a folder that is empty or not there.
-        remove: as in `plan`, like all of `widths`: of, parts, heads, neurons, unit, combine, align, nearest.
+        remove: as in `plan`, like all of `widths`: of, parts, heads, neurons, unit, combine, align, nearest, layers.
+        plan: a ready-made plan instead; nothing is scored then.
+        repair: refit each layer before it is cut, as `repair` does: True, or its options choose, sequential, reads and
+            ridge. The layers are walked through a second time then.
+        hidden: slice the hidden size to this, as `slice_hidden` does, after the layers are cut. The rotation is the
+            dense model's, from a walk of its own; it sums layer by layer, so that it agrees with `rotation` but for
+            rounding. Alone, without `remove`, widths or a plan, it leaves heads and neurons whole.
         batches: calibration batches as in `score`; by default drawn from `text` by `calibration`.
         text: see `data.texts`.
         criterion, average, seed: as in `score`.
@@ -66,25 +85,61 @@ def prune_folder(
 
     Raises:
         ValueError: before any work: no checkpoint there, only pickles, a missing or damaged file, quantised weights,
-            weights that do not match the configuration, what `score` and `plan` refuse, or what `new_folder` does.
+            weights that do not match the configuration, what `score`, `plan`, `repair` and `slice_hidden` refuse, or
+            what `new_folder` does. With parts="scored" the widths follow from the scores, so what only they make
+            impossible is refused after scoring; nothing is written then.
         OSError: the result could not be written, because the disk is full for instance. Nothing of it is left then.
     """
     name, source = source, located(source)
     if not source.is_dir():
         raise ValueError(f"{name} is no local folder; fetch it first: hf download {name} --local-dir FOLDER.")
-    with _without_bars():
+    options, chosen = _options(repair), named(criterion)
+    with without_bars():
         folder = Folder(source)
-        # The widths do not depend on the scores, so everything that can be refused is refused by a plan at random.
-        small = _small(folder, plan(folder.model, score(folder.model, [], "random"), remove, **widths))
-        if batches is None and named(criterion).sees_data:
+        choosing = plan is None and (hidden is None or remove is not None or bool(widths))
+        likely = _likely(folder, plan, remove, criterion, widths) if plan or choosing else whole_plan(folder.anatomy)
+        _small(folder, likely, hidden)
+        if batches is None and (options or hidden is not None or (choosing and chosen.sees_data)):
             if folder.tokenizer is None:
                 raise ValueError(f"{source} has no tokenizer to read the text with; give batches=… instead.")
             batches = calibration(folder.tokenizer, text, seed=seed)
+        held = list(batches or ())
         with new_folder(Path(target), [source], overwrite) as beside:
-            scores = score_folder(folder, list(batches or ()), criterion, average, seed, progress)
-            chosen = plan(folder.model, scores, remove, **widths)
-            _write(folder, small, chosen, beside, progress)
-    return chosen
+            final = likely
+            if choosing:
+                scores = score_folder(folder, held, criterion, average, seed, progress)
+                final = planned(folder.model, scores, remove, **widths)
+            cut, small = _small(folder, final, hidden)
+            refits = Refits(folder.anatomy, final, held, options) if options else None
+            turned = None if hidden is None else _turned(cut, rotation_folder(folder, held, progress), hidden)
+            shards = Shards(small, beside, len(final.kept_layers) + 1)
+            _write(folder, final if refits is None else refits.plan, refits, turned, shards, progress)
+            shards.finish(folder.tokenizer)
+    if refits is None:
+        return final
+    refits.warn()
+    return refits.plan
+
+
+def _options(repair: bool | dict[str, Any]) -> Options | None:
+    if isinstance(repair, bool):
+        return Options() if repair else None
+    if unknown := set(repair) - (known := {field.name for field in fields(Options)}):
+        raise ValueError(f"repair={repair} names {sorted(unknown)[0]!r}; its options are {', '.join(sorted(known))}.")
+    return Options(**repair)
+
+
+def _likely(folder: Folder, plan: Plan | None, remove: float | None, criterion: str, widths: dict[str, Any]) -> Plan:
+    """The plan given, or one of the widths asked for: all that can be refused without scores is refused here."""
+    if plan is not None:
+        if remove is not None or widths:
+            given = ["remove"] * (remove is not None) + list(widths)
+            raise ValueError(f"A ready-made plan says what stays; leave {', '.join(given)} out, or the plan.")
+        _fits(folder.anatomy, plan)
+        return plan
+    chance = replace(score(folder.model, [], "random"), criterion=criterion)
+    by_rank = {"nearest": True} if widths.get("parts") == "scored" else {}  # there the widths will be others
+    return planned(folder.model, chance, remove, **widths | by_rank)
 
 
 def score_folder(
@@ -100,7 +155,7 @@ def score_folder(
         raise ValueError(f"Scores by {criterion!r} need gradients of the whole model; score in memory.")
     if not chosen.sees_data and chosen.static is None:
         return score(folder.model, [], criterion, average, seed)
-    heads, neurons, relay = [], [], _Relay(folder)
+    heads, neurons, walk = [], [], Walk(folder.anatomy, batches)
     with folder.present(None):
         for i in tqdm(layers, desc="Scored", unit="layer", disable=not progress):
             with folder.present(i):
@@ -109,90 +164,66 @@ def score_folder(
                     heads.append(chosen.static(folder.anatomy.head_weights(i)))
                     neurons.append(chosen.static(folder.anatomy.neuron_weights(i)))
                     continue
-                with relay.only(i):
+                with walk.only(i, go_on=True):
                     found = score(folder.model, batches, criterion, average, seed)
                 heads.append(found.heads[i])
                 neurons.append(found.neurons[i])
     return replace(found, heads=heads, neurons=neurons, model_hash=hash_of(folder.parameters()))
 
 
-class _Relay:
-    """Hands the hidden states of every batch from one layer to the next, while all the others are skipped."""
-
-    def __init__(self, folder: Folder) -> None:
-        self.layers = list(folder.model.get_submodule(folder.family.layers).children())
-        self.hidden: deque[Tensor] = deque()  # (batch, length, hidden) of each batch, in order
-        self.in_tuple = False  # some families' layers return a tuple; the first one run tells
-
-    @contextmanager
-    def only(self, i: int) -> Iterator[None]:
-        """While it lasts the model runs layer i alone, on what layer i - 1 gave for the same batch."""
-
-        def skip(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor]:
-            return (hidden_states,) if self.in_tuple else hidden_states
-
-        def run(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-            given = self.hidden.popleft() if i else hidden_states
-            output = type(layer).forward(layer, given, *args, **kwargs)
-            self.in_tuple = isinstance(output, tuple)
-            self.hidden.append(output[0] if self.in_tuple else output)
-            return output
-
-        layer: nn.Module = self.layers[i]
-        try:
-            for other in self.layers:
-                other.forward = run if other is layer else skip
-            yield
-        finally:
-            for other in self.layers:
-                del other.forward  # the class's own is seen again
+def rotation_folder(folder: Folder, batches: Sequence[Batch], progress: bool) -> Rotation:
+    """The rotation that `rotation` measures, from one layer after the other."""
+    moments, walk = Moments(folder.anatomy), Walk(folder.anatomy, batches)
+    with folder.present(None):
+        for i in tqdm(range(folder.anatomy.layers), desc="Turned", unit="layer", disable=not progress):
+            with folder.present(i), walk.only(i, go_on=True), moments.watching(moments.norms(i)):
+                for b, batch in enumerate(batches):
+                    moments.begin(batch, again=i > 0)
+                    walk.step(b)
+    return moments.rotation()
 
 
-def _small(folder: Folder, plan: Plan) -> PreTrainedModel:
-    """The cut model without weights: what a stock configuration makes of the plan's widths."""
-    with torch.device("meta"):
-        config = smaller_config(folder.anatomy, plan)
-        small: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=folder.model.dtype)
-    if small.state_dict().keys() != folder.model.state_dict().keys():
+def _small(folder: Folder, plan: Plan, hidden: int | None) -> tuple[Anatomy, PreTrainedModel]:
+    """Without weights: the model cut by the plan, and the one that is saved, which may be sliced."""
+
+    def built(config: PreTrainedConfig) -> PreTrainedModel:
+        with torch.device("meta"):
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=folder.model.dtype)
+        return model
+
+    cut = small = built(smaller_config(folder.anatomy, plan))
+    names = renumbered(folder.anatomy, plan)
+    if small.state_dict().keys() != {names(name) for name in folder.model.state_dict()} - {""}:
         raise ValueError(f"{type(small).__name__} does not hold the same weights as {type(folder.model).__name__}.")
+    anatomy = Anatomy.of(cut)
+    if hidden is not None:
+        roles(anatomy)
+        small = built(sliced_config(anatomy, hidden))
     small.generation_config = folder.model.generation_config
     check_generation(small)
-    return small
+    return anatomy, small
 
 
-def _write(folder: Folder, small: PreTrainedModel, plan: Plan, beside: Path, progress: bool) -> None:
-    """Cut and save part by part. What makes it a model for a reader, config.json, is moved to its place last."""
-    parts = [*range(folder.anatomy.layers), None]
-    where: dict[str, str] = {}  # the file of each tensor
-    total = 0  # bytes
-    for number, part in enumerate(tqdm(parts, desc="Written", unit="part", disable=not progress), start=1):
-        shard = beside / f"model-{number:05}-of-{len(parts):05}.safetensors"
-        with folder.present(part) as tensors:
-            cuts = {} if part is None else cuts_of(folder.anatomy, plan, part)
-            for name, (axis, kept) in cuts.items():
-                tensors[name] = tensors[name].index_select(axis, kept)
-            small.save_pretrained(beside / "part", state_dict=tensors)  # under the names that are stored
-        (beside / "part" / WEIGHTS).replace(shard)
-        stored = blank(shard)
-        where |= dict.fromkeys(stored, shard.name)
-        total += sum(tensor.nbytes for tensor in stored.values())
-    index = {"metadata": {"total_size": total}, "weight_map": where}
-    (beside / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    if folder.tokenizer is not None:
-        folder.tokenizer.save_pretrained(beside / "part")
-    add_older_names(beside / "part")
-    for path in sorted((beside / "part").iterdir(), key=lambda path: path.name == "config.json"):
-        path.replace(beside / path.name)
-    (beside / "part").rmdir()
+Change = Callable[[dict[str, Tensor]], dict[str, Tensor]]  # of the tensors of one part
 
 
-@contextmanager
-def _without_bars() -> Iterator[None]:
-    """Silence transformers' own bar for every load and save: here there are two for each layer."""
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
+def _turned(cut: Anatomy, rotation: Rotation, hidden: int) -> Change:
+    """Slices the tensors of a part. A norm and the matrices that read it lie in the same one."""
+    part, stream, q = roles(cut), stream_of(cut), kept_directions(cut, rotation, hidden)
+    return lambda tensors: {name: sliced(name, part, q, stream, tensors) for name in tensors}
+
+
+def _write(
+    folder: Folder, plan: Plan, refits: Refits | None, turned: Change | None, shards: Shards, progress: bool
+) -> None:
+    """Refit, cut, slice and save part by part. A layer that goes is only walked through, for what it gives the next."""
+    layers = plan.kept_layers if refits is None else range(folder.anatomy.layers)
+    with folder.present(None) as outside:
+        for i in tqdm([*layers, None], desc="Written", unit="part", disable=not progress):
+            with nullcontext(outside) if i is None else folder.present(i) as tensors:
+                if i is not None:
+                    tensors |= {} if refits is None else refits.layer(i)
+                    if i not in plan.kept_layers:
+                        continue
+                    tensors = cut_layer(folder.anatomy, plan, i, tensors)
+                shards.add(tensors if turned is None else turned(tensors))

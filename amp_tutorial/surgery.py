@@ -62,16 +62,6 @@ def masked(model: PreTrainedModel, plan: Plan) -> Iterator[PreTrainedModel]:
         mask[kept.to(mask.device)] = 1
         handles.append(module.register_forward_pre_hook(lambda _, args: (args[0] * mask, *args[1:])))
 
-    def narrow(norm: nn.Module, kept: Tensor) -> None:
-        small = copy.deepcopy(norm)
-        kept = kept.to(norm.weight.device)  # type: ignore[arg-type]
-        small.weight = nn.Parameter(norm.weight[kept])  # type: ignore[index]
-
-        def scatter(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            return torch.zeros_like(output).index_copy(-1, kept, small(args[0][..., kept]))
-
-        handles.append(norm.register_forward_hook(scatter))
-
     try:
         for i in set(range(anatomy.layers)) - set(plan.kept_layers):
             handles.append(pass_by(model.get_submodule(f"{anatomy.family.layers}.{i}")))
@@ -80,13 +70,28 @@ def masked(model: PreTrainedModel, plan: Plan) -> Iterator[PreTrainedModel]:
             silence(layer.output, _features(plan.heads[i], anatomy.head_dim))
             if not anatomy.family.no_neurons:
                 silence(layer.neurons_out, torch.tensor(plan.neurons[i]))
-            for name, kind in anatomy.family.norms if anatomy.family.spanning else ():
-                norm = model.get_submodule(f"{anatomy.family.layers}.{i}.{name}")
-                narrow(norm, _kept(anatomy, plan, i)[kind])
+            handles += narrowed(anatomy, plan, i, model.get_submodule(f"{anatomy.family.layers}.{i}"))
         yield model
     finally:
         for handle in handles:
             handle.remove()
+
+
+def narrowed(anatomy: Anatomy, plan: Plan, i: int, block: nn.Module) -> list[RemovableHandle]:
+    """Let the norms of layer i, or of a copy of it, that span all heads leave out those that go, as after a cut."""
+
+    def narrow(norm: nn.Module, kept: Tensor) -> RemovableHandle:
+        small = copy.deepcopy(norm)
+        kept = kept.to(norm.weight.device)  # type: ignore[arg-type]
+        small.weight = nn.Parameter(norm.weight[kept])  # type: ignore[index]
+
+        def scatter(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            return torch.zeros_like(output).index_copy(-1, kept, small(args[0][..., kept]))
+
+        return norm.register_forward_hook(scatter)
+
+    norms = anatomy.family.norms if anatomy.family.spanning else ()
+    return [narrow(block.get_submodule(name), _kept(anatomy, plan, i)[kind]) for name, kind in norms]
 
 
 def pass_by(layer: nn.Module) -> RemovableHandle:
@@ -156,6 +161,16 @@ def renumbered(anatomy: Anatomy, plan: Plan) -> Callable[[str], str]:
         return "" if new is None else f"{anatomy.family.layers}.{new}{name[found.end() :]}"
 
     return name_of
+
+
+def cut_layer(anatomy: Anatomy, plan: Plan, i: int, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What stays of these tensors of layer i, by its names in the cut model; they come by those in the dense one."""
+    cuts, names = cuts_of(anatomy, plan, i), renumbered(anatomy, plan)
+    found = {}
+    for name, tensor in tensors.items():
+        axis, kept = cuts.get(name, (0, None))
+        found[names(name)] = tensor if kept is None else tensor.index_select(axis, kept.to(tensor.device))
+    return found
 
 
 def _features(heads: list[int], head_dim: int) -> Int[Tensor, " features"]:

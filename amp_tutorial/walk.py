@@ -11,37 +11,65 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from .families import Anatomy
 from .sums import Batch
 
 
+@torch.no_grad()
+def run_decoder(model: PreTrainedModel, batch: Batch) -> None:
+    """Run all but the output head; left padding shifts no position."""
+    device = next(model.parameters()).device
+    mask = batch["attention_mask"].to(device).long()
+    model.base_model(
+        input_ids=batch["input_ids"].to(device),
+        attention_mask=mask,
+        position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
+        use_cache=False,
+    )
+
+
 class Walk:
-    """What enters the next layer, for every batch."""
+    """What enters the next layer, for every batch: one stream through the model, and another for a pruned one.
+
+    Memory: hidden numbers a token of the calibration batches, padding included, in the model's dtype.
+    """
 
     def __init__(self, anatomy: Anatomy, batches: Sequence[Batch]) -> None:
         self.anatomy, self.model, self.batches = anatomy, anatomy.model, batches
         self.layers: list[nn.Module] = list(anatomy.model.get_submodule(anatomy.family.layers).children())
-        self.hidden: list[Tensor] = []  # (batch, length, hidden) of each batch; before the first layer it is not asked
+        # (batch, length, hidden) of each batch; before the first layer it is not asked
+        self.hidden: list[Tensor] = [torch.empty(0)] * len(batches)
         self.in_tuple = False  # some families' layers return a tuple; the first one run tells
         self._batch = 0
         self._entered = self._left = torch.empty(0)
 
     @contextmanager
-    def only(self, i: int) -> Iterator[None]:
-        """While it lasts, `step` runs layer i alone."""
+    def only(self, i: int, block: nn.Module | None = None, go_on: bool = False) -> Iterator[None]:
+        """While it lasts the model runs layer i alone, whoever runs it: batch by batch in order, or by `step`.
+
+        Args:
+            block: a changed copy of the layer, which runs in its place.
+            go_on: what leaves the layer takes the place of what entered it. A batch may be run only once then.
+        """
+        self._batch = 0
+        layer = self.layers[i]
+        ran = layer if block is None else block
 
         def skip(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor]:
             return (hidden_states,) if self.in_tuple else hidden_states
 
         def run(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
             self._entered = self.hidden[self._batch] if i else hidden_states
-            output = type(layer).forward(layer, self._entered, *args, **kwargs)
+            output = type(ran).forward(ran, self._entered, *args, **kwargs)
             self.in_tuple = isinstance(output, tuple)
             self._left = output[0] if self.in_tuple else output
+            if go_on:
+                self.hidden[self._batch] = self._left
+            self._batch += 1
             return output
 
-        layer = self.layers[i]
         try:
             for other in self.layers:
                 other.forward = run if other is layer else skip
@@ -50,17 +78,8 @@ class Walk:
             for other in self.layers:
                 del other.forward  # the class's own is seen again
 
-    @torch.no_grad()
     def step(self, b: int) -> tuple[Float[Tensor, "batch length hidden"], Float[Tensor, "batch length hidden"]]:
         """What enters and what leaves the layer for batch b."""
         self._batch = b
-        batch = self.batches[b]
-        device = next(self.model.parameters()).device
-        mask = batch["attention_mask"].to(device).long()
-        self.model.base_model(
-            input_ids=batch["input_ids"].to(device),
-            attention_mask=mask,
-            position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
-            use_cache=False,
-        )
+        run_decoder(self.model, self.batches[b])
         return self._entered, self._left

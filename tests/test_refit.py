@@ -17,6 +17,7 @@ import amp_tutorial as amp
 from amp_tutorial import refit as module
 from amp_tutorial.families import Kind, weight_of
 from amp_tutorial.gram import Normal, eliminate
+from amp_tutorial.residual import residual_scale, watch
 from amp_tutorial.surgery import _kept
 from amp_tutorial.walk import Walk
 
@@ -240,9 +241,9 @@ def test_how_the_residual_stream_is_written_is_measured(shape: Shape, scale: flo
     model = tiny(shape, **(granite if shape.family == "granite" else {}))
     anatomy = amp.Anatomy.of(model)
     walk = Walk(anatomy, BATCHES)
-    with walk.only(0), module._watch(anatomy, 0) as seen:
+    with walk.only(0), watch(anatomy.layer(0)) as seen:
         entered, left = walk.step(0)
-        assert module._residual_scale(entered, left, seen) == pytest.approx(scale, abs=1e-5)
+        assert residual_scale(entered, left, seen) == pytest.approx(scale, abs=1e-5)
 
 
 @pytest.mark.parametrize("shape", EVERY_FAMILY, ids=KNOWN)
