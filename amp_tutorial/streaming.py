@@ -23,7 +23,7 @@ from .families import Anatomy
 from .folder import Folder
 from .plans import Plan, whole_plan
 from .plans import plan as planned
-from .refit import Options, Refits
+from .refitting import Options, Refits
 from .rotations import Moments, Rotation
 from .saving import check_generation, new_folder
 from .scores import Scores, hash_of, score

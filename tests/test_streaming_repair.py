@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 import amp_tutorial as amp
 from amp_tutorial import FAMILIES, streaming
 from amp_tutorial.folder import Folder
-from amp_tutorial.refit import Refits
+from amp_tutorial.refitting import Refits
 from amp_tutorial.slicing import STREAMS
 
 BATCHES = [batch(prompts((9, 4, 7, 12, 6), seed), left=seed % 2 == 1) for seed in range(5)]
@@ -90,9 +90,7 @@ def test_repair_is_that_of_the_model_in_memory(shape: Shape, tmp_path: Path) -> 
     options = dict(choose=True, reads=True)
     assert prune(source, tmp_path / "streamed", repair=options, **widths_of(shape)) == found.plan
     assert_same(tmp_path, source, found.model)
-    assert not equal(
-        stored(tmp_path / "streamed"), {k: v for k, v in amp.prune(model, found.plan).state_dict().items()}
-    )
+    assert not torch.equal(logits(found.model), logits(amp.prune(model, found.plan)))
 
 
 @pytest.mark.filterwarnings("ignore:Fewer calibration tokens")
@@ -132,7 +130,7 @@ def test_the_hidden_size_is_sliced_as_in_memory(family: str, bf16: bool, tmp_pat
     source = checkpoint(tmp_path / "dense", Shape(family, bias=True, tied=family != "mixtral"), shards="20KB")
     source, model = (in_bf16(source) if bf16 else source), dense(source)
     plan = prune(source, tmp_path / "streamed", hidden=24)
-    assert plan == amp.plan(model, amp.score(model, [], "random"), layers=[0, 1]) or plan.achieved == 0.0
+    assert plan.achieved == 0.0 and plan.kept_layers == [0, 1] and plan.widths == (4, 4, 24)
     turned = streaming.rotation_folder(Folder(source), BATCHES, progress=False)
     assert_same(tmp_path, source, amp.slice_hidden(model, turned, 24))
     expected = amp.rotation(model, BATCHES)
