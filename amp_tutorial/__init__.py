@@ -2,8 +2,8 @@
 
 Read in this order; each module imports only from those before it:
 families → data → checkpoint → saving → criteria → sums → gradients → scores → plans → readers → stock → surgery →
-compensation → similarity → skipping → layers → walk → gram → residual → refitting → refit → streams → rotations →
-slicing → folder → shards → streaming → recovery → shots → evaluation → perturbations → costs → records.
+compensation → similarity → skipping → layers → walk → streams → rotations → slicing → gram → residual → refitting →
+refit → folder → shards → streaming → recovery → shots → evaluation → perturbations → costs → records.
 """
 
 from .checkpoint import EMBEDDED, load

@@ -23,6 +23,8 @@ from transformers import PreTrainedModel
 from .families import Anatomy
 from .plans import Plan
 from .refitting import Fit, Options, Refits
+from .rotations import rotation
+from .slicing import Turn, slice_hidden, sliced_config
 from .sums import Batch
 from .surgery import _fits, cut_layer, prune
 
@@ -43,6 +45,7 @@ def repair(
     choose: bool = False,
     sequential: bool = True,
     reads: bool = False,
+    hidden: int | None = None,
     ridge: float | None = None,
     progress: bool = True,
 ) -> Repaired:
@@ -64,28 +67,39 @@ def repair(
         sequential: X are the inputs in the pruned and already repaired model, and Y also makes up for what its residual
             stream lacks at that place. False: X and Y both of the dense model, from one pass.
         reads: refit also the matrices before the heads and neurons (q, k and v; gate and up, or fc1), just before those
-            after: X is what the norm gives in the pruned model, Y what the dense matrices made of their own. For
-            `sequential` only, as otherwise nothing has changed there. Twice the time.
+            after: X is what the norm gives in the pruned model, Y what the dense matrices made of their own. So too, at
+            the end, the output head, unless it is tied to the embedding. Needs `sequential`. Twice the time.
+        hidden: slice the hidden size to this, by the batches' `rotation`, before all else; see `slice_hidden`. What is
+            written is fitted to the dense model's stream in the directions that stay. Needs `sequential`.
         ridge: λ; by default chosen for each projection by `Normal.ridge`, never by a test set.
 
     Warns:
         UserWarning: fewer calibration tokens than inputs of a projection: then λ alone decides the rest.
 
     Raises:
-        ValueError: a plan for another shape, no calibration tokens, or `reads` without `sequential`.
+        ValueError: a plan for another shape, no calibration tokens, `reads` or `hidden` without `sequential`, or what
+            `slice_hidden` refuses.
     """
     anatomy, training = Anatomy.of(model), model.training
     _fits(anatomy, plan)
-    refits = Refits(anatomy, plan, batches, Options(choose, sequential, reads, ridge))
+    options = Options(choose, sequential, reads, ridge)
+    options.check(hidden)
+    turn = None
+    if hidden is not None:
+        sliced_config(anatomy, hidden)  # refuses before any work
+        turn = Turn(anatomy, rotation(model, batches), hidden)
+    refits = Refits(anatomy, plan, batches, options, turn)
     weights: dict[str, Tensor] = {}
     model.eval()
     try:
         for i in tqdm(range(anatomy.layers), desc="Repaired", unit="layer", disable=not progress):
             if refitted := refits.layer(i):
                 weights |= cut_layer(anatomy, refits.plan, i, refitted)
+        weights |= refits.head()
     finally:
         model.train(training)
     refits.warn()
     small = prune(model, refits.plan)
+    small = small if turn is None else slice_hidden(small, turn.rotation, turn.hidden)
     small.load_state_dict(weights, strict=False)
     return Repaired(small, refits.plan, refits.fits)

@@ -13,6 +13,7 @@ from .families import Anatomy, Layer, weight_of
 from .gram import Normal, eliminate
 from .plans import Plan
 from .residual import ends, projection, readers, residual_scale, stream, watch, with_bias
+from .slicing import Turn
 from .sums import Batch
 from .surgery import _kept, narrowed
 from .walk import Walk
@@ -38,23 +39,27 @@ class Options:
     reads: bool = False
     ridge: float | None = None
 
-    def __post_init__(self) -> None:
-        if self.reads and not self.sequential:
+    def check(self, hidden: int | None) -> None:
+        """Refuse what the dense model's own pass cannot do."""
+        if (self.reads or hidden is not None) and not self.sequential:
             raise ValueError(
-                "reads=True needs sequential=True: in the dense model's own pass the reading side is as it was."
+                "reads=True and hidden=… need sequential=True: they follow what the pruned model itself reads."
             )
 
 
 class Refits:
     """Refits layer after layer. Only the layer asked for needs its weights, beside what is outside the layers."""
 
-    def __init__(self, anatomy: Anatomy, plan: Plan, batches: Sequence[Batch], options: Options) -> None:
+    def __init__(
+        self, anatomy: Anatomy, plan: Plan, batches: Sequence[Batch], options: Options, turn: Turn | None = None
+    ) -> None:
         if not any(bool(batch["attention_mask"].any()) for batch in batches):
             raise ValueError("The calibration batches hold no tokens: repair needs some text; see amp.calibration.")
-        self.anatomy, self.options = anatomy, options
+        self.anatomy, self.options, self.turn = anatomy, options, turn
         self.plan = replace(plan, heads=list(plan.heads), neurons=list(plan.neurons))
         self.parts = ["heads", *(["neurons"] if anatomy.neurons else [])]
-        self.dense, self.ours = Walk(anatomy, batches), Walk(anatomy, batches)  # two streams through one model
+        directions = None if turn is None else turn.directions
+        self.dense, self.ours = Walk(anatomy, batches), Walk(anatomy, batches, directions)  # two streams, one model
         self.masks = [batch["attention_mask"].bool() for batch in batches]
         self.fits: list[Fit] = []
         self.short = ""  # the first projection with fewer tokens than inputs
@@ -64,12 +69,14 @@ class Refits:
         """Refit layer i's attention, then its MLP on what that now gives; the layers come in their order.
 
         Returns:
-            The refitted tensors, not yet cut, by their names in the dense model; none if the layer goes.
+            The refitted tensors, sliced if it is asked but not yet cut, by their names in the dense model; of a sliced
+            layer all. None if the layer goes.
         """
         if i not in self.plan.kept_layers:
             self._pass_by(i)
             return {}
-        block = copy.deepcopy(self.anatomy.model.get_submodule(f"{self.anatomy.family.layers}.{i}"))
+        prefix = f"{self.anatomy.family.layers}.{i}."
+        block = self._block(i)
         dense, ours, scale = self.anatomy.layer(i), self.anatomy.layer(i, block), None
         changed = [projection(ours, part) for part in self.parts]
         with ExitStack() as hooks:
@@ -85,9 +92,24 @@ class Refits:
                 with self.ours.only(i, block, go_on=True):
                     for b in range(len(self.masks)):
                         self.ours.step(b)
+        if self.turn is not None:
+            return {f"{prefix}{n}": p.detach() for n, p in block.named_parameters()}
         names = {module: name for name, module in block.named_modules()}
-        prefix = f"{self.anatomy.family.layers}.{i}."
         return {f"{prefix}{names[m]}.{n}": p.detach() for m in changed for n, p in m.named_parameters()}
+
+    def _block(self, i: int) -> nn.Module:
+        """A copy of layer i, sliced if it is asked."""
+        prefix = f"{self.anatomy.family.layers}.{i}."
+        dense = self.anatomy.model.get_submodule(prefix[:-1])
+        if self.turn is None:
+            return copy.deepcopy(dense)
+        config = copy.deepcopy(self.anatomy.model.config)
+        config.hidden_size, config.head_dim = self.turn.hidden, self.anatomy.head_dim
+        with torch.device("meta"):
+            block: nn.Module = type(dense)(config, i)  # type: ignore[call-arg]
+        whole = {f"{prefix}{name}": tensor.detach() for name, tensor in dense.named_parameters()}
+        block.load_state_dict({n.removeprefix(prefix): t for n, t in self.turn(whole).items()}, assign=True)
+        return block.eval()
 
     def warn(self) -> None:
         """Say so if there was too little text."""
@@ -104,7 +126,7 @@ class Refits:
             for b in range(len(self.masks)):
                 entered, _ = self.dense.step(b)
                 if i == 0:
-                    self.ours.hidden[b] = entered
+                    self.ours.hidden[b] = self.ours.turned(entered)
 
     def _equations(
         self, i: int, part: str, dense: Layer, block: nn.Module, scale: float | None
@@ -117,7 +139,7 @@ class Refits:
                 entered, left = self.dense.step(b)
             if scale is None:
                 scale = residual_scale(entered, left, seen) if self.options.sequential else 0.0
-            wanted = stream(entered, seen, scale)[part][1]
+            wanted = self.ours.turned(stream(entered, seen, scale)[part][1])
             if self.options.sequential:
                 with self.ours.only(i, block), watch(ours) as seen:
                     entered, _ = self.ours.step(b)
@@ -146,6 +168,36 @@ class Refits:
             weight_of(module).copy_(rows[:, :-1] if normal.bias else rows)
             if normal.bias:
                 module.bias.copy_(rows[:, -1])
+
+    @torch.no_grad()
+    def head(self) -> dict[str, Tensor]:
+        """Refit the output head to give the dense model's logits from what the pruned model's last norm gives.
+
+        Returns:
+            It alone, by its name; nothing if it is tied to the embedding, which stays as it is.
+        """
+        if not self.options.reads:
+            return {}
+        model = self.anatomy.model
+        head, names = model.get_output_embeddings(), {module: name for name, module in model.named_modules()}
+        weight, norm = head.weight, None
+        if self.turn is not None:
+            last = self.turn.stream.last
+            whole = {f"{last}.weight": model.get_parameter(f"{last}.weight"), f"{names[head]}.weight": weight}
+            turned = self.turn({name: tensor.detach() for name, tensor in whole.items()})
+            norm, weight = copy.deepcopy(model.get_submodule(last)), turned[f"{names[head]}.weight"]
+            norm.weight.data = turned[f"{last}.weight"]
+        elif weight is model.get_input_embeddings().weight:
+            return {}
+        normal = Normal()
+        for b, mask in enumerate(self.masks):
+            y = self.dense.last(b)
+            x, real = self.ours.last(b) if norm is None else norm(self.ours.hidden[b]), mask.to(y.device)
+            normal.add(x[real], y[real])
+        normal.xy = [xy @ head.weight.double().T for xy in normal.xy]
+        prior = weight.double()
+        ridge = normal.ridge(prior) if self.options.ridge is None else self.options.ridge
+        return {f"{names[head]}.weight": normal.solve(prior, ridge).to(weight.dtype)}
 
     def _solved(self, i: int, part: str, normal: Normal, prior: Tensor) -> Tensor:
         ridge = normal.ridge(prior) if self.options.ridge is None else self.options.ridge

@@ -164,6 +164,29 @@ def sliced(
     return new.to(old.device, old.dtype)
 
 
+class Turn:
+    """How a model's tensors and its residual stream are sliced.
+
+    Raises:
+        ValueError: what `slice_hidden` refuses.
+    """
+
+    def __init__(self, anatomy: Anatomy, rotation: Rotation, hidden: int) -> None:
+        sliced_config(anatomy, hidden)
+        self.rotation, self.hidden = rotation, hidden
+        self.stream, self.part = stream_of(anatomy), roles(anatomy)
+        self.q = kept_directions(anatomy, rotation, hidden)
+
+    @property
+    def directions(self) -> Float[Tensor, "hidden kept"]:
+        """The sliced stream is the dense one times this: s Q."""
+        return (self.q.shape[1] / self.q.shape[0]) ** 0.5 * self.q
+
+    def __call__(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The same tensors sliced; each norm has to be among them with the matrices that read it."""
+        return {name: sliced(name, self.part, self.q, self.stream, tensors) for name in tensors}
+
+
 @contextmanager
 def projected(model: PreTrainedModel, rotation: Rotation, hidden: int) -> Iterator[PreTrainedModel]:
     """Project all that is written to the residual stream on the kept directions, while the context lasts.

@@ -5,14 +5,13 @@ what `score`, `plan`, `repair`, `prune` and `save` compute, in the same order, s
 the CPU).
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
@@ -28,9 +27,9 @@ from .rotations import Moments, Rotation
 from .saving import check_generation, new_folder
 from .scores import Scores, hash_of, score
 from .shards import Shards, without_bars
-from .slicing import kept_directions, sliced, sliced_config
+from .slicing import Turn, sliced_config
 from .stock import smaller_config
-from .streams import roles, stream_of
+from .streams import roles
 from .sums import Batch
 from .surgery import _fits, cut_layer, renumbered
 from .walk import Walk
@@ -93,7 +92,7 @@ def prune_folder(
     name, source = source, located(source)
     if not source.is_dir():
         raise ValueError(f"{name} is no local folder; fetch it first: hf download {name} --local-dir FOLDER.")
-    options, chosen = _options(repair), named(criterion)
+    options, chosen = _options(repair, hidden), named(criterion)
     with without_bars():
         folder = Folder(source)
         choosing = plan is None and (hidden is None or remove is not None or bool(widths))
@@ -110,10 +109,15 @@ def prune_folder(
                 scores = score_folder(folder, held, criterion, average, seed, progress)
                 final = planned(folder.model, scores, remove, **widths)
             cut, small = _small(folder, final, hidden)
-            refits = Refits(folder.anatomy, final, held, options) if options else None
-            turned = None if hidden is None else _turned(cut, rotation_folder(folder, held, progress), hidden)
+            turned = None if hidden is None else rotation_folder(folder, held, progress)
+            refits, change = None, None
+            if options:
+                turn = None if turned is None else Turn(folder.anatomy, turned, small.config.hidden_size)
+                refits = Refits(folder.anatomy, final, held, options, turn)
+            if turned is not None:
+                change = Turn(cut, turned, small.config.hidden_size)
             shards = Shards(small, beside, len(final.kept_layers) + 1)
-            _write(folder, final if refits is None else refits.plan, refits, turned, shards, progress)
+            _write(folder, final if refits is None else refits.plan, refits, change, shards, progress)
             shards.finish(folder.tokenizer)
     if refits is None:
         return final
@@ -121,12 +125,15 @@ def prune_folder(
     return refits.plan
 
 
-def _options(repair: bool | dict[str, Any]) -> Options | None:
-    if isinstance(repair, bool):
-        return Options() if repair else None
+def _options(repair: bool | dict[str, Any], hidden: int | None) -> Options | None:
+    if repair is False:
+        return None
+    repair = {} if repair is True else repair
     if unknown := set(repair) - (known := {field.name for field in fields(Options)}):
         raise ValueError(f"repair={repair} names {sorted(unknown)[0]!r}; its options are {', '.join(sorted(known))}.")
-    return Options(**repair)
+    options = Options(**repair)
+    options.check(hidden)
+    return options
 
 
 def _likely(folder: Folder, plan: Plan | None, remove: float | None, criterion: str, widths: dict[str, Any]) -> Plan:
@@ -204,26 +211,17 @@ def _small(folder: Folder, plan: Plan, hidden: int | None) -> tuple[Anatomy, Pre
     return anatomy, small
 
 
-Change = Callable[[dict[str, Tensor]], dict[str, Tensor]]  # of the tensors of one part
-
-
-def _turned(cut: Anatomy, rotation: Rotation, hidden: int) -> Change:
-    """Slices the tensors of a part. A norm and the matrices that read it lie in the same one."""
-    part, stream, q = roles(cut), stream_of(cut), kept_directions(cut, rotation, hidden)
-    return lambda tensors: {name: sliced(name, part, q, stream, tensors) for name in tensors}
-
-
 def _write(
-    folder: Folder, plan: Plan, refits: Refits | None, turned: Change | None, shards: Shards, progress: bool
+    folder: Folder, plan: Plan, refits: Refits | None, turn: Turn | None, shards: Shards, progress: bool
 ) -> None:
     """Refit, cut, slice and save part by part. A layer that goes is only walked through, for what it gives the next."""
     layers = plan.kept_layers if refits is None else range(folder.anatomy.layers)
     with folder.present(None) as outside:
         for i in tqdm([*layers, None], desc="Written", unit="part", disable=not progress):
             with nullcontext(outside) if i is None else folder.present(i) as tensors:
+                refitted = {} if refits is None else refits.head() if i is None else refits.layer(i)
                 if i is not None:
-                    tensors |= {} if refits is None else refits.layer(i)
                     if i not in plan.kept_layers:
                         continue
-                    tensors = cut_layer(folder.anatomy, plan, i, tensors)
-                shards.add(tensors if turned is None else turned(tensors))
+                    tensors, refitted = (cut_layer(folder.anatomy, plan, i, some) for some in (tensors, refitted))
+                shards.add((tensors if turn is None else turn(tensors)) | refitted)

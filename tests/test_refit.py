@@ -75,7 +75,7 @@ def test_repair_is_never_worse_than_none_on_its_own_text(shape: Shape, data: st.
     reads = sequential and data.draw(st.booleans())
     stay = data.draw(st.sets(st.integers(0, shape.layers - 1), min_size=1))
     plan = plan.with_layers(sorted(stay), model)
-    found = module.repair(model, plan, BATCHES[:2], choose, sequential, reads, ridge, progress=False)
+    found = module.repair(model, plan, BATCHES[:2], choose, sequential, reads, None, ridge, progress=False)
     assert all(fit.after <= fit.before * (1 + 1e-9) + 1e-12 for fit in found.fits)
     assert {fit.layer for fit in found.fits} == stay
     assert equal(weights(model), before) and hooks(model) == hooks(found.model) == 0
@@ -135,6 +135,46 @@ def ends(model: torch.nn.Module, linear: torch.nn.Module) -> tuple[Tensor, Tenso
     handle.remove()
     x, y = (torch.cat(part).double() for part in zip(*found, strict=True))
     return x, y
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_an_output_head_of_its_own_is_refitted_to_give_the_dense_logits(tied: bool) -> None:
+    model = tiny(Shape(tied=tied))
+    small = module.repair(model, some_plan(model, 2, 15), BATCHES, reads=True, ridge=1e-8, progress=False).model
+    if tied:
+        assert torch.equal(small.lm_head.weight, model.lm_head.weight)
+        return
+    (_, y), (x, found) = ends(model, model.lm_head), ends(small, small.lm_head)
+    wanted = x @ torch.linalg.lstsq(x, y, rcond=1e-6, driver="gelsd").solution
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-3)
+
+
+SLICED = [Shape(hidden=32, tied=True), Shape("qwen2", bias=True), Shape("gemma"), Shape("mixtral")]
+
+
+@pytest.mark.parametrize("shape", SLICED, ids=lambda s: s.family)
+def test_a_sliced_stream_is_repaired_into_a_stock_model(shape: Shape, tmp_path: Path) -> None:
+    model = tiny(shape)
+    plan = some_plan(model, 2, 15)
+    found = module.repair(model, plan, BATCHES, choose=True, reads=True, hidden=24, progress=False)
+    assert all(fit.after <= fit.before * (1 + 1e-9) + 1e-12 for fit in found.fits)
+    assert found.model.config.hidden_size == 24
+    folder = amp.save(found.model, None, tmp_path / "saved")
+    again, report = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    assert not any(report.values())
+    assert torch.equal(logits(again), logits(found.model))
+
+
+@pytest.mark.parametrize("shape", SLICED, ids=lambda s: s.family)
+def test_repair_brings_a_sliced_model_nearer_to_the_dense_one(shape: Shape) -> None:
+    model = tiny(shape)
+    plan = some_plan(model, shape.heads, shape.neurons)
+    wanted, cut = logits(model), logits(amp.slice_hidden(model, amp.rotation(model, BATCHES), 24))
+    ours = logits(module.repair(model, plan, BATCHES, reads=True, hidden=24, progress=False).model)
+    most = 1.0 if shape.family == "mixtral" else 0.9  # experts are not refitted
+    assert (ours - wanted).norm() < most * (cut - wanted).norm()
+    whole = module.repair(model, plan, BATCHES, reads=True, hidden=32, progress=False).model
+    torch.testing.assert_close(logits(whole), wanted, atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("gone", [0, 1])
@@ -290,8 +330,12 @@ def test_too_little_text_is_said() -> None:
         module.repair(model, some_plan(model, 2, 15), [], progress=False)
     with pytest.raises(ValueError, match="plan anew"):
         module.repair(model, some_plan(tiny(Shape(layers=3)), 2, 15), BATCHES, progress=False)
-    with pytest.raises(ValueError, match="reads=True needs sequential=True"):
-        module.repair(model, some_plan(model, 2, 15), BATCHES, sequential=False, reads=True, progress=False)
+    for asked in (dict(reads=True), dict(hidden=24)):
+        with pytest.raises(ValueError, match="need sequential=True"):
+            module.repair(model, some_plan(model, 2, 15), BATCHES, sequential=False, progress=False, **asked)
+    with pytest.raises(ValueError, match="The hidden size of a phi cannot be sliced"):
+        phi = tiny(Shape("phi"))
+        module.repair(phi, some_plan(phi, 2, 15), BATCHES, hidden=24, progress=False)
 
 
 @pytest.mark.slow

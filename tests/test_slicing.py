@@ -103,7 +103,8 @@ def test_layers_with_and_without_experts(mixed: dict[str, Any]) -> None:
     alike(logits(amp.slice_hidden(model, rotation, 24)), projected)
 
 
-def test_the_rotation_is_that_of_the_summed_moments_of_all_norm_outputs() -> None:
+@pytest.mark.parametrize("decay", [0.0, 1.0])
+def test_the_rotation_is_that_of_the_summed_moments_of_all_norm_outputs(decay: float) -> None:
     """Against a loop over single tokens, row by row without padding, with the hidden states as transformers gives."""
     model = tiny(Shape(hidden=16, head_dim=4))
     moments = torch.zeros(16, 16, dtype=torch.float64)
@@ -114,11 +115,11 @@ def test_the_rotation_is_that_of_the_summed_moments_of_all_norm_outputs() -> Non
     with torch.no_grad():
         for row in (row for rows in ROWS for row in rows):
             model(torch.tensor([row]))
-    for rows_seen in inputs:
+    for number, rows_seen in enumerate(inputs):
         for n in rows_seen[0].double():
-            moments += torch.outer(n, n)
+            moments += torch.outer(n, n) / (number % 5 + 1) ** decay  # five norms, in the order of the network
     assert len(inputs) == 5 * sum(map(len, ROWS))
-    found = measured(tiny(Shape(hidden=16, head_dim=4)))
+    found = amp.rotation(tiny(Shape(hidden=16, head_dim=4)), [batch(rows) for rows in ROWS], decay)
     turned = found.vectors.T @ moments @ found.vectors
     values = turned.diag()
     torch.testing.assert_close(turned, torch.diag(values), rtol=0, atol=1e-3)
