@@ -16,9 +16,8 @@ class Normal:
 
     The refit is W' = argmin ‖Y − X W'ᵀ‖² + λ Σ_j ‖x_j‖² ‖w'_j − w_j‖² with the old weights w as prior.
 
-    Memory: 16 · features · (features + hidden) bytes, of one projection at a time; with all copies up to four times
-    that while it is solved (measured: `benchmarks/larger_than_memory.py --repair`). For the largest of LLaMA-2-7B,
-    of 11,008 features and a hidden size of 4,096, that is 2.7 and 10.6 GB.
+    Memory: 16 · features · (features + hidden) bytes, of one projection at a time; with all copies up to four times as
+    much while it is solved. For 11,008 features and a hidden size of 4,096, the largest of LLaMA-2-7B: 2.7 and 10.6 GB.
     """
 
     def __init__(self, bias: bool = False) -> None:

@@ -153,7 +153,9 @@ def sliced(
     if role.part == "reads":
         folded = dense[f"{role.norm}.weight"].to(exact).double() + stream.offset
         rounding = 1 / s / (weight[0].item() + stream.offset)  # of the new norm weight, in half precision
-        new = w * folded * rounding @ q
+        turned = w * folded
+        turned *= rounding
+        new = turned @ q
     elif role.part == "writes":
         new = s * q.T @ w
     else:

@@ -8,9 +8,6 @@
 3. Does the same in memory (load, score, plan, prune, save) under the same limit: that has to fail, or the limit says
    nothing. `--compare` does it again without the limit and compares every tensor of the two results.
 
-`--repair` does the same with `repair=True`, `--slice` with the hidden size cut by a quarter; what these need more is
-added to the bound (`bound_of`). Repair is compared bit for bit; slicing is not, as its sums are in another order.
-
 The peaks are looked up from outside, every few milliseconds, in /proc/PID/status: RssAnon (memory of its own) and
 RssFile (pages of mapped files, which the kernel takes back when it needs them), both above what it held after its
 imports. A peak shorter than the interval may be missed there, but not by the limit.
@@ -88,36 +85,14 @@ def work(arguments: argparse.Namespace) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     print(json.dumps(held), flush=True)
     start, cpu_start = time.perf_counter(), time.process_time()
-    hidden = arguments.hidden * 3 // 4 if arguments.slice else None
     if arguments.work == "streamed":
-        amp.prune_folder(
-            arguments.source,
-            arguments.target,
-            remove=arguments.remove,
-            batches=batches,
-            repair=arguments.repair,
-            hidden=hidden,
-        )
+        amp.prune_folder(arguments.source, arguments.target, remove=arguments.remove, batches=batches)
     else:
         model = AutoModelForCausalLM.from_pretrained(arguments.source, dtype="auto").eval()
         plan = amp.plan(model, amp.score(model, batches), remove=arguments.remove)
-        small = amp.repair(model, plan, batches).model if arguments.repair else amp.prune(model, plan)
-        if hidden:
-            small = amp.slice_hidden(small, amp.rotation(model, batches), hidden)
-        amp.save(small, None, arguments.target)
+        amp.save(amp.prune(model, plan), None, arguments.target)
     spent = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu_start}
     print(json.dumps(spent), flush=True)
-
-
-def bound_of(arguments: argparse.Namespace, sizes: dict[str, int], activations: int) -> int:
-    """Bytes that `amp.prune_folder` says it needs at most."""
-    bound = 3 * sizes["layer"] + sizes["outside"] + activations
-    hidden, features = arguments.hidden, arguments.hidden * 11 // 4
-    if arguments.repair:  # the second stream, and the normal equations of the largest projection
-        bound += activations + 4 * 16 * features * (features + hidden)
-    if arguments.slice:  # the largest matrix in float64, thrice, what is outside once more, and the moments
-        bound += 3 * 8 * hidden * max(arguments.vocabulary, features) + sizes["outside"] + 4 * 8 * hidden**2
-    return bound
 
 
 def memory(pid: str) -> dict[str, float]:
@@ -169,8 +144,6 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=4, help="calibration batches of two texts each")
     parser.add_argument("--length", type=int, default=128, help="tokens of a text")
     parser.add_argument("--remove", type=float, default=0.3)
-    parser.add_argument("--repair", action="store_true")
-    parser.add_argument("--slice", action="store_true")
     parser.add_argument("--limit", type=float, help="MB above what the imports take; the bound by default")
     parser.add_argument("--compare", action="store_true", help="prune in memory without a limit too, and compare")
     parser.add_argument("--json", type=Path, help="where the figures go")
@@ -190,13 +163,12 @@ def main() -> None:
         folder = Path(name)
         sizes = build(folder / "dense", arguments.hidden, arguments.layers, arguments.vocabulary, dtype)
         activations = arguments.batches * 2 * arguments.length * arguments.hidden * dtype.itemsize
-        bound = bound_of(arguments, sizes, activations)
+        bound = 3 * sizes["layer"] + sizes["outside"] + activations
         limit = bound / MB if arguments.limit is None else arguments.limit
 
         def run(work: str, limit: float, target: str) -> dict[str, Any]:
             given = ("hidden", "layers", "vocabulary", "dtype", "batches", "length", "remove")
             options = [f"--{option}={getattr(arguments, option)}" for option in given]
-            options += [f"--{option}" for option in ("repair", "slice") if getattr(arguments, option)]
             paths = [f"--source={folder / 'dense'}", f"--target={folder / target}"]
             return watched([sys.executable, __file__, f"--work={work}", f"--limit={limit}", *paths, *options])
 
@@ -210,7 +182,7 @@ def main() -> None:
             "bytes": sizes | {"activations": activations, "bound": bound, "limit": limit * MB},
             "runs": runs,
         }
-        if arguments.compare and not arguments.slice:
+        if arguments.compare:
             figures["same tensors"] = same(folder / "streamed", folder / "whole")
         shutil.rmtree(folder / "dense")
     if arguments.json:
@@ -224,11 +196,9 @@ def show(figures: dict[str, Any]) -> None:
     size = figures["bytes"]
     weights, limit = size["weights"] / MB, size["limit"] / MB
     print(f"\nWeights {weights:.0f} MB; limit {limit:.0f} MB above what the imports take (RLIMIT_DATA).")
-    rest = size["bound"] - 3 * size["layer"] - size["outside"] - size["activations"]
     print(
         f"Bound: 3 layers of {size['layer'] / MB:.0f} MB + embeddings and head {size['outside'] / MB:.0f} MB + "
-        f"activations {size['activations'] / MB:.0f} MB{f' + {rest / MB:.0f} MB to refit or slice' * bool(rest)} = "
-        f"{size['bound'] / MB:.0f} MB."
+        f"activations {size['activations'] / MB:.0f} MB = {size['bound'] / MB:.0f} MB."
     )
     print(f"\n{'MB above the imports':24}{'own (RssAnon)':>15}{'mapped (RssFile)':>18}{'seconds':>9}{'of CPU':>8}")
     for name, run in figures["runs"].items():
