@@ -3,9 +3,11 @@
 Read in this order; each module imports only from those before it:
 families → data → checkpoint → saving → criteria → sums → gradients → scores → plans → readers → stock → surgery →
 compensation → similarity → skipping → layers → walk → streams → rotations → slicing → gram → residual → refitting →
-refit → folder → shards → streaming → recovery → shots → evaluation → perturbations → costs → records.
+refit → folder → shards → streaming → recovery → shots → evaluation → perturbations → costs → shapes → budget →
+records.
 """
 
+from .budget import Fitted, fit_budget
 from .checkpoint import EMBEDDED, load
 from .compensation import prune_and_fold
 from .costs import Energy, Flops, energy, flops, kv_cache_bytes
@@ -29,10 +31,10 @@ from .surgery import masked, prune
 
 __all__ = [
     "CHANCE", "CRITERIA", "DATA", "EMBEDDED", "FAMILIES", "LAYER_CRITERIA", "PERTURBATIONS", "TASKS", "TRANSACT",
-    "Accuracy", "Anatomy", "Criterion", "Energy", "Family", "Flops", "Measured", "Perplexity", "Plan", "Record",
-    "Recovery", "Repaired", "Rotation", "Scores", "Shot",
-    "accuracy", "calibration", "check", "drop_layers", "energy", "estimate", "flops", "kv_cache_bytes", "latency",
-    "load", "masked", "perplexity", "plan", "plan_layers", "prune", "prune_and_fold", "prune_folder",
+    "Accuracy", "Anatomy", "Criterion", "Energy", "Family", "Fitted", "Flops", "Measured", "Perplexity", "Plan",
+    "Record", "Recovery", "Repaired", "Rotation", "Scores", "Shot",
+    "accuracy", "calibration", "check", "drop_layers", "energy", "estimate", "fit_budget", "flops", "kv_cache_bytes",
+    "latency", "load", "masked", "perplexity", "plan", "plan_layers", "prune", "prune_and_fold", "prune_folder",
     "prune_in_shots", "rank_layers", "recover", "repair", "robustness", "rotation", "save", "score", "size",
     "slice_hidden", "texts",
 ]  # fmt: skip
