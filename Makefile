@@ -14,7 +14,7 @@ BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: course test lab notebooks results benchmarks constraints venv clean
+.PHONY: course test lab notebooks results leaderboard benchmarks constraints venv clean
 
 course: .venv/installed
 	$(BIN)/python -m amp_tutorial.course.run --models $(MODELS) --lessons $(LESSONS) --out $(OUT) --jobs $(JOBS)
@@ -32,6 +32,10 @@ notebooks: .venv/installed
 
 results: .venv/installed
 	$(BIN)/python -m amp_tutorial.course.results --readme README.md
+
+# Systems × ratios × models × seeds, one record a run in data/leaderboard; goes on where it stopped
+leaderboard: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m amp_tutorial.course.leaderboard --readme README.md
 
 # Ratios of time and memory, some six minutes on a quiet machine; only a part: make benchmarks PARTS=scoring
 benchmarks: .venv/installed

@@ -216,17 +216,17 @@ def write(records: dict[str, list[dict[str, Any]]], settings: dict[str, Any], ou
     return text
 
 
-def marked(readme: Path) -> tuple[str, str]:
+def marked(readme: Path, first: str = BEGIN, last: str = END) -> tuple[str, str]:
     """What stands before and after the results in a README.
 
     Raises:
         ValueError: the file or its two markers are not there.
     """
     text = readme.read_text(encoding="utf-8") if readme.is_file() else ""
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
+    before, begin, rest = text.partition(first)
+    _, end, after = rest.partition(last)
     if not (begin and end):
-        raise ValueError(f"{readme} has no part between {BEGIN} and {END} to fill.")
+        raise ValueError(f"{readme} has no part between {first} and {last} to fill.")
     return before, after
 
 

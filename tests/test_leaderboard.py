@@ -1,0 +1,386 @@
+"""The leaderboard: its systems, going on where it stopped, failures, and tables from records alone."""
+
+import json
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from helpers import VOCABULARY, Shape, byte_tokenizer, tiny
+from torch import Tensor
+
+import amp_tutorial as amp
+from amp_tutorial.course import boards, leaderboard, slicegpt, standings, summary, systems
+from amp_tutorial.course.systems import RECOVERED, SYSTEMS, System
+
+Ran = list[tuple[str, float, int]]  # system, ratio and seed of every run that was measured
+LARGER = Shape(layers=4, groups=4, neurons=64, hidden=32)
+
+
+def random_batches(count: int = 4, rows: int = 6, seed: int = 0) -> list[dict[str, Tensor]]:
+    generator = torch.Generator().manual_seed(seed)
+    drawn = [torch.randint(3, VOCABULARY, (rows, 24), generator=generator) for _ in range(count)]
+    return [{"input_ids": ids, "attention_mask": torch.ones_like(ids)} for ids in drawn]
+
+
+@pytest.mark.parametrize("name", [name for name, s in SYSTEMS.items() if not s.recovery and name != "dense"])
+def test_a_system_removes_its_ratio_and_leaves_the_dense_model_alone(name: str) -> None:
+    model = tiny(LARGER)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    small = SYSTEMS[name].function(model, byte_tokenizer(), random_batches(), 0.25, 0)
+    kept = SYSTEMS[name].kept
+    removed = 1 - (kept(model, 0.25) if kept else small.num_parameters()) / model.num_parameters()
+    a, total = amp.Anatomy.of(model), model.num_parameters()
+    half = {
+        "layers": a.block_parameters / a.layers,
+        "slicing": total / (8 if kept else 16),
+    }  # of a step
+    rounding = half.get(SYSTEMS[name].cuts, a.layers * a.neuron_cost) / 2 / total
+    assert removed == pytest.approx(0.25, abs=rounding)
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    assert small(torch.tensor([[5, 6, 7]])).logits.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["random", "random-repair", "layers-random"])
+def test_the_seed_decides_and_repeats(name: str) -> None:
+    def made(seed: int) -> dict[str, Tensor]:
+        return dict(SYSTEMS[name].function(tiny(LARGER), byte_tokenizer(), random_batches(), 0.25, seed).state_dict())
+
+    once, again, others = made(0), made(0), [made(seed) for seed in range(1, 5)]
+    assert all(torch.equal(once[key], again[key]) for key in once)
+    # A layer of four goes, so that two seeds may well agree.
+    assert any(once.keys() != other.keys() or any(not torch.equal(once[k], other[k]) for k in once) for other in others)
+
+
+def test_one_budget_is_searched_on_calibration_text_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batches, asked = tiny(LARGER), random_batches(4), list[Any]()
+
+    def fit_budget(*given: Any, **settings: Any) -> Any:
+        asked.append((given, settings))
+        return SimpleNamespace(model=model)
+
+    monkeypatch.setattr(amp, "fit_budget", fit_budget)
+    for name, cut in (("ours-budget", {"heads", "neurons", "layers"}), ("sliced-budget", {"hidden", *systems.WIDTHS})):
+        assert SYSTEMS[name].function(model, byte_tokenizer(), batches, 0.25, 3) is model
+        given, settings = asked.pop()
+        assert given == (model, batches, 0.25) and set(settings["cut"]) == cut and settings["seed"] == 3
+
+
+def test_slicing_by_layer_leaves_so_many_directions_at_every_norm() -> None:
+    model, batches = tiny(LARGER), random_batches()
+    small = slicegpt.sliced_by_layer(model, batches, 20)
+    seen: list[Tensor] = []
+    for name, norm in small.named_modules():
+        if name.endswith("norm"):
+            norm.register_forward_pre_hook(lambda _, args: seen.append(args[0].flatten(0, 1)))
+    with torch.no_grad():
+        small(**batches[0])
+    assert len(seen) == 2 * LARGER.layers + 1
+    for x in seen:
+        values = torch.linalg.svdvals(x.double())
+        assert values[20] < 1e-5 * values[0] < values[19]
+
+
+def test_slicing_by_layer_loses_nothing_with_all_directions_and_takes_the_best_of_each_norm() -> None:
+    model, batches = tiny(LARGER), random_batches()
+    with torch.no_grad():
+        wanted = model(**batches[0]).logits
+        torch.testing.assert_close(slicegpt.sliced_by_layer(model, batches, 32)(**batches[0]).logits, wanted)
+    small = slicegpt.sliced_by_layer(model, batches, 20)
+    first, given = small.model.layers[0].input_layernorm, list[Tensor]()
+    first.register_forward_pre_hook(lambda _, args: given.append(args[0].flatten(0, 1)))
+    normed, weights = list[Tensor](), model.model.embed_tokens.weight
+    with torch.no_grad():
+        for each in batches:
+            small(**each)
+            x = weights[each["input_ids"]].flatten(0, 1).double()
+            normed.append(x / (x.square().mean(-1, keepdim=True) + model.config.rms_norm_eps).sqrt())
+        vectors = torch.linalg.svd(torch.cat(normed), full_matrices=False).Vh[:20]
+        x = torch.cat([weights[each["input_ids"]].flatten(0, 1) for each in batches]).double()
+    torch.testing.assert_close(torch.cat(given).double(), x @ vectors.T @ vectors, atol=1e-4, rtol=1e-4)
+
+
+def test_slicing_by_layer_counts_the_matrices_between_norms_and_says_what_it_cannot_follow() -> None:
+    anatomy = amp.Anatomy.of(tiny(LARGER))
+    hidden = slicegpt.hidden_for(anatomy, 0.25)
+    most = 0.75 * anatomy.model.num_parameters()
+    assert slicegpt.kept_parameters(anatomy, hidden) <= most < slicegpt.kept_parameters(anatomy, hidden + 1)
+    assert slicegpt.kept_parameters(anatomy, 32) > anatomy.model.num_parameters(), "no gain before it has paid for them"
+    cases: list[tuple[Shape, dict[str, Any]]] = [
+        (Shape("mixtral"), {}),
+        (Shape("granite"), {"residual_multiplier": 0.3}),
+    ]
+    for shape, settings in cases:
+        with pytest.raises(ValueError, match=f"follows no {shape.family}: its stream is no plain sum"):
+            slicegpt.sliced_by_layer(tiny(shape, **settings), random_batches(), 16)
+    with pytest.raises(ValueError, match="ask for less"):
+        slicegpt.hidden_for(anatomy, 0.999)
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> Ran:
+    """Two systems and LoRA that prune nothing, and instant measurements; the list says what was run."""
+    ran: Ran = []
+
+    def function(model: Any, tokenizer: Any, batches: Any, ratio: float, seed: int, name: str) -> Any:
+        ran.append((name, ratio, seed))
+        return model
+
+    def kept(name: str, **settings: Any) -> System:
+        return System(name.upper(), "heads and neurons", partial(function, name=name), **settings)
+
+    table = dict(dense=SYSTEMS["dense"], a=kept("a"), b=kept("b", once=True), sliced=SYSTEMS["sliced"])
+    table["lora"] = System("LORA", "LoRA", partial(function, name="lora"), recovery=True)
+    monkeypatch.setattr(leaderboard, "SYSTEMS", table)
+    measured = amp.Perplexity(5.0, 4.0, 6.0, 100, "by hand")
+    accuracy = amp.Accuracy({task: amp.Measured(0.5, 0.1, 26) for task in amp.TASKS})
+    monkeypatch.setattr(amp, "calibration", lambda *_, **__: [])
+    monkeypatch.setattr(amp, "flops", lambda *_, **__: amp.Flops(2, 1))
+    monkeypatch.setattr(amp, "kv_cache_bytes", lambda *_, **__: 1)
+    monkeypatch.setattr(amp, "perplexity", lambda *_, **__: measured)
+    monkeypatch.setattr(amp, "accuracy", lambda *_, **__: accuracy)
+    monkeypatch.setattr(amp, "recover", lambda model, *_, **__: amp.Recovery(model, [], 1, 1, 0.1))
+    return ran
+
+
+def command(out: Path, *more: str) -> int:
+    return leaderboard.main(
+        ["--models", "tiny-phi", "--ratios", "0.2", "0.3", "--seeds", "2", "--out", str(out), *more]
+    )
+
+
+EXPECTED = {("a", r, s) for r in (0.2, 0.3) for s in (0, 1)} | {("b", 0.2, 0), ("b", 0.3, 0)}
+EXPECTED |= {("lora", RECOVERED, 0), ("lora", RECOVERED, 1)}
+
+
+def test_runs_what_was_asked_once_and_makes_stale_records_again(tmp_path: Path, quick: Ran) -> None:
+    assert command(tmp_path) == 0
+    assert set(quick) == EXPECTED and len(quick) == len(EXPECTED), "no slicing of layer norms, LoRA at one ratio"
+    assert command(tmp_path) == 0 and len(quick) == len(EXPECTED), "everything was there"
+    (tmp_path / "tiny-phi-a-0.2-0.json").unlink()
+    (tmp_path / "tiny-phi-a-0.2-1.json").write_text('{"half', encoding="utf-8")
+    stale = json.loads((tmp_path / "tiny-phi-b-0.3-0.json").read_text(encoding="utf-8"))
+    stale["parameters"]["measured"]["model_sha256"] = "of other weights"
+    (tmp_path / "tiny-phi-b-0.3-0.json").write_text(json.dumps(stale), encoding="utf-8")
+    assert command(tmp_path) == 0
+    assert set(quick[len(EXPECTED) :]) == {("a", 0.2, 0), ("a", 0.2, 1), ("b", 0.3, 0)}
+    done = len(quick)
+    assert command(tmp_path, "--items", "8") == 0 and len(quick) == done + len(EXPECTED), "other settings"
+    assert not list(tmp_path.glob("*.part")) and (tmp_path / "picture.png").stat().st_size > 10_000
+
+
+def test_an_interrupted_command_goes_on(tmp_path: Path, quick: Ran, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, calls = amp.perplexity, iter(range(3))
+
+    def interrupted(*given: Any, **settings: Any) -> Any:
+        if next(calls, None) is None:
+            raise KeyboardInterrupt
+        return whole(*given, **settings)
+
+    monkeypatch.setattr(amp, "perplexity", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        command(tmp_path)
+    monkeypatch.setattr(amp, "perplexity", whole)
+    finished = len(list(tmp_path.glob("tiny-phi-*.json")))
+    assert finished == 3
+    before = len(quick)
+    assert command(tmp_path) == 0
+    assert len(quick) - before == len(EXPECTED) + 1 - finished, "one of the finished is the dense model"
+
+
+def test_a_failed_run_stops_no_other_and_is_reported(
+    tmp_path: Path, quick: Ran, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("no such luck")
+
+    table = leaderboard.SYSTEMS
+    monkeypatch.setattr(leaderboard, "SYSTEMS", table | {"a": System("A", "heads and neurons", broken)})
+    assert command(tmp_path) == 1
+    assert set(quick) == {run for run in EXPECTED if run[0] != "a"}
+    error = capsys.readouterr().err
+    assert "Failed: tiny-phi-a-0.2-0.json: RuntimeError: no such luck" in error and error.count("Failed: ") == 4
+    assert not list(tmp_path.glob("tiny-phi-a-*"))
+
+
+def test_a_dry_run_names_the_runs_and_writes_nothing(tmp_path: Path, quick: Ran, capsys: pytest.CaptureFixture) -> None:
+    assert command(tmp_path / "new", "--dry-run") == 0
+    said = capsys.readouterr().out
+    assert f"{len(EXPECTED) + 1} runs, 0 of them finished" in said and "tiny-phi-lora-0.3-1.json" in said
+    assert not quick and not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--models", "tiny-lama"], "Unknown model 'tiny-lama'"),
+        (["--models", "own/er"], "own/er is no folder"),
+        (["--models", "tiny-phi", "x/tiny-phi"], "have one name"),
+        (["--ratios", "1.2"], "between 0 and 1"),
+        (["--seeds", "0"], "--seeds and --samples must be at least 1"),
+        (["--items", "3"], "a multiple of 4"),
+        (["--text", "nowhere.jsonl"], "neither 'tinyworld' nor a file"),
+        (["--readme", "nowhere.md"], "has no part between <!-- leaderboard:begin -->"),
+        (["--systems", "lora"], "invalid choice"),
+    ],
+)
+def test_bad_input_is_one_sentence_before_any_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture, arguments: list[str], sentence: str
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        leaderboard.main(["--out", str(tmp_path / "out"), *arguments])
+    assert stopped.value.code == 2 and sentence in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_held_out_text_must_not_be_calibration_text(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    for name, rows in (("a", ["one", "two"]), ("b", ["three", "two"])):
+        lines = [json.dumps({"text": row}) for row in rows]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    texts = ["--text", str(tmp_path / "a.jsonl"), "--heldout", str(tmp_path / "b.jsonl")]
+    with pytest.raises(SystemExit):
+        leaderboard.main(["--out", str(tmp_path / "out"), *texts])
+    assert "1 texts of --heldout are in --text too" in capsys.readouterr().err
+
+
+def test_a_folder_with_own_texts_is_measured_by_perplexity_alone(tmp_path: Path) -> None:
+    folder, out = tmp_path / "mine", tmp_path / "out"
+    tiny(LARGER).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    for name, word in (("calibration", "kite"), ("heldout", "ball")):
+        rows = [json.dumps({"text": f"{i} {word} " * 30}) for i in range(24)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    texts = ["--text", str(tmp_path / "calibration.jsonl"), "--heldout", str(tmp_path / "heldout.jsonl")]
+    small = ["--systems", "amp", "amp-repair", "--ratios", "0.2", "--seeds", "2", "--calibration", "20"]
+    assert leaderboard.main(["--models", str(folder), "--out", str(out), "--tasks", "none", *texts, *small]) == 0
+    records = standings.read(out)
+    assert len(records) == 5 and all("mean accuracy" not in r["metrics"] for r in records)
+    assert str(tmp_path) not in json.dumps(records), "names of files, no paths of this machine"
+    text = (out / "summary.md").read_text(encoding="utf-8")
+    assert "| AMP + repair | repair |" in text and "accuracy" not in text.split("###")[1]
+
+
+MEASURED = {"model_sha256": "m", "heldout_sha256": "h"}
+
+
+def record(system: str, cuts: str, value: float, seed: int = 0, ratio: float = 0.3, **other: Any) -> dict[str, Any]:
+    parameters = dict(model="tiny", system=system, label=system.upper(), cuts=cuts, ratio=ratio, seed=seed)
+    named = dict(perplexity=value, **{"mean accuracy": 1 / value, "parameters removed": other.pop("gone", ratio)})
+    metrics = {name: dict(value=v, low=v, high=v) for name, v in named.items()}
+    return dict(
+        name="leaderboard", status="ok", parameters=parameters | {"measured": MEASURED} | other, metrics=metrics
+    )
+
+
+def board(out: Path) -> list[dict[str, Any]]:
+    records = [record("dense", "nothing", 2.0, ratio=0.0)]
+    for seed, noise in enumerate((-0.01, 0.0, 0.01)):
+        records += [
+            record("amp", "heads and neurons", 4.0 + noise, seed),
+            record("near", "repair", 3.01 + noise, seed),
+            record("ours", "repair", 3.0 + noise, seed),
+            record("sleb", "layers", 2.5 + noise, seed, gone=0.2),
+            record("sliced", "slicing", 2.2 + noise, seed),
+            record("lora", "LoRA", 2.1 + noise, seed),
+        ]
+    for r in records:
+        p = r["parameters"]
+        (out / f"{p['system']}-{p['seed']}.json").write_text(json.dumps(r), encoding="utf-8")
+    return records
+
+
+def line(text: str, label: str) -> str:
+    (found,) = [row for row in text.splitlines() if row.startswith(f"| {label} | ") and "±" in row]
+    return found
+
+
+def test_tables_say_best_overlap_and_a_ratio_that_is_off(tmp_path: Path) -> None:
+    board(tmp_path)
+    text = boards.write(standings.read(tmp_path), tmp_path)
+    assert line(text, "OURS").startswith("| OURS | repair | **3.00 ± 0.02**")
+    assert "| ≈ 3.01 ± 0.02" in line(text, "NEAR")
+    assert "| 4.00 ± 0.02 |" in line(text, "AMP"), "apart from the best: no mark"
+    assert "| 2.50 ± 0.02 †20 % |" in line(text, "SLEB"), "removed less than asked: marked, and never the best"
+    assert "**2.20 ± 0.02**" in line(text, "SLICED") and "**2.10 ± 0.02**" in line(text, "LORA"), (
+        "contests of their own"
+    )
+    (goal,) = [
+        row for row in text.splitlines() if row.startswith("| tiny | 30 % | Heads, neurons and layers | perplexity")
+    ]
+    ours, other = "OURS: 3.00 ± 0.02 (+50.0 %)", "AMP: 4.00 ± 0.02 (+100.0 %)"
+    assert goal.endswith(f"| {ours} | {other} | ahead, intervals apart |")
+    assert "- Heads, neurons and layers, perplexity: ahead in 1 of 1 cases, intervals apart in 1." in text
+
+
+@pytest.mark.parametrize(("ours", "how"), [(4.5, "behind"), (4.0, "level"), (3.0, "ahead")])
+def test_the_sentence_follows_the_outcome(ours: float, how: str) -> None:
+    records = [record("dense", "nothing", 2.0, ratio=0.0), record("amp", "heads and neurons", 4.0)]
+    found, _ = standings.collect([r | {"file": "x"} for r in (*records, record("ours", "repair", ours))])
+    assert all(f" | {how}, intervals" in row for row in boards.goal_table(found)[2:])
+    assert len(boards.goal_table(found)) > 2
+
+
+def test_a_peer_from_outside_joins_as_a_record(tmp_path: Path) -> None:
+    board(tmp_path)
+    documented = (standings.__doc__ or "").split("same folder:\n\n")[1].split("\n\n`cuts`")[0]
+    peer = json.loads(documented.replace("{…}", json.dumps(MEASURED)).replace("tiny-llama", "tiny"))
+    (tmp_path / "a peer.json").write_text(json.dumps(peer), encoding="utf-8")
+    text = boards.write(standings.read(tmp_path), tmp_path)
+    assert line(text, "My system").startswith("| My system | heads and neurons | 5.10 ± 0.20\\* | – |")
+    peer["parameters"]["measured"] = {"model_sha256": "another"}
+    (tmp_path / "a peer.json").write_text(json.dumps(peer), encoding="utf-8")
+    text = boards.write(standings.read(tmp_path), tmp_path)
+    assert "My system" not in text and "Left out, because measured otherwise than the dense model: a peer.json" in text
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (dict(cuts="corners"), "cuts 'corners', none of nothing, heads and neurons"),
+        (dict(measured=None), "lacks measured;"),
+    ],
+)
+def test_a_peer_that_lacks_something_is_refused_before_any_work(
+    tmp_path: Path, quick: Ran, capsys: pytest.CaptureFixture, change: dict[str, Any], sentence: str
+) -> None:
+    peer = record("peer", "layers", 3.0)
+    peer["parameters"] = {k: v for k, v in (peer["parameters"] | change).items() if v is not None}
+    (tmp_path / "peer.json").write_text(json.dumps(peer), encoding="utf-8")
+    with pytest.raises(SystemExit):
+        command(tmp_path)
+    assert sentence in capsys.readouterr().err and not quick
+
+
+def test_other_files_are_passed_by(tmp_path: Path) -> None:
+    (tmp_path / "half.json").write_text('{"half', encoding="utf-8")
+    (tmp_path / "list.json").write_text("[1]", encoding="utf-8")
+    (tmp_path / "running.json").write_text(json.dumps(record("a", "repair", 1.0) | {"status": "running"}))
+    assert standings.read(tmp_path) == []
+
+
+def test_the_readme_is_filled_twice_with_the_same(tmp_path: Path) -> None:
+    out, readme = tmp_path / "out", tmp_path / "README.md"
+    out.mkdir()
+    board(out)
+    readme.write_text(f"# Title\n{boards.BEGIN}\nold\n{boards.END}\nend\n", encoding="utf-8")
+    boards.write(standings.read(out), out)
+    boards.into_readme(readme, out)
+    once = readme.read_text(encoding="utf-8")
+    boards.into_readme(readme, out)
+    assert readme.read_text(encoding="utf-8") == once
+    assert "![Lines of perplexity" in once and "(out/picture.png)" in once and "\nold\n" not in once
+    assert "[out/summary.md](out/summary.md)" in once and once.startswith("# Title\n") and once.endswith("\nend\n")
+    assert summary.marked(readme, boards.BEGIN, boards.END)[0] == "# Title\n"
+
+
+def test_no_two_lines_of_the_picture_look_alike(tmp_path: Path) -> None:
+    drawn = [s for s in SYSTEMS.values() if s.cuts in boards.STYLES]
+    records = [record("dense", "nothing", 2.0, ratio=0.0)]
+    records += [record(s.label, s.cuts, 3.0 + i) for i, s in enumerate(drawn)]
+    found, _ = standings.collect([r | {"file": "x"} for r in records])
+    lines = [line for line in boards.picture(found).axes[0].get_lines() if not str(line.get_label()).startswith("_")]
+    looks = {(line.get_linestyle(), line.get_marker(), line.get_color()) for line in lines}
+    assert len(looks) == len(lines) == len(drawn)
+    assert len({(line.get_linestyle(), line.get_marker()) for line in lines}) == len(lines), "without colour too"
