@@ -68,6 +68,30 @@ FAULTS = (
         "tests/test_scores.py",
         "02",
     ),
+    Fault(
+        "Wanda's weights without abs",
+        "criteria.py",
+        "(output.abs().mean(-1) * mean",
+        "(output.mean(-1) * mean",
+        "tests/test_criteria.py",
+        "06",
+    ),
+    Fault(
+        "the votes of Consensus upside down",
+        "layers.py",
+        "rankdata([of_metric[i] for i in layers])",
+        "rankdata([-of_metric[i] for i in layers])",
+        "tests/test_layers.py",
+        "07",
+    ),
+    Fault(
+        "a ridge towards zero",
+        "gram.py",
+        "xy + penalty[:, None] * prior.T, factor",
+        "xy, factor",
+        "tests/test_refit.py",
+        "08",
+    ),
 )
 
 
