@@ -21,8 +21,8 @@
 model = "tiny-llama"  # or "tiny-llama-gqa", "tiny-phi", a local folder, a hub id
 ratio = 0.30  # share of all parameters to remove
 ratio_deep = 0.50  # a second, deeper cut
-calibration = 32  # texts that score and repair look at
-samples = 96  # rows of recovery training
+calibration = 24  # texts that score and repair look at
+samples = 64  # rows of recovery training
 rate = 0.001  # learning rate of LoRA
 seed = 0  # the first of the seeds
 preset = "smallest"  # or "full": more seeds, more items, more text
@@ -53,7 +53,7 @@ L = lesson.start(
     dict(model=model, ratio=ratio, ratio_deep=ratio_deep, calibration=calibration, samples=samples, rate=rate,
          seed=seed, preset=preset, out=out),
 )  # fmt: skip
-sizes = {"smallest": dict(seeds=3, items=40, texts=60), "full": dict(seeds=10, items=200, texts=500)}[preset]
+sizes = {"smallest": dict(seeds=3, items=40, texts=48), "full": dict(seeds=10, items=200, texts=500)}[preset]
 seeds = range(seed, seed + sizes["seeds"])
 dense, tokenizer = amp.load(model)
 anatomy = amp.Anatomy.of(dense)
@@ -893,7 +893,7 @@ if turn is not None:
 # winner is made again from all. Its cost is said beforehand: so many trials, one repair each, and one more.
 # **Predict** the mix.
 # %%
-trials = 5
+trials = 4
 may_go = ("heads", "neurons", "layers") + (("hidden",) if turn is not None else ())
 fitted = amp.fit_budget(dense, batches[seed], remove=ratio, cut=may_go, trials=trials, progress=False)
 print(fitted)
@@ -908,8 +908,8 @@ L.assert_close(float(len(fitted.trials) <= trials), 1.0, 0.0, "and cost no more 
 shape, whole_shape = fitted.shape, (anatomy.hidden, layers, anatomy.heads, anatomy.neurons)
 named = ("hidden size", "layers", "heads", "neurons")
 kept = dict(zip(named, (shape.hidden, shape.layers, shape.heads, shape.neurons), strict=True))
-touched = [f"{n} {kept[n]} of {most}" for n, most in zip(named, whole_shape, strict=True) if kept[n] < most]
-print(f"The search cuts {', '.join(touched)}; the rest stays whole.")
+touched = [f"{kept[n]} of {most} ({n})" for n, most in zip(named, whole_shape, strict=True) if kept[n] < most]
+print(f"The search keeps {', '.join(touched)}; all else stays whole.")
 result["one budget"] = perplexity(fitted.model), amp.accuracy(fitted.model, tokenizer, limit=sizes["items"]).mean
 compare("one budget", "AMP + repair")
 print(f"The best split of heads and neurons alone gave {values['best split + repair', seed]:.2f}.")
