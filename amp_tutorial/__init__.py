@@ -5,36 +5,10 @@ families → data → checkpoint → saving → criteria → sums → gradients 
 compensation → similarity → skipping → layers → walk → streams → rotations → slicing → gram → residual → refitting →
 refit → folder → shards → streaming → recovery → shots → evaluation → perturbations → costs → shapes → budget →
 records.
+
+Names are listed in `__init__.pyi` and loaded at their first use.
 """
 
-from .budget import Fitted, fit_budget
-from .checkpoint import EMBEDDED, load
-from .compensation import prune_and_fold
-from .costs import Energy, Flops, energy, flops, kv_cache_bytes
-from .criteria import CRITERIA, Criterion
-from .data import DATA, calibration, texts
-from .evaluation import CHANCE, TASKS, Accuracy, Measured, Perplexity, accuracy, latency, perplexity, size
-from .families import FAMILIES, Anatomy, Family
-from .layers import LAYER_CRITERIA, drop_layers, plan_layers, rank_layers
-from .perturbations import PERTURBATIONS, robustness
-from .plans import Plan, plan
-from .records import Record
-from .recovery import Recovery, recover
-from .refit import Repaired, repair
-from .saving import save
-from .scores import Scores, score
-from .shots import TRANSACT, Shot, prune_in_shots
-from .slicing import Rotation, rotation, slice_hidden
-from .stock import check, estimate
-from .streaming import prune_folder
-from .surgery import masked, prune
+import lazy_loader
 
-__all__ = [
-    "CHANCE", "CRITERIA", "DATA", "EMBEDDED", "FAMILIES", "LAYER_CRITERIA", "PERTURBATIONS", "TASKS", "TRANSACT",
-    "Accuracy", "Anatomy", "Criterion", "Energy", "Family", "Fitted", "Flops", "Measured", "Perplexity", "Plan",
-    "Record", "Recovery", "Repaired", "Rotation", "Scores", "Shot",
-    "accuracy", "calibration", "check", "drop_layers", "energy", "estimate", "fit_budget", "flops", "kv_cache_bytes",
-    "latency", "load", "masked", "perplexity", "plan", "plan_layers", "prune", "prune_and_fold", "prune_folder",
-    "prune_in_shots", "rank_layers", "recover", "repair", "robustness", "rotation", "save", "score", "size",
-    "slice_hidden", "texts",
-]  # fmt: skip
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
