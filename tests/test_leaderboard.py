@@ -384,3 +384,20 @@ def test_no_two_lines_of_the_picture_look_alike(tmp_path: Path) -> None:
     looks = {(line.get_linestyle(), line.get_marker(), line.get_color()) for line in lines}
     assert len(looks) == len(lines) == len(drawn)
     assert len({(line.get_linestyle(), line.get_marker()) for line in lines}) == len(lines), "without colour too"
+
+
+@pytest.mark.parametrize(("perplexity", "verdict"), [(2.13, "met"), (2.2, "missed by 3.0 points")])
+def test_goals_are_met_or_missed_by_so_much_and_never_guessed_between_ratios(perplexity: float, verdict: str) -> None:
+    def cell(value: float, ratio: float) -> dict[str, summary.Interval]:
+        return {
+            "perplexity": summary.Interval(value, value, value, "seeds", 3),
+            "parameters removed": summary.Interval(ratio, ratio, ratio, "seeds", 3),
+        }
+
+    rows = {("dense", "dense", "nothing", 0.0): cell(2.0, 0.0)}
+    rows |= {("sliced", "sliced", "slicing", ratio): cell(perplexity, ratio) for ratio in (0.2, 0.5)}
+    lines = boards.missed({"m": rows})
+    said = [line.split(" | ")[-1].strip(" |") for line in lines[2:]]
+    assert said == ["25% was not run; over it here"] * 2 + [verdict]
+    del rows["sliced", "sliced", "slicing", 0.5], rows["sliced", "sliced", "slicing", 0.2]
+    assert boards.missed({"m": rows}) == []
