@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from peft import LoraConfig, get_peft_model
+from jaxtyping import Float, Int
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -46,6 +47,7 @@ def recover(
     batch_size: int = 16,
     length: int = 512,
     progress: bool = True,
+    rows_at_once: int | None = None,
 ) -> Recovery:
     """Fine-tune a copy of `model` with LoRA on all projections of its blocks, and merge the adapter.
 
@@ -58,10 +60,15 @@ def recover(
         samples: rows drawn by `seed`; None takes all.
         length: tokens at most; a longer response is cut there, a longer text without a prompt becomes several rows.
         loss: "responses" trains on responses only, "text" on prompt and response.
+        rows_at_once: of the `batch_size` rows of a step, how many are in memory at a time; None is all of them. Fewer
+            need less memory and more time. The step is the same, but for rounding and what dropout draws: its loss is
+            the mean over all labels of all its rows.
 
     Raises:
-        ValueError: an unknown kind of loss, no rows, or no row whose prompt leaves room for a response.
+        ValueError: an unknown kind of loss, no row at once, no rows, or no row whose prompt leaves room for a response.
     """
+    if rows_at_once is not None and rows_at_once < 1:
+        raise ValueError(f"rows_at_once={rows_at_once} must be at least 1; None takes all rows of a step at once.")
     if loss not in ("responses", "text"):
         raise ValueError(f"loss={loss!r} must be 'responses' or 'text'.")
     rows = pairs(source)
@@ -72,6 +79,40 @@ def recover(
         raise ValueError(f"Every prompt in {source} fills length={length} tokens; raise length to reach a response.")
     examples = rng.sample(examples, min(samples or len(examples), len(examples)))
     torch.manual_seed(seed)
+    tuned = adapted(model, rank, alpha, dropout)
+    trainable = [p for p in tuned.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trainable, lr=lr, weight_decay=0.0)
+    order = [i for _ in range(epochs) for i in rng.sample(range(len(examples)), len(examples))]
+    steps = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    warmup = max(1, min(100, len(steps) // 10))
+    history, tokens, started = [], 0, time.perf_counter()
+    device = next(model.parameters()).device
+    tuned.train()
+    for step, chosen in enumerate(tqdm(steps, desc="recovery", disable=not progress, leave=False)):
+        at_once, value = rows_at_once or len(chosen), 0.0
+        counted = sum(label != IGNORE for i in chosen for label in examples[i][1][1:])
+        for start in range(0, len(chosen), at_once):
+            batch = _batch(tokenizer, [examples[i] for i in chosen[start : start + at_once]], device)
+            part = summed_loss(tuned, **batch) / counted
+            if not part.isfinite():
+                raise ValueError(f"The recovery loss is {part.item()} at step {step}; lower lr or use float32.")
+            part.backward()
+            value += part.item()
+            tokens += int((batch["labels"] != IGNORE).sum())
+        torch.nn.utils.clip_grad_norm_(trainable, 1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = lr * min((step + 1) / warmup, 1.0) * (1 - step / len(steps))
+        optimizer.step()
+        optimizer.zero_grad()
+        history.append({"step": float(step), "loss": value})
+    merged = tuned.merge_and_unload().eval()
+    for parameter in merged.parameters():
+        parameter.requires_grad_(True)
+    return Recovery(merged, history, sum(p.numel() for p in trainable), tokens, time.perf_counter() - started)
+
+
+def adapted(model: PreTrainedModel, rank: int = 8, alpha: int = 16, dropout: float = 0.05) -> PeftModel:
+    """A copy of the model with adapters, which alone are trained, on every linear map of its blocks."""
     block = model.get_submodule(f"{Anatomy.of(model).family.layers}.0")
     linear = {name.rsplit(".", 1)[-1] for name, m in block.named_modules() if isinstance(m, torch.nn.Linear | Conv1D)}
     adapter = LoraConfig(
@@ -81,31 +122,8 @@ def recover(
         target_modules=sorted(linear),
         task_type="CAUSAL_LM",
     )
-    tuned = get_peft_model(copy.deepcopy(model), adapter)
-    trainable = [p for p in tuned.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trainable, lr=lr, weight_decay=0.0)
-    order = [i for _ in range(epochs) for i in rng.sample(range(len(examples)), len(examples))]
-    steps = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-    warmup = max(1, min(100, len(steps) // 10))
-    history, tokens, started = [], 0, time.perf_counter()
-    tuned.train()
-    for step, chosen in enumerate(tqdm(steps, desc="recovery", disable=not progress, leave=False)):
-        batch = _batch(tokenizer, [examples[i] for i in chosen], next(model.parameters()).device)
-        value = _loss(tuned, batch)
-        if not value.isfinite():
-            raise ValueError(f"The recovery loss is {value.item()} at step {step}; lower lr or use float32.")
-        value.backward()
-        torch.nn.utils.clip_grad_norm_(trainable, 1.0)
-        for group in optimizer.param_groups:
-            group["lr"] = lr * min((step + 1) / warmup, 1.0) * (1 - step / len(steps))
-        optimizer.step()
-        optimizer.zero_grad()
-        tokens += int((batch["labels"] != IGNORE).sum())
-        history.append({"step": float(step), "loss": value.item()})
-    merged = tuned.merge_and_unload().eval()
-    for parameter in merged.parameters():
-        parameter.requires_grad_(True)
-    return Recovery(merged, history, sum(p.numel() for p in trainable), tokens, time.perf_counter() - started)
+    tuned: PeftModel = get_peft_model(copy.deepcopy(model), adapter)
+    return tuned
 
 
 def encode(
@@ -137,7 +155,14 @@ def _batch(
     return {key: value.to(device) for key, value in batch.items()}
 
 
-def _loss(model: torch.nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    """Mean next-token loss over the labels that count."""
-    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-    return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), batch["labels"][:, 1:].flatten(), ignore_index=IGNORE)
+def summed_loss(
+    model: torch.nn.Module,
+    input_ids: Int[Tensor, "rows length"],
+    attention_mask: Int[Tensor, "rows length"] | None,
+    labels: Int[Tensor, "rows length"],
+) -> Float[Tensor, ""]:
+    """Sum of the next-token losses over the labels that count, in nats."""
+    logits = model(input_ids=input_ids, attention_mask=attention_mask).logits
+    return F.cross_entropy(
+        logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=IGNORE, reduction="sum"
+    )

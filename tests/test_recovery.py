@@ -111,3 +111,31 @@ def test_the_loss_falls(rows: Path) -> None:
     history = recovered(tiny(), rows, epochs=15, lr=1e-2).history
     assert [entry["step"] for entry in history] == list(range(45))
     assert history[-1]["loss"] < 0.7 * history[0]["loss"]
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 5, 16])
+def test_rows_at_once_change_neither_the_gradient_nor_the_loss_of_a_step(
+    at_once: int, rows: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gradient of a step is seen where it is clipped; five rows do not divide a step, sixteen are more than it."""
+    model, seen = tiny(), []
+    clip = torch.nn.utils.clip_grad_norm_
+
+    def look(parameters: list[torch.nn.Parameter], most: float) -> torch.Tensor:
+        seen.append(torch.cat([p.grad.flatten() for p in parameters if p.grad is not None]).clone())
+        return clip(parameters, most)
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", look)
+    how: dict[str, Any] = dict(batch_size=12, dropout=0.0, epochs=3, lr=1e-4)
+    whole = recovered(model, rows, **how)
+    few = recovered(model, rows, rows_at_once=at_once, **how)
+    expected, found = seen[: len(seen) // 2], seen[len(seen) // 2 :]
+    assert len(expected) == 3 and float(expected[1].abs().max()) > 1e-4
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+    assert [e["loss"] for e in few.history] == pytest.approx([e["loss"] for e in whole.history], rel=1e-6)
+    assert few.tokens == whole.tokens
+
+
+def test_no_row_at_once_is_refused_before_any_work() -> None:
+    with pytest.raises(ValueError, match="rows_at_once=0 must be at least 1"):
+        amp.recover(tiny(), TOKENIZER, "no such file", rows_at_once=0)
