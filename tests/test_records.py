@@ -1,39 +1,100 @@
 """Records: one JSON per run that says what was asked, what ran it and what came out."""
 
+import errno
 import importlib.metadata
 import json
+import os
+import subprocess
+import sys
+import time
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import huggingface_hub
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import amp_tutorial as amp
+from amp_tutorial import data, machine, records
 from amp_tutorial.checkpoint import MODELS
+from amp_tutorial.course import ROOT
 from amp_tutorial.data import sha256
+
+SCHEMAS = json.loads((Path(records.__file__).parent / "record.schema.json").read_text(encoding="utf-8"))["$defs"]
+REQUIRED = SCHEMAS["schema 2"]["required"]
 
 
 def written(record: amp.Record, path: Path, **settings: str) -> dict:
-    return json.loads(record.write(path, **settings).read_text(encoding="utf-8"))
+    found = records.read(record.write(path, **settings))
+    assert found == json.loads(path.read_text(encoding="utf-8"))
+    return found
 
 
 def test_a_record_says_everything(tmp_path: Path) -> None:
-    record = amp.Record("05_evaluation", dict(model="tiny-llama", ratio=0.3, seed=7))
-    record.metric("accuracy", 0.61, low=0.58, high=0.64, unit="share", n=2400)
+    record = amp.Record("05_evaluation", dict(model="tiny-llama", ratio=0.3, seed=7, dtype="float32"))
+    record.metric("accuracy", 0.61, low=0.58, high=0.64, unit="share", n=2400, stderr=0.015)
     record.metric("count", 3)
     found = written(record, tmp_path / "records" / "a.json")
-    assert (found["name"], found["status"]) == ("05_evaluation", "ok")
-    assert found["parameters"] == dict(model="tiny-llama", ratio=0.3, seed=7)
-    assert found["metrics"]["accuracy"] == dict(value=0.61, low=0.58, high=0.64, unit="share", n=2400)
-    assert found["metrics"]["count"] == dict(value=3.0, low=None, high=None, unit="", n=None)
+    assert (found["name"], found["status"], found["error"]) == ("05_evaluation", "ok", None)
+    assert found["parameters"] == dict(model="tiny-llama", ratio=0.3, seed=7, dtype="float32")
+    assert found["metrics"]["accuracy"] == dict(value=0.61, low=0.58, high=0.64, stderr=0.015, unit="share", n=2400)
+    assert found["metrics"]["count"] == dict(value=3.0, low=None, high=None, stderr=None, unit="", n=None)
+    assert found["seeds"] == {"seed": 7} and found["dtype"] == "float32" and found["energy"] is None
     assert found["versions"]["torch"] == importlib.metadata.version("torch")
     assert set(found["versions"]) >= {"torch", "transformers", "peft", "lm-eval"}
     assert found["model_sha256"] == sha256(MODELS / "tiny-llama" / "SHA256.json")
     assert found["seconds"] >= 0 and found["peak_memory_bytes"] > 50e6 and found["threads"] >= 1
-    assert found["device"] and found["python"] and found["schema"] == 1
+    assert found["device"] and found["python"]
+    assert (found["schema"], found["protocol"]) == (records.SCHEMA, records.PROTOCOL)
+
+
+def test_what_only_the_caller_knows_is_in_the_record_too(tmp_path: Path) -> None:
+    record = amp.Record("a", dict(model="owner/name", revision="main"))
+    record.commit, record.energy, record.identity = "c0ffee", {"kwh": 0.1}, "0123456789abcdef"
+    record.calibration = dict(source="alpaca", sha256="0" * 64, samples=50)
+    record.texts, record.notebook_sha256 = {"recovery": "1" * 64}, "2" * 64
+    found = written(record, tmp_path / "a.json")
+    assert found["model"] == dict(name="owner/name", revision="main", commit="c0ffee", files={})
+    assert found["calibration"] == record.calibration and found["data"] == record.texts
+    assert (found["energy"], found["identity"], found["notebook_sha256"]) == ({"kwh": 0.1}, record.identity, "2" * 64)
+
+
+def test_the_files_of_a_model_are_in_the_record_of_a_finished_run(tmp_path: Path) -> None:
+    sums = json.loads((MODELS / "tiny-phi" / "SHA256.json").read_text(encoding="utf-8"))
+    record = amp.Record("a", dict(model="tiny-phi"))
+    assert written(record, tmp_path / "a.json", status="running")["model"]["files"] == {}
+    files = written(record, tmp_path / "a.json")["model"]["files"]
+    assert {name: files[name] for name in sums} == sums
+    (folder := tmp_path / "own").mkdir()
+    for content in (b"one", b"other"):
+        (folder / "model.safetensors").write_bytes(content)
+        os.utime(folder / "model.safetensors", ns=(len(content), len(content)))
+        own = written(amp.Record("a", dict(model=str(folder))), tmp_path / "b.json")["model"]
+        assert own["files"] == {"model.safetensors": sha256(folder / "model.safetensors")}
+        assert own["commit"] is None
+
+
+def test_a_hub_model_in_the_cache_has_its_commit_and_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cached, commit = tmp_path / "models--owner--name", "a" * 40
+    (cached / "snapshots" / commit).mkdir(parents=True)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text(commit)
+    (cached / "snapshots" / commit / "config.json").write_text("{}")
+    real = huggingface_hub.try_to_load_from_cache
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", partial(real, cache_dir=tmp_path))
+    model = amp.Record("a", dict(model="owner/name")).data("ok")["model"]
+    assert (model["commit"], list(model["files"])) == (commit, ["config.json"])
+    other = amp.Record("a", dict(model="owner/name", revision="v1")).data("ok")["model"]
+    assert other == dict(name="owner/name", revision="v1", commit=None, files={})
 
 
 def test_the_data_hash_is_that_of_all_tasks_and_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = written(amp.Record("a", {}), tmp_path / "a.json")["data_sha256"]
     assert first == written(amp.Record("b", {}), tmp_path / "b.json")["data_sha256"]
+    assert records.DATA == data.DATA
     monkeypatch.setattr("amp_tutorial.records.DATA", tmp_path)
     seen = {first}
     for folder in ("tasks", "world"):
@@ -45,13 +106,181 @@ def test_the_data_hash_is_that_of_all_tasks_and_texts(tmp_path: Path, monkeypatc
 
 
 def test_a_failed_run_says_so_and_models_of_ones_own_have_no_hash(tmp_path: Path) -> None:
-    found = written(amp.Record("a", dict(model="owner/name")), tmp_path / "a.json", status="failed")
-    assert found["status"] == "failed" and found["model_sha256"] is None
+    record = amp.Record("a", dict(model="owner/name"))
+    record.error = dict(cell="x = 1 / 0", message="division by zero")
+    found = written(record, tmp_path / "a.json", status="failed")
+    assert found["status"] == "failed" and found["model_sha256"] is None and found["error"] == record.error
+
+
+# Stages
+
+
+def test_stages_have_seconds_and_a_peak_of_their_own_and_the_run_has_the_largest(tmp_path: Path) -> None:
+    record = amp.Record("a", {})
+    with record.stage("whole"):
+        with record.stage("large"):
+            large = np.ones(200_000_000 // 8)
+            time.sleep(0.02)
+        del large
+        with record.stage("small"):
+            pass
+    found = written(record, tmp_path / "a.json")
+    stages = {stage["name"]: stage for stage in found["stages"]}
+    assert list(stages) == ["large", "small", "whole"]
+    peaks = {name: stage["peak_memory_bytes"] for name, stage in stages.items()}
+    assert stages["large"]["seconds"] >= 0.02 and stages["whole"]["seconds"] >= stages["large"]["seconds"]
+    assert peaks["whole"] >= peaks["large"] and found["peak_memory_bytes"] >= max(peaks.values())
+    if stages["small"]["memory"] == machine.STAGE:
+        assert peaks["small"] < peaks["large"] - 150e6, "what was freed before does not count"
+
+
+def test_where_the_peak_cannot_be_reset_the_record_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "_high_water", lambda: None)
+    record = amp.Record("a", {})
+    with record.stage("a"):
+        pass
+    assert record.stages[0]["memory"] == machine.PROCESS and record.stages[0]["peak_memory_bytes"] > 50e6
+
+
+def test_a_stage_that_fails_is_there_too() -> None:
+    record = amp.Record("a", {})
+    with pytest.raises(KeyError), record.stage("a"):
+        raise KeyError
+    assert [stage["name"] for stage in record.stages] == ["a"] and not record._open
+
+
+# What is valid
+
+NUMBERS = st.floats(allow_nan=True, allow_infinity=True)
+MAYBE = st.none() | NUMBERS
+PARAMETERS = st.dictionaries(st.text(), st.none() | st.booleans() | st.integers() | st.text() | st.floats(-1e9, 1e9))
+METRICS = st.dictionaries(st.text(), st.tuples(NUMBERS, MAYBE, MAYBE, MAYBE, st.none() | st.integers(0, 10**9)))
+
+
+@given(parameters=PARAMETERS, metrics=METRICS, status=st.sampled_from(("running", "ok", "failed")), key=st.data())
+def test_a_record_written_is_valid_and_lacks_nothing(
+    tmp_path: Path, parameters: dict[str, Any], metrics: dict[str, Any], status: str, key: st.DataObject
+) -> None:
+    record = amp.Record("any", parameters)
+    for name, (value, low, high, stderr, n) in metrics.items():
+        record.metric(name, value, low, high, n=n, stderr=stderr)
+    found = written(record, tmp_path / "a.json", status=status)
+    assert found["parameters"] == parameters and set(found["metrics"]) == set(metrics)
+    lost = key.draw(st.sampled_from(REQUIRED))
+    with pytest.raises(ValueError, match="a.json"):
+        records.check({k: v for k, v in found.items() if k != lost}, "a.json")
+
+
+@pytest.mark.parametrize("lost", REQUIRED)
+def test_every_entry_is_needed(lost: str) -> None:
+    found = amp.Record("a", {}).data("ok")
+    del found[lost]
+    with pytest.raises(ValueError, match=lost):
+        records.check(found, "a.json")
+
+
+def test_a_number_that_is_not_finite_becomes_null_with_a_note(tmp_path: Path) -> None:
+    record = amp.Record("a", {})
+    record.metric("perplexity", float("inf"), low=2.0, high=float("nan"))
+    found = written(record, tmp_path / "a.json")
+    assert (found["metrics"]["perplexity"]["value"], found["metrics"]["perplexity"]["low"]) == (None, 2.0)
+    assert found["notes"]["not finite"] == {"perplexity": {"value": "inf", "high": "nan"}}
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ('{"half', "is no JSON"),
+        ("[]", "schema None"),
+        ('{"schema": 3}', "schema 3"),
+        ('{"schema": true}', "schema True"),
+        ('{"schema": 1, "name": "a", "status": "ok", "parameters": {}}', "'metrics' is a required property"),
+        (
+            '{"schema": 1, "name": "a", "status": "ok", "parameters": {}, "metrics": {"x": {"value": "1"}}}',
+            "metrics, x, value: '1' is not of type",
+        ),
+        ('{"schema": 1, "name": "a", "status": "done", "parameters": {}, "metrics": {}}', "status: 'done'"),
+    ],
+)
+def test_what_is_no_record_is_refused_in_a_sentence(tmp_path: Path, content: str, says: str) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError, match="a.json") as caught:
+        records.read(path)
+    assert says in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_not_there_or_no_text_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="can't be read: No such file"):
+        records.read(tmp_path / "a.json")
+    (tmp_path / "b.json").write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match="b.json is no JSON"):
+        records.read(tmp_path / "b.json")
+
+
+def test_the_records_of_the_first_schema_are_still_read() -> None:
+    shipped = [path for path in (data.DATA / "results").glob("*.json") if path.name != "summary.json"]
+    assert len(shipped) > 50
+    assert all(records.read(path)["schema"] == 1 for path in shipped)
+
+
+def test_reading_needs_no_torch() -> None:
+    code = "import sys; from amp_tutorial import Record; Record('a', {}).data('ok'); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "False"
+
+
+# Writing
 
 
 def test_a_record_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
     old = written(amp.Record("old", {}), tmp_path / "a.json")
     with pytest.raises(TypeError):
         amp.Record("new", dict(model=object())).write(tmp_path / "a.json")
+    record = amp.Record("new", {})
+    record.texts = {"recovery": "no sum"}
+    with pytest.raises(ValueError, match="a.json, data, recovery: 'no sum' does not match"):
+        record.write(tmp_path / "a.json")
     assert json.loads((tmp_path / "a.json").read_text()) == old
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_full_disk_is_one_sentence_and_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    old = written(amp.Record("old", {}), tmp_path / "a.json")
+    monkeypatch.setattr(os if step == "fsync" else Path, step, full)
+    with pytest.raises(OSError, match="a.json can't be written: No space left on device"):
+        amp.Record("new", {}).write(tmp_path / "a.json")
+    monkeypatch.undo()
+    assert records.read(tmp_path / "a.json") == old
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_place_that_is_no_folder_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="can't be written: "):
+        amp.Record("new", {}).write(tmp_path / "file" / "a.json")
+
+
+def test_amending_changes_only_what_is_named_and_refuses_what_is_not_valid(tmp_path: Path) -> None:
+    old = written(amp.Record("a", {}), tmp_path / "a.json")
+    assert records.amend(tmp_path / "a.json", identity="0123") == old | {"identity": "0123"}
+    with pytest.raises(ValueError, match="status"):
+        records.amend(tmp_path / "a.json", status="perhaps")
+    assert records.read(tmp_path / "a.json") == old | {"identity": "0123"}
+
+
+def test_a_record_shown_is_the_record_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[dict[str, Any]] = []
+    monkeypatch.setattr("IPython.display.display", lambda data, raw: shown.append(data))
+    record = amp.Record("a", {})
+    record.metric("x", 1.0)
+    found = written(record, tmp_path / "a.json")
+    record.show()
+    assert shown[0]["application/json"] == found
+    assert shown[0]["text/plain"].startswith("Record of a: ok, 1 metrics")

@@ -1,0 +1,75 @@
+"""What runs a run: its device, its packages, and the peak of its memory. Nothing here imports torch."""
+
+import platform
+import resource
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("amp-tutorial", "torch", "transformers", "peft", "lm-eval", "datasets", "numpy")
+
+GPU = "allocated on the GPU, since the stage began"
+STAGE = "resident in this process, since the stage began"
+PROCESS = "resident in this process, since it began"  # where Linux lets nobody reset it, and on macOS
+
+
+def versions() -> dict[str, str]:
+    """Of each of `PACKAGES` that is installed."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def uses_gpu() -> bool:
+    return _gpu() is not None
+
+
+def _gpu() -> Any:
+    torch = sys.modules.get("torch")
+    return torch.cuda if torch and torch.cuda.is_available() and torch.cuda.is_initialized() else None
+
+
+def _high_water() -> int | None:
+    """Linux's own peak of resident memory in bytes, which can be reset; None elsewhere."""
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), None)
+
+
+def peak_memory() -> int:
+    """The running peak in bytes: allocated on all GPUs if one is used, else resident in this process."""
+    if gpu := _gpu():
+        return sum(gpu.max_memory_allocated(i) for i in range(gpu.device_count()))
+    if (peak := _high_water()) is not None:
+        return peak
+    unit = 1 if sys.platform == "darwin" else 1024  # getrusage gives bytes on macOS, KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def reset_peak() -> str:
+    """Start the running peak anew if that can be done; what `peak_memory` then is."""
+    if gpu := _gpu():
+        for i in range(gpu.device_count()):
+            gpu.reset_peak_memory_stats(i)
+        return GPU
+    try:
+        if _high_water() is None:
+            return PROCESS
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+    except OSError:
+        return PROCESS
+    return STAGE
+
+
+def device_name(asked: str = "") -> str:
+    torch = sys.modules.get("torch")
+    if torch and asked != "cpu" and torch.cuda.is_available():
+        return str(torch.cuda.get_device_name(asked if ":" in asked else None))
+    return f"CPU, {platform.machine()}"
