@@ -1,7 +1,6 @@
-"""Text in, batches out: the embedded tiny world, or a reader's own text or JSONL file."""
+"""Text in, batches out: the embedded tiny world, a corpus of the field, or a reader's own file."""
 
 import hashlib
-import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,17 +10,19 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-_INSTALLED = Path(__file__).parent / "data"
-DATA = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parents[1] / "data"
-SPLITS = ("calibration", "recovery", "validation")
+from .corpora import DATA, SPLITS, rows
+
+__all__ = ["DATA", "SPLITS", "Window", "calibration", "padded", "pairs", "sha256", "texts", "windows"]
 
 
-def texts(source: str | Path | Sequence[str], split: str = "calibration") -> list[str]:
+def texts(source: str | Path | Sequence[str], split: str = "calibration", blank: bool = False) -> list[str]:
     """The documents of a source.
 
     Args:
-        source: "tinyworld" (then `split` is "calibration", "recovery" or "validation"), a `.jsonl` file with a
-            `text` field (or `prompt` and `response`), any other UTF-8 text file (one document), or a list of strings.
+        source: "tinyworld", "alpaca", "wikitext2", "ptb", "c4" (then `split` is "calibration", "recovery" or
+            "validation"), a `.jsonl` file with a `text` field (or `prompt` and `response`), another file or folder as
+            `corpora.rows` reads it (any other file is one document in UTF-8), or a list of strings.
+        blank: also documents without a letter, which matter where all are joined.
 
     Raises:
         ValueError: no such file, not UTF-8, not JSONL with those fields, or no text in it.
@@ -29,53 +30,19 @@ def texts(source: str | Path | Sequence[str], split: str = "calibration") -> lis
     if isinstance(source, Sequence) and not isinstance(source, str):
         found = list(source)
     else:
-        found = [row["text"] for row in _rows(_path(source, split))]
-    found = [text for text in found if text.strip()]
-    if not found:
+        found = [row["text"] for row in rows(source, split)]
+    if not any(text.strip() for text in found):
         raise ValueError(f"{source} holds no text; give a file or list with at least one document.")
-    return found
+    return found if blank else [text for text in found if text.strip()]
 
 
 def pairs(source: str | Path, split: str = "recovery") -> list[tuple[str, str]]:
     """(prompt, response) of each row of a source; a row of plain text has an empty prompt."""
-    found = [(row.get("prompt", ""), row.get("response", row["text"])) for row in _rows(_path(source, split))]
+    found = [(row.get("prompt", ""), row.get("response", row["text"])) for row in rows(source, split)]
     found = [(prompt, response) for prompt, response in found if response.strip()]
     if not found:
         raise ValueError(f"{source} holds no text; give a file with at least one row.")
     return found
-
-
-def _path(source: str | Path, split: str) -> Path:
-    if source == "tinyworld":
-        return DATA / "world" / f"{split}.jsonl"
-    path = Path(source)
-    if not path.is_file():
-        raise ValueError(f"No text source {str(source)!r}: it is neither 'tinyworld' nor a file.")
-    return path
-
-
-def _rows(path: Path) -> list[dict[str, str]]:
-    try:
-        content = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 (byte {error.start}); convert it first.") from error
-    if path.suffix != ".jsonl":
-        return [{"text": content}]
-    rows = []
-    for number, line in enumerate(content.splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            row["text"] = row["text"] if "text" in row else row["prompt"] + " " + row["response"]
-            if not all(isinstance(row.get(key, ""), str) for key in ("text", "prompt", "response")):
-                raise TypeError
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{path}, line {number}: need a JSON object with 'text', or 'prompt' and 'response'."
-            ) from error
-        rows.append(row)
-    return rows
 
 
 class Window(NamedTuple):

@@ -1,14 +1,11 @@
 """What a model still knows and what it costs: perplexity, zero-shot tasks, size, speed."""
 
-import contextlib
-import io
 import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,19 +13,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .data import DATA, padded, texts, windows
+from .data import padded, texts, windows
 from .families import Anatomy
-
-CHANCE = {
-    "tiny_tool": 1 / 2,
-    "tiny_ending": 1 / 4,
-    "tiny_owner": 1 / 2,
-    "tiny_fact": 1 / 4,
-    "tiny_chain": 1 / 4,
-    "tiny_yesno": 1 / 2,
-}
-TASKS = tuple(CHANCE)
-Item = dict[str, Any]  # of a task: its "prompt", its "choices", and the index of the right "answer" among them
 
 
 @dataclass(frozen=True)
@@ -51,6 +37,7 @@ def perplexity(
     stride: int | None = None,
     limit: int | None = None,
     batch_size: int = 32,
+    join: str | None = None,
 ) -> Perplexity:
     """Perplexity over windows; every window opens with BOS, which is context and never counted.
 
@@ -61,11 +48,14 @@ def perplexity(
     Args:
         source: see `data.texts`; "tinyworld" means its validation split.
         limit: only the first windows.
+        join: put all documents into one text with this between them, blank ones too, before windows are cut. WikiText-2
+            is measured so in the literature, with "\\n\\n"; `perplexity_text` gives a corpus with what joins it.
 
     Raises:
         ValueError: no text, or a single text shorter than one window.
     """
-    rows = windows(tokenizer, texts(source, "validation"), window, stride)[:limit]
+    documents = texts(source, "validation", blank=join is not None)
+    rows = windows(tokenizer, documents if join is None else [join.join(documents)], window, stride)[:limit]
     order = sorted(rows, key=lambda row: len(row.ids))
     device = next(model.parameters()).device
     sums: list[tuple[float, int]] = []
@@ -85,7 +75,8 @@ def perplexity(
     loss_sum, tokens = (sum(column) for column in zip(*sums, strict=True))
     bos = "opened by BOS" if tokenizer.bos_token_id is not None else "first token uncounted, no BOS"
     step = "stride = window" if stride is None else f"stride {stride}"
-    protocol = f"{len(rows)} windows of at most {window} tokens, {step}, documents apart, {bos}"
+    apart = "documents apart" if join is None else f"documents joined by {join!r}"
+    protocol = f"{len(rows)} windows of at most {window} tokens, {step}, {apart}, {bos}"
     return Perplexity(math.exp(loss_sum / tokens), low, high, int(tokens), protocol)
 
 
@@ -96,92 +87,6 @@ def _bootstrap(sums: list[tuple[float, int]], resamples: int = 500) -> tuple[flo
     values = (loss[drawn].sum(1) / count[drawn].sum(1)).exp()
     low, high = torch.quantile(values, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return low, high
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A mean with its standard error over n items."""
-
-    value: float
-    stderr: float
-    n: int
-
-    @property
-    def low(self) -> float:
-        return self.value - 1.96 * self.stderr
-
-    @property
-    def high(self) -> float:
-        return self.value + 1.96 * self.stderr
-
-
-class Accuracy(dict[str, Measured]):
-    """Accuracy per task."""
-
-    @property
-    def mean(self) -> Measured:
-        """The unweighted mean over tasks, as the paper's metric; items of different tasks are independent."""
-        parts = list(self.values())
-        error = math.sqrt(sum(m.stderr**2 for m in parts)) / len(parts)
-        return Measured(sum(m.value for m in parts) / len(parts), error, sum(m.n for m in parts))
-
-
-def accuracy(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    tasks: Sequence[str] | None = None,
-    limit: int | None = None,
-    batch_size: int = 64,
-    progress: bool = False,
-    change: Callable[[Item], Item] | None = None,
-) -> Accuracy:
-    """Zero-shot accuracy (highest summed log-likelihood) through lm-eval, with its standard errors.
-
-    Args:
-        tasks: of `TASKS`; all by default.
-        limit: only the first items of each task. Items come in groups that share one list of choices, so take a
-            multiple of 4 to keep them balanced.
-        progress: let lm-eval show its progress bars.
-        change: what is done to every item before it is asked; `robustness` perturbs prompts by it.
-
-    Raises:
-        ValueError: an unknown task.
-    """
-    tasks = list(tasks or TASKS)
-    if unknown := sorted(set(tasks) - set(TASKS)):
-        raise ValueError(f"Unknown task {unknown[0]!r}; choose from {', '.join(TASKS)}.")
-    import yaml  # here, because lm-eval takes seconds to import and not every lesson needs it
-    from datasets import Dataset
-    from lm_eval import evaluate
-    from lm_eval.models.huggingface import HFLM
-    from lm_eval.tasks import TaskManager
-
-    configs = []
-    for task in tasks:
-        config = yaml.safe_load((DATA / "tasks" / f"{task}.yaml").read_text(encoding="utf-8"))
-        # The file names its data relative to the repository; resolve it, so that any folder will do.
-        config["dataset_kwargs"]["data_files"]["test"] = str(DATA / "tasks" / f"{task}.jsonl")
-        config["num_fewshot"] = 0
-        if change is not None:
-            config["process_docs"] = lambda items: Dataset.from_list([change(item) for item in items])
-        configs.append(config)
-    with contextlib.nullcontext() if progress else contextlib.redirect_stderr(io.StringIO()):
-        wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, add_bos_token=True)
-        # `evaluate`, not `simple_evaluate`: that one seeds all generators anew and asks git for a commit.
-        found = evaluate(
-            wrapped,
-            TaskManager(include_defaults=False).load(configs),
-            limit=limit,
-            bootstrap_iters=0,  # the standard error of a mean has a formula
-            log_samples=False,
-            verbosity="ERROR",
-        )
-    result = Accuracy()
-    for task in tasks:
-        row, n = found["results"][task], found["n-samples"][task]["effective"]
-        value = row["acc,none"]
-        result[task] = Measured(value, math.sqrt(value * (1 - value) / max(1, n - 1)), n)
-    return result
 
 
 @dataclass(frozen=True)

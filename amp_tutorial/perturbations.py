@@ -16,7 +16,7 @@ from functools import partial
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .evaluation import Accuracy, Item, accuracy
+from .tasks import Accuracy, Item, accuracy
 
 WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)?")
 ROWS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")  # of a keyboard, each half a key further to the right

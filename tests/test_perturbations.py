@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import amp_tutorial as amp
-from amp_tutorial.evaluation import Item
 from amp_tutorial.perturbations import NEAR, PERTURBATIONS, perturbed, words_of
+from amp_tutorial.tasks import Item
 
 ITEMS = [
     json.loads(line)
@@ -143,7 +143,7 @@ def test_seeds_differ(name: str) -> None:
         (dict(perturbation=("typos", "noise")), "Unknown perturbation 'noise'"),
         (dict(rate=1.5), "rate=1.5 is no probability"),
         (dict(rate=float("nan")), "rate=nan is no probability"),
-        (dict(tasks=["piqa"]), "Unknown task 'piqa'"),
+        (dict(tasks=["piqa"]), "Items can be changed of tiny_tool"),
     ],
 )
 def test_bad_input(settings: dict[str, Any], sentence: str) -> None:

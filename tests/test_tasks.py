@@ -1,0 +1,77 @@
+"""Tasks by lm-eval name and from local folders, and what is said of those that cannot be had."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from helpers import byte_tokenizer, tiny
+
+import amp_tutorial as amp
+from amp_tutorial.tasks import NORM, task_names
+
+ITEMS: list[dict[str, Any]] = [
+    {"question": f"The colour of number {i} is", "choices": ["red", "very light blue"], "answer": i % 2}
+    for i in range(8)
+]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two tasks in lm-eval's own format; the path of the data is relative to the folder."""
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "items.jsonl").write_text("\n".join(map(json.dumps, ITEMS)), encoding="utf-8")
+    task = dict(
+        task="colours",
+        dataset_path="json",
+        dataset_kwargs={"data_files": {"test": "items.jsonl"}},
+        test_split="test",
+        output_type="multiple_choice",
+        doc_to_text="{{question}}",
+        doc_to_choice="{{choices}}",
+        doc_to_target="{{answer}}",
+        metric_list=[{"metric": m, "aggregation": "mean", "higher_is_better": True} for m in ("acc", "acc_norm")],
+    )
+    (tmp_path / "tasks" / "colours.yaml").write_text(yaml.safe_dump(task), encoding="utf-8")
+    return tmp_path / "tasks"
+
+
+def test_names_in_words_and_lists() -> None:
+    assert task_names(None) == task_names("tiny") == list(amp.TASKS)
+    assert task_names("paper") == ["piqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge"]
+    assert task_names("piqa, tiny_tool") == ["piqa", "tiny_tool"] == task_names(["piqa", "tiny_tool"])
+
+
+def test_a_task_of_a_local_folder_is_measured_beside_an_embedded_one(folder: Path) -> None:
+    model, tokenizer = tiny(), byte_tokenizer()
+    found = amp.accuracy(model, tokenizer, "colours,tiny_tool", limit=8, folder=folder)
+    assert list(found) == ["colours", f"colours{NORM}", "tiny_tool"]
+    assert found["colours"].n == 8
+    assert found.mean.value == pytest.approx((found["colours"].value + found["tiny_tool"].value) / 2), "plain accuracy"
+    right = norm = 0
+    for item in ITEMS:
+        sums = []
+        for choice in item["choices"]:
+            given = [0, *tokenizer(str(item["question"]), add_special_tokens=False).input_ids]
+            ids = [*given, *tokenizer(f" {choice}", add_special_tokens=False).input_ids]
+            scores = model(input_ids=torch.tensor([ids])).logits[0].detach().log_softmax(-1)
+            sums.append(sum(float(scores[i - 1, ids[i]]) for i in range(len(given), len(ids))))
+        right += max((0, 1), key=lambda k: sums[k]) == item["answer"]
+        norm += max((0, 1), key=lambda k: sums[k] / len(item["choices"][k])) == item["answer"]
+    assert (found["colours"].value, found[f"colours{NORM}"].value) == (right / 8, norm / 8)
+
+
+@pytest.mark.slow
+def test_unknown_groups_and_unreachable_tasks_are_one_sentence(folder: Path) -> None:
+    model, tokenizer = tiny(), byte_tokenizer()
+    for asked, where, match in (
+        ("piqua", "", r"Unknown task 'piqua'; did you mean piqa"),
+        ("mmlu", "", "Task 'mmlu' is a group; name the tasks in it"),
+        ("piqa", "", r"The data of piqa are not to be had .*baber/piqa.*TaskManager\(\)\.load\(\['piqa'\]\)"),
+        ("colours", str(folder / "gone"), "No folder of tasks"),
+    ):
+        with pytest.raises(ValueError, match=match) as caught:
+            amp.accuracy(model, tokenizer, asked, folder=where)
+        assert "\n" not in str(caught.value)
