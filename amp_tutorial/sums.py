@@ -67,8 +67,7 @@ class Sums:
             x = x[self.real.to(x.device)]
         elif self.real is not None:  # all positions are measured, and padding counts for nothing
             weights = torch.zeros(len(x), device=x.device).index_copy(0, self.real.to(x.device), weights)
-        budget = CHUNK if x.device.type == "cpu" else CHUNK_ON_GPU
-        step = max(LEAST[part], budget // max(x[:1].numel(), output.shape[-1]))
+        step = max(LEAST[part], self.chunk(x) // max(x[:1].numel(), output.shape[-1]))
         exact = torch.device("cpu") if x.device.type == "mps" else x.device  # that one has no float64
         for (measure, of), totals in self.totals.items():
             if of != part:
@@ -82,6 +81,10 @@ class Sums:
                     per_token = per_token.masked_fill(weights[stretch, None] == 0, 0.0)  # whatever padding held
                 summed = (weights[stretch] @ per_token).to(exact).double()
                 totals[i] = summed if (before := totals[i]) is None else before + summed
+
+    def chunk(self, x: Tensor) -> int:
+        """How many float32 values the largest buffer of a stretch may have."""
+        return CHUNK if x.device.type == "cpu" else CHUNK_ON_GPU
 
     def width(self, measure: Measure, part: str) -> int:
         """Columns of a measure."""

@@ -1,0 +1,106 @@
+"""The parameter files: right names and types, and a budget that can be had offline."""
+
+import ast
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+import amp_tutorial as amp
+from amp_tutorial import needs, peaks
+from amp_tutorial.course import ROOT
+
+PRESETS = sorted((amp.DATA / "presets").glob("*.yaml"))
+WANTED = {
+    "ci", "laptop", "t4", "paper-llama-7b-20", "paper-llama-2-7b-30", "paper-phi-1_5-30", "paper-phi-2",
+    "transact-llama-2-7b-paper", "transact-llama-2-7b-script",
+}  # fmt: skip
+PUBLISHED = {
+    "huggyllama/llama-7b": 6_738_415_616,
+    "meta-llama/Llama-2-7b-hf": 6_738_415_616,
+    "NousResearch/Llama-2-7b-hf": 6_738_415_616,
+    "microsoft/phi-1_5": 1_418_270_720,
+    "microsoft/phi-2": 2_779_683_840,
+    "TinyLlama/TinyLlama-1.1B-Chat-v1.0": 1_100_048_384,
+    "HuggingFaceTB/SmolLM2-135M": 134_515_008,
+}  # sources and their grades: data/configs/README.md
+
+
+def defaults() -> dict[str, Any]:
+    """Of the reproduction notebook: the assignments in its parameters cell."""
+    source = (ROOT / "notebooks" / "source" / "reproduce.py").read_text(encoding="utf-8")
+    cell = source.split('# %% tags=["parameters"]')[1].split("\n# %%")[0]
+    found = {}
+    for line in ast.parse(cell).body:
+        assert isinstance(line, ast.Assign) and isinstance(line.targets[0], ast.Name)
+        found[line.targets[0].id] = ast.literal_eval(line.value)
+    return found
+
+
+DEFAULTS = defaults()
+
+
+def read(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return found
+
+
+def test_all_are_there() -> None:
+    assert {path.stem for path in PRESETS} == WANTED
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
+def test_names_and_types_are_those_of_the_notebook(path: Path) -> None:
+    found = read(path)
+    assert found["preset"] == path.stem
+    for name, value in found.items():
+        assert type(value) is type(DEFAULTS[name]), name
+    head = path.read_text(encoding="utf-8").partition("preset:")[0].splitlines()
+    assert len(head) >= 3 and all(line.startswith("# ") and len(line) <= 120 for line in head)
+    assert "Hardware: " in "\n".join(head)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_configurations_have_the_published_number_of_parameters(name: str) -> None:
+    config, said = needs.configuration_of(name)
+    assert peaks.shadow(config, torch.float16).num_parameters() == PUBLISHED[name] and "data/configs" in said[0]
+    stored = {path.stem.replace("--", "/") for path in needs.CONFIGS.glob("*.json")}
+    assert stored == set(PUBLISHED)
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
+def test_every_budget_can_be_had_offline(path: Path) -> None:
+    told = amp.needs_of(DEFAULTS | read(path), speed=1e13)
+    print(told)
+    size = torch.finfo(getattr(torch, told.given["dtype"])).bits // 8
+    assert told.weights == size * told.parameters[0] and told.parameters[1] < told.parameters[0]
+    assert min(told.peaks.values()) > size * told.parameters[1]
+    assert told.peak < 80 * 2**30, "one GPU of 80 GB is enough for all of them"
+    assert (told.download > size * told.parameters[0] / 2) == ("/" in told.model)
+
+
+def told(name: str) -> needs.Needs:
+    return amp.needs_of(DEFAULTS | read(amp.DATA / "presets" / f"{name}.yaml"), speed=2e13)
+
+
+def test_llama_2_7b_is_cut_as_the_paper_says() -> None:
+    at_30, at_20 = told("paper-llama-2-7b-30"), told("paper-llama-7b-20")
+    assert at_30.weights == at_20.weights == 2 * 6_738_415_616, "13.48 GB"
+    for found, share in ((at_30, 0.3003), (at_20, 0.2102)):
+        before, after = found.parameters
+        assert 1 - after / before == pytest.approx(share, abs=5e-5)
+    assert told("transact-llama-2-7b-paper").parameters[1] == pytest.approx(1.269e9, rel=1e-3)
+    assert told("transact-llama-2-7b-script").parameters[1] == pytest.approx(2.54e9, rel=2e-3)
+
+
+def test_a_t4_is_enough_for_its_preset_in_both_precisions() -> None:
+    """15 GiB can be used of its 16 GB; a product of its matrices at 20 TFLOP/s is assumed."""
+    found = told("t4")
+    found.check(needs.Has("cuda", 15 * 2**30, 2**40, 2**40))
+    assert found.given["dtype"] == "float16" and 0.5 * 3600 < found.seconds < 1.5 * 3600
+
+
+def test_a_laptop_is_enough_for_its_preset() -> None:
+    assert told("laptop").peak < 6 * 2**30 and told("ci").peak < 2**30
