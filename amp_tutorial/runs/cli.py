@@ -1,0 +1,55 @@
+"""The command line: `amp-tutorial run`, `sweep`, `table` and `doctor`. Bad input is one sentence, and exit status 2."""
+
+import argparse
+import importlib
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any, NoReturn
+
+COMMANDS = {
+    "run": ("one run of a notebook", "amp_tutorial.runs.one"),
+    "sweep": ("every run of a grid, on this machine or a cluster", "amp_tutorial.runs.sweep"),
+    "table": ("published numbers beside those of your runs", "amp_tutorial.runs.table"),
+    "doctor": ("what this machine can do, and what to mend", "amp_tutorial.runs.doctor"),
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """One sentence for a mistake; --help shows the rest."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help.\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; the exit status: 0, 1 if runs failed, 2 for bad input."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.filterwarnings("ignore", category=FutureWarning)  # of libraries about each other
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # retries without a network, line by line
+    asked = list(sys.argv[1:] if arguments is None else arguments)
+    parser = _Parser(prog="amp-tutorial", description="Reproducible runs of the course's notebooks.")
+    parser.add_argument("--version", action="version", version=f"amp-tutorial {version('amp-tutorial')}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    modules: dict[str, Any] = {}
+    for name, (about, module) in COMMANDS.items():
+        sub = commands.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}.", allow_abbrev=False)
+        if name in asked[:1]:  # the others' modules are not needed, so a fault in one stops no other
+            modules[name] = importlib.import_module(module)
+            modules[name].add_arguments(sub)
+    options = parser.parse_args(asked)
+    try:
+        return int(modules[options.command].command(options))
+    except ValueError as error:
+        print(f"amp-tutorial {options.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nStopped. What is finished is kept; the same command goes on.", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

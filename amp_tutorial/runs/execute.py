@@ -1,0 +1,256 @@
+"""Execute one run, strictly, into a folder that is whole or not there.
+
+    OUT/ID/record.json, notebook.ipynb     finished: put there by one rename
+    OUT/failed/ID/…                        the last failure of this run, with the failing cell on top of its notebook
+    OUT/corrupt/ID-1/…, OUT/replaced/…     what stood in the way of a new result: kept, and counted no more
+    OUT/.ID.PID.part/…                     under way; what a dead process left is removed by the next sweep
+    OUT/.locks/ID.lock                     held by the process that executes; a lock vanishes with its process
+
+A run counts if papermill succeeded, every code cell was completed, and the record that it left is valid and says ok.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+from filelock import FileLock, Timeout
+
+from amp_tutorial import records
+from amp_tutorial.course import STATIC
+
+from . import remains
+from .identity import absolute, data_of, notebook_sha256, run_id
+from .kernel import DEAD
+from .remains import RECORD
+
+KERNEL = Path(__file__).with_name("kernel.py")
+PACKAGE = Path(__file__).resolve().parents[2]  # so that a kernel finds this package in a clone that was not installed
+LAST = 20  # lines of the log that are kept of a failure
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: plain data, so that it can be sent to another machine that shares the disk."""
+
+    notebook: str
+    parameters: dict[str, Any]  # all of them
+    id: str
+    name: str
+
+    def __post_init__(self) -> None:
+        """Local paths count from here on, not from the folder in which the run will be executed."""
+        object.__setattr__(self, "notebook", str(Path(self.notebook).resolve()))
+        object.__setattr__(self, "parameters", absolute(self.parameters))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a run: "ok", "failed", "finished" (it was there already) or "busy" (another process runs it)."""
+
+    id: str
+    status: str
+    seconds: float = 0.0
+    error: str = ""
+    cell: str = ""  # of the error: id and first line
+    folder: str = ""
+
+
+@dataclass(frozen=True)
+class _Ended:
+    """How papermill's process ended."""
+
+    error: str = ""  # what it complained about
+    stopped: bool = False  # from outside or by a dead kernel, and not by itself
+    log: str = ""  # its last lines
+
+
+def job(notebook: Path, parameters: Mapping[str, Any], name: str = "") -> Job:
+    """The run of a notebook with these parameters (all of them)."""
+    return Job(str(notebook), dict(parameters), run_id(notebook, parameters), name or notebook.stem)
+
+
+def finished(out: str | Path, run: str) -> dict[str, Any] | None:
+    """The record of a finished run; None if there is none that is whole, says ok and is of this run."""
+    try:
+        record = records.read(Path(out) / run / RECORD)
+    except ValueError:
+        return None
+    return record if record["status"] == "ok" and record.get("identity") in (None, run) else None
+
+
+def corrupt(out: str | Path) -> Iterator[str]:
+    """A sentence for each folder of a run whose record is not whole."""
+    for path in sorted(Path(out).glob("*/" + RECORD)):
+        try:
+            records.read(path)
+        except ValueError as error:
+            yield str(error)
+
+
+def clean(out: str | Path) -> None:
+    """Remove what dead processes left half-written: nobody holds its lock."""
+    for part in Path(out).glob(".*.part"):
+        lock = FileLock(Path(out) / ".locks" / f"{part.name.split('.')[1]}.lock")
+        with suppress(Timeout, OSError), lock.acquire(timeout=0):
+            shutil.rmtree(part, ignore_errors=True)
+
+
+def writable(out: str | Path) -> Path:
+    """The folder of runs, made if need be.
+
+    Raises:
+        ValueError: nothing can be written there.
+    """
+    out = Path(out).expanduser().absolute()
+    try:
+        (out / ".locks").mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out).close()
+    except OSError as error:
+        raise ValueError(f"Cannot write into {out}: {error.strerror}; name another folder with --out.") from error
+    return out
+
+
+def execute(
+    job: Job,
+    out: str | Path,
+    limit: float | None = None,
+    environment: Mapping[str, str] | None = None,
+    progress: bool = False,
+    again: bool = False,
+) -> Outcome:
+    """Run a job unless it is finished or under way elsewhere. Whatever befalls it is in the outcome.
+
+    Args:
+        limit: seconds after which the run is stopped, and has failed.
+        environment: variables beside those of this process.
+        progress: show papermill's progress over cells.
+        again: run it even if it is finished; the earlier result is kept in OUT/replaced.
+    """
+    started = time.monotonic()
+    try:
+        out = writable(out)
+        part = out / f".{job.id}.{os.getpid()}.part"
+        with FileLock(out / ".locks" / f"{job.id}.lock").acquire(timeout=0):
+            if not again and finished(out, job.id):
+                return Outcome(job.id, "finished", folder=str(out / job.id))
+            try:
+                outcome = _run(job, out, part, limit, environment or {}, progress)
+            finally:
+                shutil.rmtree(part, ignore_errors=True)
+    except Timeout:
+        return Outcome(job.id, "busy")
+    except Exception as error:  # the disk is full, the notebook is gone; a sweep goes on with its other runs
+        outcome = Outcome(job.id, "failed", error=str(error) or type(error).__name__)
+    return replace(outcome, seconds=round(time.monotonic() - started, 1))
+
+
+def _run(
+    job: Job, out: Path, part: Path, limit: float | None, environment: Mapping[str, str], progress: bool
+) -> Outcome:
+    code = notebook_sha256(Path(job.notebook))  # refuses what is no notebook before any work
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir()
+    ended = _papermill(job, part, limit, environment, progress)
+    nb = remains.executed(part)
+    cell, why = remains.complaint(nb, not ended.error) if nb else (None, "")
+    error = (ended.error if ended.stopped else why or ended.error) or ("" if nb else "it left no notebook")
+    record = None
+    try:
+        record = remains.only_record(part)
+        if not error and record["status"] != "ok":
+            error = f"its record says {record['status']}; the last cell must finish it"
+    except ValueError as wrong:
+        error = error or str(wrong)
+    final = out / job.id if not error else out / "failed" / job.id
+    try:
+        if error:
+            failure = dict(status="failed", error=dict(cell=remains.place(cell), message=error))
+            record = (record or records.Record(job.name, job.parameters).data("running")) | failure
+        assert record is not None
+        if "out" in record["parameters"]:
+            record["parameters"]["out"] = str(
+                final.relative_to(Path.cwd()) if final.is_relative_to(Path.cwd()) else final
+            )
+        hashes = {name: value for name, value in data_of(job.parameters).items() if len(value) == 64}
+        record |= dict(identity=job.id, notebook_sha256=code) | (dict(data=hashes) if record["schema"] == 2 else {})
+        if error:
+            remains.keep_failure(part, job.notebook, record, nb, cell, error, ended.log)
+        else:
+            records.check(record, str(final / RECORD))
+            records.store(part / RECORD, record)
+        _publish(part, final, again=not error and finished(out, job.id) is not None)
+    except (OSError, ValueError) as lost:
+        error = f"{error}; and it could not be kept: {lost}" if error else f"it could not be kept: {lost}"
+        return Outcome(job.id, "failed", error=error, cell=remains.place(cell))
+    if not error:
+        shutil.rmtree(out / "failed" / job.id, ignore_errors=True)
+        return Outcome(job.id, "ok", folder=str(final))
+    return Outcome(job.id, "failed", error=error, cell=remains.place(cell), folder=str(final))
+
+
+def _publish(part: Path, final: Path, again: bool) -> None:
+    """Move a folder to its place at once. A failure there gives way; a result, even a corrupted one, is set aside."""
+    final.parent.mkdir(exist_ok=True)
+    if final.parent.name == "failed":
+        shutil.rmtree(final, ignore_errors=True)
+    elif final.exists():
+        shelf = final.parent / ("replaced" if again else "corrupt")
+        shelf.mkdir(exist_ok=True)
+        number = next(n for n in range(1, 1 << 30) if not (shelf / f"{final.name}-{n}").exists())
+        final.rename(shelf / f"{final.name}-{number}")
+    part.rename(final)
+
+
+def _papermill(job: Job, part: Path, limit: float | None, environment: Mapping[str, str], progress: bool) -> _Ended:
+    """Run papermill in a process of its own, in the folder of the run."""
+    given = job.parameters | ({"out": str(part)} if "out" in job.parameters else {})
+    asked = dict(notebook=job.notebook, parameters=given, parent=os.getpid(), progress=progress)
+    search = os.pathsep.join(filter(None, (str(PACKAGE), os.getenv("PYTHONPATH"))))
+    # The kernel is to be this Python, whatever a user has installed under the name python3.
+    settings = {STATIC: "1", "PYTHONPATH": search, "JUPYTER_PREFER_ENV_PATH": "1", **environment}
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:  # not on a disk that may be full
+        child = subprocess.Popen(
+            [sys.executable, "-P", str(KERNEL)],  # -P: what lies beside it hides no library
+            cwd=part,
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=None if progress else log,
+            env=os.environ | settings,
+            text=True,
+            start_new_session=True,  # Ctrl-C is for this process, which ends that one
+        )
+        try:
+            child.communicate(json.dumps(asked), timeout=limit)
+        except subprocess.TimeoutExpired:
+            return _Ended(f"stopped after {limit:g} seconds, the limit", True)
+        finally:
+            _end(child)
+        log.seek(0)
+        said = [line.rstrip() for line in log if line.strip()][-LAST:]
+    tail = "\n".join(said)
+    if child.returncode == DEAD:
+        return _Ended("its kernel died: killed, or crashed, perhaps because memory ran out", True, tail)
+    if child.returncode < 0:
+        return _Ended(f"the process was killed (signal {-child.returncode})", True, tail)
+    return _Ended((said or ["papermill failed and said nothing"])[-1], False, tail) if child.returncode else _Ended()
+
+
+def _end(child: subprocess.Popen[str]) -> None:
+    """End a process, if it has not ended, and all those below it."""
+    if child.poll() is None:
+        below = psutil.Process(child.pid).children(recursive=True)
+        child.kill()
+        for process in below:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+    child.wait()

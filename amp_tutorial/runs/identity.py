@@ -1,0 +1,127 @@
+"""The name of a run: a hash of the notebook's code, its parameters, its data and its model.
+
+What changes no number (where results go, whether to stop over budget) is left out, so a run is found again when only
+that is said otherwise. So are the places of local files: their content counts. The version of this package is not in
+the name; a record says it.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from amp_tutorial.records import DATA, files_of
+
+from .parameters import code_cells
+from .presets import names
+
+CHANGES_NOTHING = ("out", "over_budget", "keep_model", "local_copies", "country")
+CORPORA = ("alpaca", "wikitext2", "ptb", "c4")
+SUMS = "SHA256.json"  # in the folder of each embedded model
+
+
+def run_id(notebook: Path, parameters: Mapping[str, Any]) -> str:
+    """16 hexadecimal digits; `parameters` are all of them, after defaults."""
+    return _sha(parts(notebook, parameters))[:16]
+
+
+def parts(notebook: Path, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """What the name is a hash of; two runs differ where these do."""
+    said = {name: value for name, value in parameters.items() if name not in CHANGES_NOTHING}
+    if said.get("preset") in ("", *names()):  # a note, as all values are given; in a lesson "full" changes what is run
+        del said["preset"]
+    data = data_of(parameters)
+    said = {name: value for name, value in said.items() if not is_data(name)}
+    model = _model(str(said.pop("model", "")), str(said.pop("revision", "")))
+    return dict(notebook=notebook_sha256(notebook), parameters=said, data=data, model=model)
+
+
+def data_of(parameters: Mapping[str, Any]) -> dict[str, str]:
+    """SHA-256 of each text and task file, by the parameter that names it; the name itself of what is elsewhere."""
+    copies = str(parameters.get("local_copies", ""))
+    data = {name: _text(str(value), copies) for name, value in parameters.items() if is_data(name)}
+    if not data:  # a lesson: it reads the embedded texts and tasks without asking
+        return {"world": _tree(DATA / "world"), "tasks": _tree(DATA / "tasks")}
+    if any(task.strip().startswith("tiny") for task in str(parameters.get("tasks", "")).split(",")):
+        data["tasks"] = _tree(DATA / "tasks")
+    return data
+
+
+def is_data(name: str) -> bool:
+    """Whether a parameter names a text or a folder."""
+    return name.endswith(("_text", "_folder"))
+
+
+def absolute(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters with local paths from the root on, since a run has a working folder of its own."""
+    found = dict(parameters)
+    for name, value in found.items():
+        named = value in ("", "tinyworld", *CORPORA) or (name == "model" and _embedded(str(value)))
+        if (name in ("model", "local_copies") or is_data(name)) and not named and Path(str(value)).exists():
+            found[name] = str(Path(str(value)).resolve())
+    return found
+
+
+def notebook_sha256(notebook: Path) -> str:
+    """Of the sources of the code cells: prose and stored outputs change no run."""
+    return _sha([cell["source"] for cell in code_cells(notebook)])
+
+
+def _sha(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _text(source: str, copies: str) -> str:
+    """Hash of the files behind a source; of a corpus on the hub its name, as its content is not known yet."""
+    if source == "tinyworld":
+        return _tree(DATA / "world")
+    if source in CORPORA:
+        found = [path for path in sorted(Path(copies).glob(f"{source}*")) if path.stem == source] if copies else []
+        return _tree(*found) if found else source
+    return _tree(Path(source)) if source and Path(source).exists() else source
+
+
+def _embedded(model: str) -> bool:
+    return Path(model).name == model and (DATA / "models" / model / SUMS).is_file()
+
+
+def _model(name: str, revision: str) -> dict[str, Any]:
+    if _embedded(name):
+        return dict(embedded=_tree(DATA / "models" / name / SUMS))
+    if name and Path(name).is_dir():
+        return dict(files=files_of(Path(name)))
+    commit = _commit(name, revision) if name.count("/") == 1 else None
+    return dict(name=name, commit=commit) if commit else dict(name=name, revision=revision)
+
+
+@cache
+def _commit(name: str, revision: str) -> str | None:
+    """The commit of a model on the hub; None if the hub can't be asked and the cache does not know.
+
+    The hub is asked first, by fetching its config.json: were only the cache asked, a run would have another name once
+    its model has been fetched, and would not be found again.
+    """
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(name, "config.json", revision=revision or None)).parent.name
+    except (OSError, ValueError):
+        return None
+
+
+def _tree(*paths: Path) -> str:
+    """One hash over files, and over all files of folders with their names inside."""
+    files = [
+        (p, path) for path in paths for p in ([path] if path.is_file() else sorted(path.rglob("*"))) if p.is_file()
+    ]
+    sums = [(p.relative_to(top).as_posix(), _of_file(p, p.stat().st_size, p.stat().st_mtime_ns)) for p, top in files]
+    return _sha(sums)
+
+
+@cache
+def _of_file(path: Path, size: int, changed: int) -> str:
+    """Hashed once as long as size and time of change are the same."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

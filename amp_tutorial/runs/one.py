@@ -1,0 +1,137 @@
+"""`amp-tutorial run`: one run of a notebook, into the same folders as a sweep's."""
+
+import argparse
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from amp_tutorial import records
+
+from . import execute
+from .parameters import Parameter, checked, parameters_of, parsed
+from .presets import names, preset
+
+HERE = Path(__file__).resolve().parents[1]
+FOLDERS = (HERE.parent / "notebooks", HERE / "notebooks")  # of a clone, and of an installed package
+SHOWN = ("parameters removed", "perplexity", "mean accuracy")  # the metrics, or their last words, looked at first
+FEW = 12
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--preset", help=f"a parameter file: {', '.join(names())}")
+    parser.add_argument("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE", help="a value of one")
+    parser.add_argument("--notebook", default="reproduce", help="reproduce, the name of a lesson, or a file")
+    parser.add_argument("--out", type=Path, default=Path("out/runs"), help="the folder of runs; default out/runs")
+    parser.add_argument("--limit", type=float, metavar="SECONDS", help="a run that takes longer has failed")
+    parser.add_argument("--dry-run", action="store_true", help="say what it would run and need, and write nothing")
+    parser.add_argument("--again", action="store_true", help="run it even if it is finished; the earlier one is kept")
+
+
+def notebook_named(name: str) -> Path:
+    """A notebook by its path, or by its name in `notebooks/`; of a lesson the number will do: 04.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name.endswith(".ipynb"):
+        if Path(name).is_file():
+            return Path(name).resolve()
+        raise ValueError(f"No notebook {name}.")
+    every = sorted(path for folder in FOLDERS for path in folder.glob("*.ipynb"))
+    found = [p for p in every if p.stem == name] or [p for p in every if p.stem.startswith(f"{name}_")]
+    if not found:
+        there = ", ".join(sorted({path.stem for path in every})) or "none"
+        raise ValueError(f"No notebook is called {name!r}. There are {there}; or give the path of one.")
+    return found[0]
+
+
+def effective(
+    known: Mapping[str, Parameter], chosen: str | None, given: Mapping[str, Any], where: str
+) -> dict[str, Any]:
+    """All parameters: defaults, then a preset's values, then those given.
+
+    Raises:
+        ValueError: an unknown preset, an unknown name, or a value of another type.
+    """
+    base: dict[str, Any] = {}
+    if chosen is not None:
+        base = preset(chosen)
+        checked(known, base, f"preset {chosen}")
+        base |= {"preset": chosen} if "preset" in known else {}
+    return checked(known, base | dict(given), where)
+
+
+def given_by(options: argparse.Namespace, known: Mapping[str, Parameter]) -> dict[str, Any]:
+    """What the command line says of parameters.
+
+    Raises:
+        ValueError: one is said twice, or another option says it.
+    """
+    pairs = [parsed(known, text) for text in options.parameter]
+    for i, (name, _) in enumerate(pairs):
+        if name in dict(pairs[:i]):
+            raise ValueError(f"-p {name} is given twice.")
+        if name == "out":
+            raise ValueError("-p out is not to be given; each run has a folder of its own in --out.")
+        if name == "preset" and (options.preset is not None or dict(pairs)[name] in names()):
+            raise ValueError("-p preset is only a note for the record; name a parameter file with --preset.")
+    return dict(pairs)
+
+
+def command(options: argparse.Namespace) -> int:
+    """0 if the run is finished, 1 if it failed.
+
+    Raises:
+        ValueError: what was asked can't be done; nothing was run.
+    """
+    notebook = notebook_named(options.notebook)
+    known = parameters_of(notebook)
+    parameters = effective(known, options.preset, given_by(options, known), "-p")
+    if options.limit is not None and not 0 < options.limit < float("inf"):
+        raise ValueError(f"--limit {options.limit:g} must be more than 0 seconds, and not endless.")
+    options.out = options.out.expanduser()
+    run = execute.job(notebook, parameters)
+    there = execute.finished(options.out, run.id) is not None
+    if options.dry_run:
+        print(f"Run {run.id} of {notebook.stem}{', finished before' if there else ''}:")
+        print("\n".join(f"  {name}={value!r}" for name, value in parameters.items() if name != "out"))
+        if "over_budget" in parameters:
+            print(needed(run.parameters))
+        return 0
+    out = execute.writable(options.out)
+    execute.clean(out)
+    print(f"Run {run.id} of {notebook.stem}.", flush=True)
+    outcome = execute.execute(run, out, options.limit, progress=sys.stderr.isatty(), again=options.again)
+    if outcome.status == "busy":
+        print(f"Another process is at run {run.id} in {out}; wait for it.", file=sys.stderr)
+        return 1
+    if outcome.status == "failed":
+        where = f" in cell {outcome.cell}" if outcome.cell else ""
+        kept = f" Its notebook, with the failure on top, is in {outcome.folder}." if outcome.folder else ""
+        print(f"Failed{where}: {outcome.error.rstrip('.')}.{kept}", file=sys.stderr)
+        return 1
+    if outcome.status == "finished":
+        print("It was finished before; --again runs it once more.")
+    print(summary(records.read(Path(outcome.folder) / execute.RECORD)))
+    print(f"Record and notebook: {outcome.folder}")
+    return 0
+
+
+def needed(parameters: Mapping[str, Any]) -> str:
+    """What a run of the reproduction notebook needs, from configurations alone."""
+    from amp_tutorial.needs import needs_of
+
+    return str(needs_of(parameters))
+
+
+def summary(record: Mapping[str, Any]) -> str:
+    """The numbers that one looks at first, a line each."""
+    metrics = {name: m for name, m in record["metrics"].items() if m["value"] is not None}
+    first = {name: m for name, m in metrics.items() if name.rpartition("/")[2] in SHOWN}
+    lines = [f"{record['status']} in {record.get('seconds', 0):.0f} s"]
+    for name, m in list((first or metrics).items())[:FEW]:
+        low, high = m.get("low"), m.get("high")
+        spread = "" if low is None or high is None else f"  (95 % interval {low:.4g} to {high:.4g})"
+        lines.append(f"  {name:24s} {m['value']:.4g} {m.get('unit', '')}".rstrip() + spread)
+    return "\n".join(lines)

@@ -1,0 +1,121 @@
+"""What a notebook can be told: the names in its parameters cell with type and help, and given values checked by them.
+
+papermill only warns of a name that it does not know, and passes whatever it is given. Here both are errors.
+"""
+
+import ast
+import difflib
+import io
+import json
+import math
+import tokenize
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+Value = str | int | float | bool
+KINDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A name, the value it has if nothing is said, the type of its values, and what its comment says."""
+
+    name: str
+    default: Value
+    kind: type
+    help: str
+
+
+def code_cells(notebook: Path) -> list[dict[str, Any]]:
+    """The code cells of a notebook file, as JSON; sources as one text.
+
+    Raises:
+        ValueError: no such file, or no notebook.
+    """
+    try:
+        cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+        return [cell | {"source": "".join(cell["source"])} for cell in cells if cell["cell_type"] == "code"]
+    except OSError as error:
+        raise ValueError(f"No notebook {notebook}: {error.strerror}.") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{notebook} is no notebook (.ipynb).") from error
+
+
+def parameters_of(notebook: Path) -> dict[str, Parameter]:
+    """The plain assignments of the cell tagged "parameters"; a comment after one is its help.
+
+    Raises:
+        ValueError: not exactly one such cell, or something in it that is not `name = plain value`, once for each name.
+    """
+    found = [c["source"] for c in code_cells(notebook) if "parameters" in c.get("metadata", {}).get("tags", [])]
+    if len(found) != 1:
+        raise ValueError(f"{notebook} has {len(found)} cells tagged 'parameters'; it needs one.")
+    try:
+        statements = ast.parse(found[0]).body
+    except SyntaxError as error:
+        raise ValueError(f"{notebook}: the parameters cell is no Python ({error.msg}).") from error
+    tokens = tokenize.generate_tokens(io.StringIO(found[0]).readline)
+    comments = {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
+    known: dict[str, Parameter] = {}
+    for statement in statements:
+        match statement:
+            case ast.Assign(targets=[ast.Name(id=name)], value=value):
+                try:
+                    default = ast.literal_eval(value)
+                except ValueError:
+                    default = None  # derived from others: it would keep its value whatever they are set to
+            case _:
+                name, default = ast.unparse(statement), None
+        if type(default) not in KINDS:
+            raise ValueError(f"{notebook}: {name} in the parameters cell is no plain text, number, true or false.")
+        if name in known:
+            raise ValueError(f"{notebook}: {name} stands twice in the parameters cell.")
+        known[name] = Parameter(name, default, type(default), comments.get(statement.end_lineno or 0, ""))
+    return known
+
+
+def checked(known: Mapping[str, Parameter], given: Mapping[str, Any], where: str) -> dict[str, Value]:
+    """Every parameter with its value: the given one, else the default.
+
+    Args:
+        where: what `given` is from, for the sentence.
+
+    Raises:
+        ValueError: an unknown name, or a value of another type. A whole number will do for a number.
+    """
+    for name, value in given.items():
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, 1)
+            meant = f" Did you mean {near[0]}?" if near else ""
+            raise ValueError(f"{where}: no parameter is called {name!r}.{meant} Known: {', '.join(known)}.")
+        kind, example = known[name].kind, json.dumps(known[name].default, ensure_ascii=False)
+        right = type(value) is kind or (kind is float and type(value) is int)
+        if not right or (kind is float and not _finite(value)):
+            raise ValueError(f"{where}: {name}={value!r} must be {KINDS[kind]}, such as {example}.")
+    return {name: p.kind(given[name]) if name in given else p.default for name, p in known.items()}
+
+
+def _finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number that no float can hold
+        return False
+
+
+def parsed(known: Mapping[str, Parameter], text: str) -> tuple[str, Any]:
+    """A `name=value` of the command line; of a text parameter the value is taken as it stands, else read as JSON.
+
+    Raises:
+        ValueError: no equals sign.
+    """
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError(f"-p {text}: say NAME=VALUE.")
+    if name not in known or known[name].kind is str:
+        return name, value
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value  # of the wrong type, which `checked` says

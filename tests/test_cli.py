@@ -1,0 +1,117 @@
+"""The commands: what they print, what they refuse, and with which status they end."""
+
+import os
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+from small_notebooks import RECORD, small
+
+from amp_tutorial.course import ROOT
+from amp_tutorial.runs import cli, execute, one
+from amp_tutorial.runs.parameters import checked, parameters_of
+
+
+def test_run_prints_its_numbers_and_where_they_are(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    asked = ["run", "--notebook", str(small(tmp_path / "n.ipynb", RECORD)), "-p", "x=7", "--out", str(tmp_path / "out")]
+    assert cli.main([*asked, "--dry-run"]) == 0 and not (tmp_path / "out").exists()
+    assert "x=7" in capsys.readouterr().out
+    assert cli.main(asked) == 0
+    said = capsys.readouterr().out
+    assert "perplexity               7" in said and str(tmp_path / "out") in said
+    assert cli.main(asked) == 0 and "finished before" in capsys.readouterr().out
+    assert cli.main([*asked, "-p", "word=b", "--limit", "0.01"]) == 1 and "the limit" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "match"),
+    [
+        (["-p", "wrod=1"], "no parameter is called 'wrod'. Did you mean word?"),
+        (["-p", "x=many"], "x='many' must be a whole number"),
+        (["--preset", "gone"], "No preset is called 'gone'"),
+        (["--notebook", "gone"], "No notebook is called 'gone'"),
+        (["--notebook", "gone.ipynb"], "No notebook gone.ipynb"),
+        (["--limit", "-1"], "--limit -1 must be more than 0"),
+        (["--limit", "nan"], "--limit nan must be more than 0"),
+        (["-p", "x"], "-p x: say NAME=VALUE"),
+        (["-p", "x=1", "-p", "x=2"], "-p x is given twice"),
+        (["-p", "out=elsewhere"], "each run has a folder of its own in --out"),
+        (["-p", "sure=True"], "sure='True' must be true or false, such as true"),
+    ],
+)
+def test_bad_input_is_one_sentence_before_any_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture, given: list[str], match: str
+) -> None:
+    notebook, out = small(tmp_path / "n.ipynb", RECORD), tmp_path / "out"
+    assert cli.main(["run", "--notebook", str(notebook), "--out", str(out), *given]) == 2
+    said = capsys.readouterr().err.strip()
+    assert match in said and "\n" not in said and not out.exists()
+
+
+def test_an_output_that_cannot_be_written_is_said_at_once(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "file").touch()
+    notebook = small(tmp_path / "n.ipynb", RECORD)
+    assert cli.main(["run", "--notebook", str(notebook), "--out", str(tmp_path / "file" / "out")]) == 2
+    assert "Cannot write into" in capsys.readouterr().err
+
+
+def test_no_command_needs_torch_to_start() -> None:
+    code = "import sys\nfrom amp_tutorial.runs import cli, execute, one, table\nassert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+
+
+@pytest.mark.parametrize(
+    ("asked", "match"),
+    [
+        ([], "required: COMMAND"),
+        (["gone"], "'gone'"),
+        (["run", "--limt", "1"], "--limt"),
+        (["run", "--limit", "x"], "'x'"),
+    ],
+)
+def test_a_misspelt_command_is_one_sentence(capsys: pytest.CaptureFixture, asked: list[str], match: str) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(asked)
+    said = capsys.readouterr().err.strip()
+    assert said.startswith("amp-tutorial") and match in said and "\n" not in said
+
+
+def test_the_version_is_the_package_s(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["--version"])
+    assert capsys.readouterr().out == f"amp-tutorial {version('amp-tutorial')}\n"
+
+
+def test_a_fault_in_one_command_stops_no_other(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setitem(cli.COMMANDS, "sweep", ("a broken one", "amp_tutorial.runs.not_there"))
+    assert cli.main(["run", "--notebook", "gone"]) == 2
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["--help"])
+    assert "a broken one" in capsys.readouterr().out
+
+
+def test_a_run_that_another_process_holds_is_said_to_be(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    notebook, out = small(tmp_path / "n.ipynb", RECORD), execute.writable(tmp_path / "out")
+    run = execute.job(notebook, checked(parameters_of(notebook), {}, "test"))
+    with FileLock(out / ".locks" / f"{run.id}.lock"):
+        assert cli.main(["run", "--notebook", str(notebook), "--out", str(out)]) == 1
+    assert f"Another process is at run {run.id}" in capsys.readouterr().err
+
+
+def test_a_lesson_goes_by_its_number() -> None:
+    assert one.notebook_named("04").stem == "04_recovery"
+
+
+def test_the_first_numbers_of_a_record_are_shown() -> None:
+    metrics = {
+        "dense/perplexity": dict(value=2.5, low=2.0, high=3.0, unit="", n=1),
+        "tuned/perplexity": dict(value=None, low=None, high=None, unit="", n=1),
+        "tuned/tiny_fact": dict(value=0.5, low=None, high=None, unit="", n=1),
+    }
+    said = one.summary(dict(status="ok", seconds=61.0, metrics=metrics))
+    assert said.splitlines() == ["ok in 61 s", "  dense/perplexity         2.5  (95 % interval 2 to 3)"]
+    del metrics["dense/perplexity"]
+    assert "tiny_fact" in one.summary(dict(status="ok", seconds=61.0, metrics=metrics)), "without these, all others"

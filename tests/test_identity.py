@@ -1,0 +1,117 @@
+"""The name of a run: the same for the same run, wherever its files lie and whatever is cached; another for another."""
+
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from small_notebooks import small
+
+from amp_tutorial.course import NOTEBOOKS
+from amp_tutorial.runs import execute, identity, presets
+from amp_tutorial.runs.parameters import checked, parameters_of
+
+TEXTS = 'model = "tiny-llama"\nmy_text = "tinyworld"\nshare = 0.5\nout = "out"'
+
+
+@pytest.fixture
+def notebook(tmp_path: Path) -> Path:
+    return small(tmp_path / "n.ipynb", "y = share", parameters=TEXTS)
+
+
+def name(notebook: Path, **given: Any) -> str:
+    return execute.job(notebook, checked(parameters_of(notebook), given, "p")).id
+
+
+@given(st.floats(0, 1), st.floats(0, 1))
+def test_runs_have_one_name_exactly_if_their_values_are_equal(a: float, b: float) -> None:
+    lesson = sorted(NOTEBOOKS.glob("0*.ipynb"))[0]
+    assert (name(lesson, ratio=a) == name(lesson, ratio=b)) == (a == b)
+
+
+def test_a_whole_number_is_the_same_number(notebook: Path) -> None:
+    assert name(notebook, share=1) == name(notebook, share=1.0)
+
+
+def test_a_local_path_is_the_same_file_from_the_root_on(
+    notebook: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.txt").write_text("one", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    jobs = [execute.job(notebook, {"my_text": text}) for text in ("mine.txt", "./mine.txt", str(tmp_path / "mine.txt"))]
+    assert len({job.id for job in jobs}) == 1
+    assert {job.parameters["my_text"] for job in jobs} == {str(tmp_path / "mine.txt")}, "a run has a folder of its own"
+    assert execute.Job("n.ipynb", {}, "0", "n").notebook == str(tmp_path / "n.ipynb")
+
+
+def test_what_is_embedded_is_not_taken_from_a_folder_of_that_name(
+    notebook: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = name(notebook)
+    for folder in ("tiny-llama", "tinyworld"):
+        (tmp_path / folder).mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert name(notebook) == before
+    assert execute.job(notebook, {"model": "tiny-llama", "my_text": "tinyworld"}).parameters["model"] == "tiny-llama"
+
+
+def test_a_hub_model_keeps_its_name_when_it_is_fetched(notebook: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub is asked for the commit before anything is fetched, so that a sweep finds its runs again."""
+    asked = []
+
+    def hub(name: str, file: str, revision: str | None = None) -> str:
+        asked.append((name, file, revision))
+        return f"/cache/models--a--b/snapshots/{'c' * 40 if revision else 'd' * 40}/{file}"
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", hub)
+    identity._commit.cache_clear()
+    parameters = {"model": "a/b", "revision": ""}
+    main, tag = (identity.run_id(notebook, parameters | {"revision": revision}) for revision in ("", "v1"))
+    assert main != tag and asked == [("a/b", "config.json", None), ("a/b", "config.json", "v1")]
+    assert identity.parts(notebook, parameters)["model"] == dict(name="a/b", commit="d" * 40)
+    identity._commit.cache_clear()
+
+
+def test_a_hub_model_that_nobody_knows_is_named_by_what_was_asked(notebook: Path) -> None:
+    identity._commit.cache_clear()
+    parts = identity.parts(notebook, {"model": "nobody/nothing", "revision": "v1"})
+    assert parts["model"] == dict(name="nobody/nothing", revision="v1")
+
+
+def test_a_preset_is_a_note_only_where_its_values_are_given(
+    notebook: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a lesson preset = "full" asks for more items; in the reproduction notebook it says where values are from."""
+    monkeypatch.setattr(presets, "PRESETS", tmp_path)
+    for file in ("ci", "laptop"):
+        (tmp_path / f"{file}.yaml").write_text("share: 0.5\n", encoding="utf-8")
+    noted, also, smallest, full = (
+        identity.run_id(notebook, {"preset": p}) for p in ("ci", "laptop", "smallest", "full")
+    )
+    assert noted == also and len({noted, smallest, full}) == 3
+
+
+def test_local_copies_count_by_content(notebook: Path, tmp_path: Path) -> None:
+    def parts(copies: str) -> Any:
+        return identity.parts(notebook, {"my_text": "alpaca", "local_copies": copies})["data"]
+
+    (tmp_path / "copies").mkdir()
+    (tmp_path / "copies" / "alpaca.jsonl").write_text('{"text": "one"}\n', encoding="utf-8")
+    (tmp_path / "copies" / "alpaca-other.jsonl").write_text('{"text": "two"}\n', encoding="utf-8")
+    first = parts(str(tmp_path / "copies"))
+    assert first != parts("") == {"my_text": "alpaca"}
+    (tmp_path / "copies" / "alpaca.jsonl").write_text('{"text": "three"}\n', encoding="utf-8")
+    assert parts(str(tmp_path / "copies")) != first
+
+
+def test_the_parts_say_why_two_runs_differ(notebook: Path) -> None:
+    a, b = (identity.parts(notebook, checked(parameters_of(notebook), {"share": s}, "p")) for s in (0.1, 0.2))
+    assert [part for part in a if a[part] != b[part]] == ["parameters"]
+
+
+def test_the_embedded_data_count_where_they_are_used(notebook: Path) -> None:
+    assert set(identity.parts(notebook, {"share": 0.5})["data"]) == {"world", "tasks"}, "a lesson does not say"
+    assert set(identity.parts(notebook, {"my_text": "c4", "tasks": "boolq, tiny"})["data"]) == {"my_text", "tasks"}
+    assert set(identity.parts(notebook, {"my_text": "c4", "tasks": "destiny"})["data"]) == {"my_text"}
