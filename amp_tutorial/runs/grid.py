@@ -1,0 +1,170 @@
+"""A grid of runs from a YAML file, checked as a whole and then walked through lazily.
+
+    notebook: reproduce        # or a lesson's name, or a path from this file's folder; default reproduce
+    preset: [ci, laptop]       # parameter files, one or a list
+    fixed: {recovery: none}    # the same in every run
+    grid:                      # every combination of these
+      ratio: [0.1, 0.3]
+      seed: [0, 1, 2]
+
+or a list of such blocks. What is fixed replaces what a preset says, and what the grid names must not be fixed.
+"""
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from math import prod
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .one import notebook_named
+from .parameters import Parameter, checked, parameters_of
+from .presets import preset as preset_of
+from .presets import read_yaml
+
+LARGEST = 10_000  # runs without confirmation
+KEYS = ("notebook", "preset", "fixed", "grid")
+
+
+class Point(NamedTuple):
+    """One run of a grid: what to call it, its notebook, what was given, and all values after the defaults."""
+
+    name: str
+    notebook: Path
+    given: dict[str, Any]
+    effective: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Block:
+    """One notebook and every combination of its presets and of the grid's values."""
+
+    notebook: Path
+    known: dict[str, Parameter]
+    presets: dict[str, dict[str, Any]]  # name → values; {"": {}} without any
+    fixed: dict[str, Any]
+    grid: dict[str, list[Any]]
+    where: str
+
+    @property
+    def size(self) -> int:
+        """Its length, of any size: Python's `len` ends at 2⁶³."""
+        return len(self.presets) * prod(len(values) for values in self.grid.values())
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __iter__(self) -> Iterator[Point]:
+        for preset, values in self.presets.items():
+            note = {"preset": preset} if preset and "preset" in self.known else {}
+            for combination in product(*self.grid.values()):
+                varied = dict(zip(self.grid, combination, strict=True))
+                given = values | note | self.fixed | varied
+                words = [preset or self.notebook.stem, *(f"{name}={value}" for name, value in varied.items())]
+                yield Point(" ".join(words), self.notebook, given, checked(self.known, given, self.where))
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Blocks of runs in their order. Nothing is expanded before it is asked for."""
+
+    blocks: list[Block]
+
+    def __len__(self) -> int:
+        return sum(block.size for block in self.blocks)
+
+    def __iter__(self) -> Iterator[Point]:
+        for block in self.blocks:
+            yield from block
+
+    def confirmed(self, yes: bool) -> "Grid":
+        """The grid itself.
+
+        Raises:
+            ValueError: it has more than 10,000 runs, and nobody said yes.
+        """
+        size = sum(block.size for block in self.blocks)
+        if size > LARGEST and not yes:
+            raise ValueError(f"The grid has {size:,} runs, more than {LARGEST:,}: confirm with --yes.")
+        return self
+
+
+def read(path: str | Path, yes: bool = False) -> Grid:
+    """The grid of a YAML file.
+
+    Raises:
+        ValueError: the file cannot be read or is no YAML; what `grid_of` refuses; more than 10,000 runs without `yes`.
+    """
+    path = Path(path)
+    return grid_of(read_yaml(path), str(path), path.parent).confirmed(yes)
+
+
+def grid_of(data: Any, where: str, folder: str | Path = ".") -> Grid:
+    """The grid of a block, or of a list of blocks, as they stand in a file in `folder`.
+
+    Every value is checked by itself, so that a mistake is found before any run, in a grid of any size.
+
+    Raises:
+        ValueError: no block; an unknown key or parameter; a value of the wrong type; an empty grid; an unknown preset.
+    """
+    blocks = data if isinstance(data, list) else [data]
+    if not data or not all(isinstance(block, Mapping) for block in blocks):
+        raise ValueError(f"{where} must hold a block with some of {', '.join(KEYS)}, or a list of such blocks.")
+    names = [where if len(blocks) == 1 else f"{where}, block {n}" for n in range(1, len(blocks) + 1)]
+    return Grid([_block(block, name, Path(folder)) for block, name in zip(blocks, names, strict=True)])
+
+
+def _block(data: Mapping[str, Any], where: str, folder: Path) -> Block:
+    for key in data:
+        if key not in KEYS:
+            raise ValueError(f"{where}: unknown key {key!r}{_nearest(key, KEYS)}; there are {', '.join(KEYS)}.")
+    notebook = _notebook(data.get("notebook", "reproduce"), where, folder)
+    known = parameters_of(notebook)
+    fixed, grid = (_mapping(data, key, where) for key in ("fixed", "grid"))
+    named = data.get("preset", [])
+    named = [named] if isinstance(named, str) else named
+    if not isinstance(named, list) or ("preset" in data and not named):
+        raise ValueError(f"{where}: preset must be a name or a list of names.")
+    if "preset" in data and "preset" in fixed | grid:
+        raise ValueError(f"{where}: name presets either with the key preset or as a parameter, not both.")
+    if "preset" in fixed | grid and "preset" in known and known["preset"].default == "":  # in a lesson it is more
+        raise ValueError(f"{where}: as a parameter preset is only a note; name it by the key preset beside grid.")
+    if "grid" in data and not grid:
+        raise ValueError(f"{where}: the grid is empty; list at least one value of one parameter, or leave grid out.")
+    for name, values in grid.items():
+        if not isinstance(values, list) or not values:
+            raise ValueError(f"{where}: the grid is empty at {name}; give a list of at least one value.")
+        if name in fixed:
+            raise ValueError(f"{where}: {name} is both fixed and in the grid; keep one of them.")
+        for value in values:
+            checked(known, {name: value}, where)
+    if "out" in fixed | grid:
+        raise ValueError(f"{where}: out is not to be given; a sweep gives each run a folder of its own (--out).")
+    checked(known, fixed, where)
+    presets = {name: dict(preset_of(name)) for name in named} or {"": {}}
+    for name, values in presets.items():
+        checked(known, values, f"preset {name}")
+    return Block(notebook, known, presets, fixed, grid, where)
+
+
+def _notebook(name: Any, where: str, folder: Path) -> Path:
+    """By its name, or by its path from the folder of the grid's file."""
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"{where}: notebook must be a name or a path, not {name!r} (write numbers in quotes).")
+    try:
+        return notebook_named(str(folder / Path(name).expanduser()) if name.endswith(".ipynb") else name)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def _mapping(data: Mapping[str, Any], key: str, where: str) -> dict[str, Any]:
+    found = data.get(key)
+    if found is not None and not isinstance(found, Mapping):
+        raise ValueError(f"{where}: {key} must be a mapping from parameters to values.")
+    return dict(found or {})
+
+
+def _nearest(word: Any, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(str(word), known, n=1)
+    return f", did you mean {near[0]}?" if near else ""

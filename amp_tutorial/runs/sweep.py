@@ -1,0 +1,202 @@
+"""Execute a grid of runs: what is finished is skipped, so that the same command goes on after any interruption.
+
+A run's folder appears in one piece when the run is finished, and its lock vanishes with the process that holds it.
+So several sweeps can share a folder, on one machine or on several, and each may be killed at any time.
+"""
+
+import argparse
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from .execute import Job, Outcome, clean, finished, job, writable
+from .forecast import forecast
+from .grid import Grid, read
+from .workers import Cluster, Local, Workers
+
+OUT = "out/runs"
+AHEAD = 2  # runs handed to the workers for each that they can execute, so that none waits for work
+POLL = 2.0  # seconds until a run that another process executes is looked at again
+
+
+@dataclass
+class Summary:
+    """What became of the runs of a sweep."""
+
+    out: Path
+    ok: int = 0  # executed by this sweep
+    failed: int = 0
+    finished: int = 0  # were there, or came from another sweep
+
+    @property
+    def status(self) -> int:
+        """The exit status: 1 if a run failed, else 0."""
+        return int(self.failed > 0)
+
+    def __str__(self) -> str:
+        text = f"{self.ok + self.failed + self.finished} runs: {self.ok} executed, {self.finished} were finished"
+        return f"{text}, {self.failed} failed" + (f"; see {self.out / 'failed'}." if self.failed else ".")
+
+
+def sweep(
+    grid: Grid,
+    out: str | Path = OUT,
+    jobs: int | None = None,
+    scheduler: str | None = None,
+    shard: tuple[int, int] = (1, 1),
+    limit: float | None = None,
+    yes: bool = False,
+    dry_run: bool = False,
+) -> Summary:
+    """Execute what is not finished of a grid, here or on a Dask cluster.
+
+    Args:
+        grid: the runs; those with the same id are executed once.
+        out: the folder of runs.
+        jobs: runs at the same time on this machine; default one for each GPU, or one.
+        scheduler: address of a Dask scheduler; its workers execute the runs.
+        shard: (i, n): only the i-th of n parts. Parts are disjoint, complete, and the same on every machine.
+        limit: seconds for one run.
+        yes: more than 10,000 runs are meant.
+        dry_run: only print what would run, and what it is expected to need.
+
+    Raises:
+        ValueError: a mistake in the input or on the cluster, before anything is executed.
+        ConnectionError: the cluster's scheduler is gone.
+    """
+    if not 1 <= shard[0] <= shard[1]:
+        raise ValueError(f"The shard {shard[0]}/{shard[1]} does not exist; write 1/{max(shard[1], 1)} for the first.")
+    if jobs is not None and jobs < 1:
+        raise ValueError(f"--jobs must be at least 1, not {jobs}.")
+    if jobs is not None and scheduler is not None:
+        raise ValueError("--jobs is for runs on this machine; on a cluster its workers say how many run at once.")
+    if limit is not None and not 0 < limit < float("inf"):
+        raise ValueError(f"--limit must be more than 0 seconds and a finite number, not {limit}.")
+    out, grid = Path(out).expanduser().absolute(), grid.confirmed(yes)
+    total = sum(1 for _ in _jobs(grid, shard))  # finds a model or a text that is missing before any work
+    if dry_run:
+        return Summary(out, finished=forecast(_jobs(grid, shard), out, here=scheduler is None)[1])
+    clean(writable(out))
+    summary = Summary(out)
+    workers: Workers = Cluster(scheduler, out, limit) if scheduler else Local(out, limit, jobs)
+    try:
+        with tqdm(total=total, unit="run", smoothing=0, disable=None) as bar:
+            _execute(_jobs(grid, shard), workers, summary, bar)
+    finally:
+        workers.close()
+    return summary
+
+
+def _jobs(grid: Grid, shard: tuple[int, int]) -> Iterator[Job]:
+    for point in grid:
+        run = job(point.notebook, point.effective, point.name)
+        if int(run.id, 16) % shard[1] == shard[0] - 1:
+            yield run
+
+
+def _execute(todo: Iterator[Job], workers: Workers, summary: Summary, bar: Any) -> None:
+    """Keep the workers busy until nothing is left. Kept are the runs in flight, and the ids of those that failed."""
+    flying: set[str] = set()
+    waiting: deque[tuple[float, Job]] = deque()  # busy elsewhere; when to look again
+    failed: set[str] = set()
+    told = False
+    while True:
+        while len(flying) < AHEAD * workers.slots:
+            again = bool(waiting) and waiting[0][0] <= time.monotonic()
+            run = waiting.popleft()[1] if again else next(todo, None)
+            if run is None:
+                break
+            if run.id in flying or run.id in failed:  # it stands twice in the grid
+                _skip(bar, -1, 0)
+            elif finished(summary.out, run.id) is not None:
+                summary.finished += 1
+                _skip(bar, 0, 1)
+            else:
+                if (folder := summary.out / run.id).exists():
+                    bar.write(f"{folder} holds no valid record: kept in {summary.out / 'corrupt'}, and run again.")
+                workers.submit(run)
+                flying.add(run.id)
+        if not flying and not waiting:
+            return
+        if not flying:
+            if not told:
+                bar.write(f"Other processes execute what is left ({len(waiting)}); waiting for them.")
+            told = True
+            time.sleep(max(0.0, waiting[0][0] - time.monotonic()))
+        elif (found := workers.take(POLL)) is not None:
+            run, outcome = found
+            flying.discard(run.id)
+            if outcome.status == "busy":
+                waiting.append((time.monotonic() + POLL, run))
+                continue
+            if outcome.status == "failed":
+                failed.add(run.id)
+            _count(run, outcome, summary, bar)
+
+
+def _skip(bar: Any, total: int, done: int) -> None:
+    """Change what the progress shows without counting it as work, from which it takes the time left."""
+    if not bar.disable:
+        bar.total, bar.initial, bar.n = bar.total + total, bar.initial + done, bar.n + done
+        bar.refresh()
+
+
+def _count(run: Job, outcome: Outcome, summary: Summary, bar: Any) -> None:
+    setattr(summary, outcome.status, getattr(summary, outcome.status) + 1)
+    text = f"{outcome.status} {run.name} ({run.id}, {outcome.seconds:.0f} s)"
+    if outcome.status == "failed":
+        cell = f" in the cell {outcome.cell}" if outcome.cell else ""
+        text += f"{cell}: {outcome.error}" + (f" See {outcome.folder}." if outcome.folder else "")
+    bar.write(text)
+    bar.update()
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `amp-tutorial sweep` takes."""
+    parser.add_argument("grid", metavar="GRID.yaml", help="blocks of notebook, preset, fixed and grid")
+    parser.add_argument("--out", default=OUT, help=f"the folder of runs; default {OUT}")
+    parser.add_argument("--jobs", type=int, help="runs at the same time on this machine (one for each GPU, or one)")
+    parser.add_argument("--scheduler", metavar="tcp://…", help="run on the workers of this Dask scheduler")
+    parser.add_argument("--shard", type=_shard, default=(1, 1), metavar="i/n", help="only the i-th of n parts")
+    parser.add_argument("--limit", type=float, metavar="SECONDS", help="a run that takes longer has failed")
+    parser.add_argument("--dry-run", action="store_true", help="print what would run and what it needs; write nothing")
+    parser.add_argument("--yes", action="store_true", help="more than 10,000 runs are meant")
+
+
+def _shard(text: str) -> tuple[int, int]:
+    index, slash, of = text.partition("/")
+    if not (slash and index.isdecimal() and of.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r} is no shard; write 1/4 for the first of four")
+    return int(index), int(of)
+
+
+def command(options: argparse.Namespace) -> int:
+    """`amp-tutorial sweep`; the exit status.
+
+    Raises:
+        ValueError: a mistake in the input, in one sentence.
+    """
+    grid = read(options.grid, options.yes)
+    try:
+        summary = sweep(
+            grid,
+            options.out,
+            options.jobs,
+            options.scheduler,
+            options.shard,
+            options.limit,
+            options.yes,
+            options.dry_run,
+        )
+    except ConnectionError as error:
+        print(error, file=sys.stderr)
+        return 1
+    if not options.dry_run:
+        print(summary)
+    return summary.status
