@@ -1,5 +1,6 @@
 """Lesson sources: parsing, the same notebook every time, folded solutions, and the setup cell."""
 
+import importlib.metadata
 import importlib.util
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from amp_tutorial.course import exercises, sources
 from amp_tutorial.course.exercises import Exercise
+from amp_tutorial.runs import here
 
 
 def columns(weight: Tensor, n: int) -> Tensor:
@@ -65,13 +67,18 @@ def test_the_same_source_gives_the_same_notebook(monkeypatch: pytest.MonkeyPatch
     assert "```python\ndef columns(weight: Tensor, n: int) -> Tensor:" in folded
 
 
-def run_setup(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+def run_setup(folder: Path, monkeypatch: pytest.MonkeyPatch, fails: int = 0) -> list[list[str]]:
     """Run the setup cell in a folder, where the package can't be imported; return the commands that it ran."""
     ran: list[list[str]] = []
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(subprocess, "run", lambda command, check: ran.append(command))
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        ran.append(command)
+        return subprocess.CompletedProcess(command, fails, "", "ERROR: torch 1.0 is too old")
+
+    monkeypatch.setattr(subprocess, "run", run)
     exec(sources.SETUP.replace("ADDRESS", "https://example.org/x"), {})
     return ran
 
@@ -84,12 +91,28 @@ def test_setup_in_a_clone_installs_nothing(monkeypatch: pytest.MonkeyPatch, tmp_
     assert sys.path[0] == str(tmp_path)
 
 
-def test_setup_elsewhere_installs_the_package_and_keeps_torch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_setup_elsewhere_installs_the_package_and_keeps_torch(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     ((*pip, package),) = run_setup(tmp_path, monkeypatch)
     assert package == "git+https://example.org/x"
     assert pip[:4] == [sys.executable, "-m", "pip", "install"]
     kept = Path(pip[pip.index("--constraint") + 1]).read_text(encoding="utf-8").splitlines()
     assert f"torch=={torch.__version__}" in kept
+    assert f"torch {torch.__version__}" in capsys.readouterr().out, "it says what it chose"
+
+
+def test_setup_says_what_pip_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"Nothing was installed\. With .*torch==.* kept, pip says: .*too old"):
+        run_setup(tmp_path, monkeypatch, fails=1)
+
+
+def test_a_library_replaced_under_a_running_session_asks_for_a_restart(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert here.stale() == []
+    monkeypatch.setattr(torch, "__version__", "1.0.0+cu99")
+    assert here.stale() == [f"torch 1.0.0+cu99 (installed: {importlib.metadata.version('torch')})"]
+    with pytest.raises(RuntimeError, match=r"Restart this session.*torch 1\.0\.0"):
+        here.checked()
 
 
 @pytest.mark.parametrize(

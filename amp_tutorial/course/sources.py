@@ -24,7 +24,7 @@ PLACEHOLDER = re.compile(r"^\{\{(hint|solution):(\w+)\}\}$", re.MULTILINE)
 WORDS_PER_MINUTE = 100  # slow, as technical text is read with pauses to predict and to try
 
 SETUP = """\
-# Setup: uses this repository or an installed package; elsewhere (on Colab) it installs the package first.
+# Setup: uses this repository or an installed package; elsewhere (Colab, Kaggle) it installs the package first.
 import importlib.metadata, importlib.util, pathlib, subprocess, sys, tempfile
 
 if importlib.util.find_spec("amp_tutorial") is None:
@@ -37,7 +37,12 @@ if importlib.util.find_spec("amp_tutorial") is None:
         pins = pathlib.Path(tempfile.mkdtemp()) / "keep.txt"
         pins.write_text("\\n".join(keep))
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--constraint", str(pins)]
-        subprocess.run([*pip, "git+ADDRESS"], check=True)"""
+        done = subprocess.run([*pip, "git+ADDRESS"], capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"Nothing was installed. With {' and '.join(keep)} kept, pip says: {done.stderr[-800:]}")
+        from amp_tutorial.runs import here
+
+        here.checked()  # that what is loaded is what is installed, before anything is fetched"""
 
 
 @dataclass
