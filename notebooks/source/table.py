@@ -1,0 +1,85 @@
+# lesson: The table
+# reading: 8
+# %% [markdown]
+# # The table: published numbers beside ours
+#
+# A paper reports 61.02. You ran something, and it says 60.4. Is that the same? This notebook puts published numbers and
+# records of runs side by side, and says of each pair what can be said. It runs nothing itself: all it reads are
+# records, and all it knows of the papers stands in `data/reference/`.
+#
+# **Time:** {{minutes}} minutes. `amp-tutorial table --runs out/runs` executes it on your own runs.
+# %% tags=["parameters"]
+runs = ""  # folder of records; empty: those that come with the repository, in data/results
+out = "out/table"  # where table.md, table.html and the pictures go
+mix = False  # let a row hold records of different versions, and say so in the table
+# %%
+import base64
+
+from IPython.display import Markdown, display
+
+from amp_tutorial.runs import table
+
+found = table.read(runs, mix)
+display(Markdown(found.summary()))
+# %% [markdown]
+# A file that is no valid record is named above and left out; nothing is deleted. A run that failed has no number.
+#
+# ## What a row needs before you believe it
+#
+# **The same quantity.** A mean accuracy over five tasks is another quantity than one over six, and a model before
+# recovery another than the same model after it. The published entry says which metric of a record answers to it.
+#
+# **The same cut.** The share of parameters that really went, not the ratio asked for, has to lie within half a point of
+# the published one; or the same numbers of heads and neurons stay in every layer.
+#
+# **The same protocol.** A paper's number belongs to its prompts, its rounding, its training data and all items of its
+# tasks. A record that differs there may still be a good run, but it is *not comparable*, and the row says why.
+# What is not known of a paper cannot be compared either: none of these papers names the version of its test harness.
+#
+# **An interval.** Papers give one number. Ours have a 95 % interval: over seeds where there are several, which says how
+# far the draw of calibration text and training moves the result. With one seed the interval is over items, which says
+# how far other questions would. *Within* means that the published value lies inside, not that the two are equal: a wide
+# interval holds much.
+#
+# **One version.** Records made by another protocol, notebook, model or data are not averaged: the table stops and
+# names them.
+#
+# **A source.** Each published number has a grade: *abstract*; *code* (read in the official repository); *arithmetic*
+# (worked out from the code); *measured*; *figure* (read off one); *second-hand* (only in a summary of the paper). What
+# was not found is listed as not found.
+#
+# ## Published numbers
+#
+# Most rows say *not run*, because most of these runs need a GPU and days. That is what such a table should say.
+# %%
+display(Markdown(found.published()))
+# %% [markdown]
+# ## Our runs
+#
+# One row for each set of parameters; what is the same in all rows is not shown. The seeds are averaged.
+# %%
+display(Markdown(found.own()))
+# %% [markdown]
+# The same as pictures: what is left against what was removed, with a line for each criterion. An interval over
+# few seeds is wide, even where the seeds hardly differ. Points at one ratio stand a little aside of each other.
+# %%
+for png, alt in found.pictures.values():
+    data = {"image/png": base64.b64encode(png).decode(), "text/plain": alt}
+    display(data, metadata={"image/png": {"alt": alt}}, raw=True)
+if not found.pictures:
+    print("Nothing was measured yet that a picture could show.")
+# %% [markdown]
+# ## To keep
+#
+# The same as files: Markdown for a paper's repository, a page for a browser, and the pictures.
+# %%
+for path in found.write(out):
+    print(path)
+# %% [markdown]
+# ## What this does not show
+# - **That a method is better.** A table of one's own runs holds what was run, and a published number of another harness
+#   can be off by more than any two methods differ.
+# - **That a number is right.** A record says what was done; whether that was sensible it cannot say.
+#
+# ## Where next
+# Run a row: `amp-tutorial run --preset paper-llama-2-7b-30 --dry-run` says what it would cost.
