@@ -24,6 +24,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from amp_tutorial.course import STATIC, exercises, record_path
+from amp_tutorial.data import DATA
 from amp_tutorial.records import Record
 
 # Colour never carries meaning alone: pair PALETTE[i] with MARKERS[i] in lines and with HATCHES[i] in bars.
@@ -61,8 +62,27 @@ class Lesson:
         png = io.BytesIO()
         fig.savefig(png, format="png", dpi=100, bbox_inches="tight", metadata={"Software": None})
         plt.close(fig)
-        data = {"image/png": base64.b64encode(png.getvalue()).decode(), "text/plain": alt}
+        self.picture(png.getvalue(), alt)
+
+    def picture(self, png: bytes, alt: str) -> None:
+        """Display a PNG with its alt text."""
+        data = {"image/png": base64.b64encode(png).decode(), "text/plain": alt}
         display(data, metadata={"image/png": {"alt": alt}}, raw=True)
+
+    def from_sweep(self, folder: str) -> None:
+        """Draw accuracy and perplexity against what was removed, from a sweep's records; "": those in `data/sweep`.
+
+        Raises:
+            ValueError: no such folder, or records that must not be averaged.
+        """
+        from amp_tutorial.runs import groups, plots
+
+        found = groups.grouped(groups.scan(folder or DATA / "sweep"))
+        print(
+            f"{sum(len(group.runs) for group in found)} records in {len(found)} rows that differ in more than the seed."
+        )
+        for png, alt in plots.drawn(found).values():
+            self.picture(png, alt)
 
     def check(self, attempt: Any, name: str) -> Any:
         """Check an attempt at an exercise, say in one line what was found, and return what the lesson goes on with.
@@ -161,13 +181,13 @@ def widget(function: Callable[..., Any], **sliders: Any) -> None:
     The first drawing is what remains on GitHub, in HTML and in print, so every slider's parameter needs a default.
     """
     function()
-    if _someone_is_there():
+    if watched():
         from ipywidgets import interact
 
         interact(function, **sliders)
 
 
-def _someone_is_there() -> bool:
+def watched() -> bool:
     """Whether a front end that shows widgets runs this kernel; papermill, nbval and nbclient are none."""
     if os.environ.get(STATIC):
         return False

@@ -20,6 +20,7 @@ ratio = 0.30  # the ratio at which accuracy is measured
 calibration = 64  # texts that the score looks at
 seed = 0  # the first of the seeds
 preset = "smallest"  # or "full": more seeds, more items, more text
+sweep = ""  # a folder of records by `amp-tutorial sweep`; empty: those that come with the course
 out = "out"
 # %%
 import json
@@ -35,8 +36,9 @@ from amp_tutorial.course.summary import over_seeds
 from amp_tutorial.data import windows
 
 L = lesson.start(
-    "05_evaluation", dict(model=model, ratio=ratio, calibration=calibration, seed=seed, preset=preset, out=out)
-)
+    "05_evaluation",
+    dict(model=model, ratio=ratio, calibration=calibration, seed=seed, preset=preset, sweep=sweep, out=out),
+)  # fmt: skip
 sizes = {"smallest": dict(seeds=3, items=40, windows=120), "full": dict(seeds=10, items=200, windows=None)}[preset]
 seeds = range(seed, seed + sizes["seeds"])
 ratios = sorted({0.2, ratio, 0.5})
@@ -204,6 +206,14 @@ for r in ratios:
     print(f"  Magnitude, which sees no data, is {place} AMP there.")
 heads, neurons = plans["AMP", ratio, seeds[0]].shared(plans["AMP", ratio, seeds[1]])
 print(f"Two AMP plans from other calibration texts share {heads:.0%} of their heads, {neurons:.0%} of their neurons.")
+# %% [markdown]
+# ### The same figure from a sweep
+#
+# This lesson measured one model in a minute. `amp-tutorial sweep data/sweeps/criteria.yaml` asks the same of three
+# models, each run in a process of its own with a record of its own, and the figure is drawn from the records alone. The
+# parameter `sweep` above takes another folder of records, yours for example.
+# %%
+L.from_sweep(sweep)
 # %% [markdown]
 # ## Which half of the choice is it?
 #

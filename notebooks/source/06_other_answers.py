@@ -22,6 +22,7 @@ ratio = 0.30  # share of all parameters to remove
 calibration = 64  # texts that a score sees
 seed = 0  # the first of the seeds
 preset = "smallest"  # or "full": more seeds, more text
+sweep = ""  # a folder of records by `amp-tutorial sweep`; empty: those that come with the course
 out = "out"
 # %%
 import math
@@ -41,8 +42,9 @@ from amp_tutorial.course.summary import over_seeds
 from amp_tutorial.families import weight_of
 
 L = lesson.start(
-    "06_other_answers", dict(model=model, ratio=ratio, calibration=calibration, seed=seed, preset=preset, out=out)
-)
+    "06_other_answers",
+    dict(model=model, ratio=ratio, calibration=calibration, seed=seed, preset=preset, sweep=sweep, out=out),
+)  # fmt: skip
 warnings.filterwarnings("ignore", category=FutureWarning)  # peft still uses a name that transformers will drop
 sizes = {"smallest": dict(seeds=3, windows=60, rows=32), "full": dict(seeds=10, windows=None, rows=256)}[preset]
 seeds = range(seed, seed + sizes["seeds"])
@@ -727,6 +729,11 @@ if firsts:
     counted = "; ".join(f"{n} {count}" for n, count in sorted(firsts.items(), key=lambda item: -item[1]))
     print(f"Firsts over models and ratios: {counted}.")
     print("No criterion leads everywhere." if len(firsts) > 1 else "One criterion leads everywhere.")
+# %% [markdown]
+# A sweep of your own draws the same picture from its records, whatever criteria its grid names. Here are the shipped
+# records of `amp-tutorial sweep data/sweeps/criteria.yaml`; the parameter `sweep` above takes another folder.
+# %%
+L.from_sweep(sweep)
 # %% [markdown]
 # A leader is read off the same table that it leads, so a narrow lead says little; where intervals overlap, it says
 # nothing. Where a criterion has one plan only (magnitude), its interval is over windows of text, elsewhere over seeds.
