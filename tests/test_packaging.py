@@ -154,6 +154,7 @@ def test_the_wheel_works_from_any_folder(tmp_path: Path) -> None:
         names = archive.namelist()
         archive.extractall(tmp_path / "installed")
     assert "amp_tutorial/data/models/tiny-llama/model.safetensors" in names
+    assert {f"amp_tutorial/notebooks/{name}.ipynb" for name in ("reproduce", "table")} < set(names)
     assert not [name for name in names if name.startswith(("tests/", "notebooks/"))]
     program = """
 import amp_tutorial as amp
@@ -171,3 +172,7 @@ print(amp.DATA, len(scores.heads))
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.startswith(str(tmp_path / "installed"))
+    command = [sys.executable, "-m", "amp_tutorial.runs.cli", "run", "--preset", "ci", "--dry-run"]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "installed"), "HF_HUB_OFFLINE": "1"}
+    asked = subprocess.run(command, cwd=built, env=environment, capture_output=True, text=True)
+    assert asked.returncode == 0 and "peak, recover" in asked.stdout, asked.stderr[-2000:]

@@ -9,6 +9,7 @@ from helpers import KNOWN, WITH_HEADS, WITH_NEURONS, Shape, some_plan, tiny
 
 import amp_tutorial as amp
 from amp_tutorial.course import NOTEBOOKS, ROOT, readme
+from amp_tutorial.runs import presets
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 REACHED = {"vLLM": "| vLLM |", "llama.cpp": "| llama.cpp (GGUF) |"}
@@ -89,7 +90,7 @@ def test_it_lists_every_notebook() -> None:
     assert sorted(re.findall(r"\(notebooks/(\w+)\.ipynb\)", README)) == sorted(
         p.stem for p in NOTEBOOKS.glob("*.ipynb")
     )
-    words = ("six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+    words = ("six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen")
     assert f"{words[len(list(NOTEBOOKS.glob('*.ipynb'))) - 6]} notebooks" in README
 
 
@@ -101,3 +102,15 @@ def test_its_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     exec(compile(example, "README.md", "exec"), state)
     one, two = (amp.load(f"out/{name}", device="cpu")[0] for name in ("tiny-llama-30", "larger-than-memory"))
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+
+
+def test_it_names_every_preset() -> None:
+    (named,) = re.findall(r"Presets: (.*?)\. More", README, re.S)
+    assert sorted(re.findall(r"`([\w-]+)`", named)) == presets.names()
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/researchers.md"])
+def test_every_link_to_a_file_leads_somewhere(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
+    assert [link for link in links if not (ROOT / page).parent.joinpath(link).exists()] == []
