@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from .corpora import perplexity_text, rows, text_source
+from huggingface_hub import constants
+
+from .corpora import CORPORA, rows, text_source
 from .criteria import named
 from .tasks import known_tasks, task_names
 
@@ -23,7 +25,7 @@ LEAST = {
 
 
 def sensible(settings: Mapping[str, Any]) -> None:
-    """Look at the values of all parameters of the notebook; texts are looked for, and read if they are local.
+    """Look at the values of all parameters of the notebook. Texts on this machine are read; none is fetched.
 
     Raises:
         ValueError: a value that is none of its choices, a number out of range, a way of asking for widths that
@@ -51,9 +53,8 @@ def sensible(settings: Mapping[str, Any]) -> None:
         raise ValueError(f"rate={s['rate']} must be more than 0.")
     if s["tasks"] != "none":
         known_tasks(task_names(s["tasks"]), s["task_folder"])
-    rows(text_source(s["calibration_text"], s["local_copies"]), "calibration")
-    if s["recovery"] == "lora":
-        rows(text_source(s["recovery_text"], s["local_copies"]), "recovery")
-    text, join = perplexity_text(s["perplexity_text"], s["local_copies"])
-    if join is None and isinstance(text, str):
-        rows(text, "validation")
+    texts = {"calibration_text": "calibration", "perplexity_text": "validation"}
+    for name, split in (texts | ({"recovery_text": "recovery"} if s["recovery"] == "lora" else {})).items():
+        source = text_source(s[name], s["local_copies"])
+        if source not in CORPORA or constants.HF_HUB_OFFLINE:  # nothing is fetched before the budget is known
+            rows(source, split)

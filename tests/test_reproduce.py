@@ -9,7 +9,7 @@ import nbformat
 import pytest
 
 import amp_tutorial as amp
-from amp_tutorial import records
+from amp_tutorial import records, settings
 from amp_tutorial.course import NOTEBOOKS, ROOT
 from amp_tutorial.runs import cli, costs, presets
 from amp_tutorial.runs.parameters import parameters_of
@@ -68,6 +68,18 @@ def test_what_it_cannot_be_asked_is_one_sentence(given: dict[str, Any], match: s
     with pytest.raises(ValueError, match=match) as caught:
         sensible(DEFAULTS | given)
     assert "\n" not in str(caught.value)
+
+
+def test_nothing_is_fetched_before_the_budget_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    monkeypatch.setattr(settings, "rows", lambda source, split: read.append(source))
+    monkeypatch.setattr(settings.constants, "HF_HUB_OFFLINE", False)
+    asked = DEFAULTS | dict(calibration_text="alpaca", recovery_text="tinyworld", perplexity_text="wikitext2")
+    sensible(asked)
+    assert read == ["tinyworld"]
+    monkeypatch.setattr(settings.constants, "HF_HUB_OFFLINE", True)
+    sensible(asked)
+    assert read[1:] == ["alpaca", "wikitext2", "tinyworld"], "without a network the cache is all there is"
 
 
 @pytest.mark.lessons
