@@ -16,7 +16,7 @@ from functools import partial
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .tasks import Accuracy, Item, accuracy
+from .tasks import TASKS, Accuracy, Item, accuracy, task_names
 
 WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)?")
 ROWS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")  # of a keyboard, each half a key further to the right
@@ -151,6 +151,8 @@ def robustness(
     rates = {name: RATES.get(name, 0.0) if rate is None else rate for name in asked}
     for name in asked:
         perturbed(dict(prompt="", choices=[""], answer=0), name, rates[name])  # refuses before any work
+    if others := [name for name in task_names(tasks) if name not in TASKS]:
+        raise ValueError(f"Items can be changed of {', '.join(TASKS)} only, not of {others[0]!r}.")
 
     found = {"clean": accuracy(model, tokenizer, tasks, limit, batch_size, progress)}
     for name in asked:
