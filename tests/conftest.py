@@ -1,10 +1,16 @@
 """Set up before any test module is imported: no network, one thread, shape annotations executed, fixed examples."""
 
 import os
+import signal
+import threading
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# A shell's background job ignores Ctrl-C, and what it starts inherits that; the tests of Ctrl-C start processes.
+if threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import jaxtyping
 import torch
