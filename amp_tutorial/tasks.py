@@ -140,8 +140,8 @@ def known_tasks(names: list[str], folder: str | Path = "") -> Any:
             if name in manager.all_tasks:
                 raise ValueError(f"Task {name!r} is a group; name the tasks in it.")
             near = ", ".join(difflib.get_close_matches(name, [*TASKS, *manager.all_subtasks], 3))
-            meant = f"did you mean {near}?" if near else f"choose from {', '.join(TASKS)}, or from lm-eval's."
-            raise ValueError(f"Unknown task {name!r}; {meant}")
+            meant = f"the nearest are {near}" if near else f"choose from {', '.join(TASKS)}, or from lm-eval's"
+            raise ValueError(f"Unknown task {name!r}; {meant}.")
     return manager
 
 

@@ -71,7 +71,7 @@ NOWHERE = "no-such-model"
         ("Unknown criterion 'best'; choose from amp", lambda: amp.score(idle(), BATCHES, "best")),
         ("Unknown average 'median'; choose 'tokens'", lambda: amp.score(idle(), BATCHES, average="median")),
         ("hold no tokens", lambda: amp.score(tiny(), [])),
-        ("Unknown task 'tiny_tol'; did you mean tiny_tool", lambda: amp.accuracy(idle(), TOKENIZER, ["tiny_tol"])),
+        ("Unknown task 'tiny_tol'; the nearest are tiny_tool", lambda: amp.accuracy(idle(), TOKENIZER, ["tiny_tol"])),
         ("'answers' must be 'responses' or 'text'", lambda: amp.recover(idle(), TOKENIZER, loss="answers")),
         ("fills length=4 tokens; raise length", lambda: amp.recover(idle(), TOKENIZER, length=4)),
         ("No text source 'missing.txt'", lambda: amp.calibration(TOKENIZER, "missing.txt")),
