@@ -31,11 +31,11 @@ notebooks: .venv/installed
 	$(BIN)/python -m amp_tutorial.course.build $(LESSONS)
 
 results: .venv/installed
-	$(BIN)/python -m amp_tutorial.course.results --readme README.md
+	$(BIN)/python -m amp_tutorial.reports.results --readme README.md
 
 # Systems × ratios × models × seeds, one record a run in data/leaderboard; goes on where it stopped
 leaderboard: .venv/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m amp_tutorial.course.leaderboard --readme README.md
+	OMP_NUM_THREADS=1 $(BIN)/python -m amp_tutorial.reports.leaderboard --readme README.md
 
 # Ratios of time and memory, some six minutes on a quiet machine; only a part: make benchmarks PARTS=scoring
 benchmarks: .venv/installed

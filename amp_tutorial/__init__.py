@@ -1,10 +1,7 @@
 """Structured pruning of language models, small and exact: score, plan, prune, recover, evaluate.
 
-Read in this order; each module imports only from those before it:
-families → corpora → data → checkpoint → saving → criteria → sums → gradients → scores → plans → official → readers →
-stock → surgery → compensation → similarity → skipping → layers → walk → streams → rotations → slicing → gram →
-residual → refitting → refit → folder → shards → streaming → recovery → shots → tasks → settings → evaluation →
-perturbations → costs → peaks → workload → needs → shapes → budget → machine → records.
+files ← core ← measure ← methods ← scale ← runs ← reports ← course: a module imports only from its own folder and from
+those to the left of it.
 """
 
 # Names are listed in `__init__.pyi` and loaded at their first use.

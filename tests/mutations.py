@@ -4,7 +4,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from amp_tutorial.course import ROOT
+from amp_tutorial.files.paths import ROOT
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Fault:
 FAULTS = (
     Fault(
         "dropped abs",
-        "criteria.py",
+        "core/criteria.py",
         "torch.sum(added.abs_(), dim=-1, out=scores[n])",
         "torch.sum(added, dim=-1, out=scores[n])",
         "tests/test_scores.py",
@@ -30,7 +30,7 @@ FAULTS = (
     ),
     Fault(
         "reversed sort",
-        "plans.py",
+        "core/plans.py",
         "torch.sort(scores, descending=True, stable=True)",
         "torch.sort(scores, descending=False, stable=True)",
         "tests/test_plans.py",
@@ -38,7 +38,7 @@ FAULTS = (
     ),
     Fault(
         "rows for columns",
-        "surgery.py",
+        "core/surgery.py",
         'cut(f.neurons_out, 1, kept["neurons"])',
         'cut(f.neurons_out, 0, kept["neurons"])',
         "tests/test_surgery.py",
@@ -46,7 +46,7 @@ FAULTS = (
     ),
     Fault(
         "unsliced o_proj",
-        "surgery.py",
+        "core/surgery.py",
         'cut(f.output, 1, kept["query"])',
         "pass",
         "tests/test_surgery.py",
@@ -54,7 +54,7 @@ FAULTS = (
     ),
     Fault(
         "the first columns of o_proj, whichever heads stay",
-        "surgery.py",
+        "core/surgery.py",
         'cut(f.output, 1, kept["query"])',
         'cut(f.output, 1, torch.arange(len(kept["query"])))',
         "tests/test_surgery.py",
@@ -62,7 +62,7 @@ FAULTS = (
     ),
     Fault(
         "padding counted",
-        "sums.py",
+        "core/sums.py",
         "weight = mask.double()",
         "weight = torch.ones_like(mask, dtype=torch.float64)",
         "tests/test_scores.py",
@@ -70,7 +70,7 @@ FAULTS = (
     ),
     Fault(
         "Wanda's weights without abs",
-        "criteria.py",
+        "core/criteria.py",
         "(output.abs().mean(-1) * mean",
         "(output.mean(-1) * mean",
         "tests/test_criteria.py",
@@ -78,7 +78,7 @@ FAULTS = (
     ),
     Fault(
         "the votes of Consensus upside down",
-        "layers.py",
+        "methods/layers.py",
         "rankdata([of_metric[i] for i in layers])",
         "rankdata([-of_metric[i] for i in layers])",
         "tests/test_layers.py",
@@ -86,7 +86,7 @@ FAULTS = (
     ),
     Fault(
         "a ridge towards zero",
-        "gram.py",
+        "methods/normal_equations.py",
         "xy + penalty[:, None] * prior.T, factor",
         "xy, factor",
         "tests/test_refit.py",

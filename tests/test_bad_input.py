@@ -13,7 +13,7 @@ from helpers import PLAIN, TEXT, Shape, batch, byte_tokenizer, equal, hooks, pro
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 import amp_tutorial as amp
-from amp_tutorial import checkpoint
+from amp_tutorial.core import checkpoint
 
 TOKENIZER = byte_tokenizer()
 

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 import amp_tutorial as amp
-from amp_tutorial import budget
-from amp_tutorial.evaluation import Timing
-from amp_tutorial.shapes import CUT, OF, Shape, Shapes
-from amp_tutorial.slicing import STREAMS
+from amp_tutorial.core.perplexity import Timing
+from amp_tutorial.methods import budget
+from amp_tutorial.methods.hidden_size import STREAMS
+from amp_tutorial.methods.shapes import CUT, OF, Shape, Shapes
 
 ROWS = prompts([12] * 16)
 BATCHES = [batch(ROWS[i : i + 4]) for i in range(0, len(ROWS), 4)]
@@ -66,7 +66,7 @@ def test_every_candidate_meets_the_target_and_none_is_smaller_than_need_be(
         cut -= {"hidden"}
     assume(cut and (of != "cache" or cut & {"heads", "layers"}))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("amp_tutorial.shapes.latency", slow)
+        patch.setattr("amp_tutorial.methods.shapes.latency", slow)
         try:
             shapes = Shapes(tiny(tiny_shape), remove, of, sorted(cut), 5, 0)
         except ValueError as error:
@@ -123,7 +123,7 @@ def test_time_is_that_of_the_dense_model_beside_it(monkeypatch: pytest.MonkeyPat
         measured.append(model.num_parameters())
         return slow(model, **how)
 
-    monkeypatch.setattr("amp_tutorial.shapes.latency", counted)
+    monkeypatch.setattr("amp_tutorial.methods.shapes.latency", counted)
     model, state = tiny(Tiny(layers=3)), torch.random.get_rng_state()
     shapes = Shapes(model, 0.4, "latency", ["heads", "neurons"], 5, 0)
     line = shapes.start("heads")

@@ -28,8 +28,9 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrainedModel, pipeline
 
 import amp_tutorial as amp
-from amp_tutorial.course import NOTEBOOKS, run
-from amp_tutorial.stock import Check, matmul_speed
+from amp_tutorial.core.stock import Check, matmul_speed
+from amp_tutorial.course import run
+from amp_tutorial.files.paths import NOTEBOOKS
 
 
 def cut(model: PreTrainedModel) -> PreTrainedModel:

@@ -18,8 +18,8 @@ from helpers import EVERY_FAMILY, KNOWN, TEXT, Shape, byte_tokenizer, equal, log
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 import amp_tutorial as amp
-from amp_tutorial.checkpoint import MODELS, configuration, verify
-from amp_tutorial.saving import older_names
+from amp_tutorial.core.checkpoint import MODELS, configuration, verify
+from amp_tutorial.core.saving import older_names
 
 
 @pytest.mark.parametrize("name", amp.EMBEDDED)

@@ -10,7 +10,7 @@ import pytest
 from filelock import FileLock
 from small_notebooks import RECORD, small
 
-from amp_tutorial.course import ROOT
+from amp_tutorial.files.paths import ROOT
 from amp_tutorial.runs import cli, execute, one
 from amp_tutorial.runs.parameters import checked, parameters_of
 

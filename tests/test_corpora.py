@@ -11,8 +11,8 @@ from datasets import Dataset, DatasetDict
 from helpers import byte_tokenizer, logits, tiny
 
 import amp_tutorial as amp
-from amp_tutorial import corpora
-from amp_tutorial.data import pairs
+from amp_tutorial.core.data import pairs
+from amp_tutorial.files import texts as corpora
 
 ALPACA = [
     dict(instruction="Name a bird.", input="", output="A tit."),

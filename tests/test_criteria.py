@@ -6,7 +6,7 @@ from helpers import EVERY_FAMILY, KNOWN, Shape, batch, equal, hooks, prompts, ti
 from torch import Tensor
 
 import amp_tutorial as amp
-from amp_tutorial.families import weight_of
+from amp_tutorial.core.families import weight_of
 
 ROWS = prompts((9, 4, 7, 1, 6))
 BATCHES = [batch(ROWS[:2], left=True), batch(ROWS[2:])]

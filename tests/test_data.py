@@ -10,7 +10,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import amp_tutorial as amp
-from amp_tutorial.data import SPLITS, pairs, windows
+from amp_tutorial.core.data import pairs, windows
+from amp_tutorial.files.texts import SPLITS
 
 TOKENIZER = byte_tokenizer()
 DOCUMENTS = st.lists(st.text("abc ", min_size=1, max_size=40), min_size=2, max_size=5)

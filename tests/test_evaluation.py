@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 import amp_tutorial as amp
-from amp_tutorial import evaluation
+from amp_tutorial.core import perplexity as evaluation
 
 TOKENIZER = byte_tokenizer()
 

@@ -15,9 +15,9 @@ import pytest
 from filelock import FileLock
 from small_notebooks import RECORD, small
 
-from amp_tutorial import records
-from amp_tutorial.course import ROOT
+from amp_tutorial.files.paths import ROOT
 from amp_tutorial.runs import execute, remains
+from amp_tutorial.runs import record as records
 from amp_tutorial.runs.parameters import checked, parameters_of
 
 # Leaves the ids of its kernel and of a process that the kernel started, at once, and then never ends.

@@ -14,8 +14,8 @@ from peft import LoraConfig, inject_adapter_in_model
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, LlamaConfig
 
 import amp_tutorial as amp
-from amp_tutorial.criteria import projected_l1
-from amp_tutorial.families import family_of
+from amp_tutorial.core.criteria import projected_l1
+from amp_tutorial.core.families import family_of
 
 
 def test_the_tests_know_every_family() -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_notebooks import small
 
-from amp_tutorial.course import NOTEBOOKS
+from amp_tutorial.files.paths import NOTEBOOKS
 from amp_tutorial.runs import execute, identity, presets
 from amp_tutorial.runs.parameters import checked, parameters_of
 

@@ -18,10 +18,10 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 import amp_tutorial as amp
-from amp_tutorial.layers import consensus
-from amp_tutorial.plans import whole_plan
-from amp_tutorial.similarity import METRICS
-from amp_tutorial.surgery import renumbered
+from amp_tutorial.core.plans import whole_plan
+from amp_tutorial.core.surgery import renumbered
+from amp_tutorial.methods.layers import consensus
+from amp_tutorial.methods.similarity import METRICS
 
 FOUR_LAYERS = every(KNOWN, layers=4)
 READING = [name for name in amp.LAYER_CRITERIA if name not in ("last", "random")]

@@ -12,8 +12,9 @@ from helpers import VOCABULARY, Shape, byte_tokenizer, tiny
 from torch import Tensor
 
 import amp_tutorial as amp
-from amp_tutorial.course import boards, leaderboard, slicegpt, standings, summary, systems
-from amp_tutorial.course.systems import RECOVERED, SYSTEMS, System
+from amp_tutorial.methods import slicegpt
+from amp_tutorial.reports import boards, leaderboard, standings, summary, systems
+from amp_tutorial.reports.systems import RECOVERED, SYSTEMS, System
 
 Ran = list[tuple[str, float, int]]  # system, ratio and seed of every run that was measured
 LARGER = Shape(layers=4, groups=4, neurons=64, hidden=32)

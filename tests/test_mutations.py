@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from mutations import FAULTS, Fault, apply, copy_repository
 
-from amp_tutorial.course import NOTEBOOKS, ROOT, run
+from amp_tutorial.course import run
+from amp_tutorial.files.paths import NOTEBOOKS, ROOT
 
 PASSED, FAILED = 0, 1  # pytest's exit statuses; others mean that tests could not be run at all
 

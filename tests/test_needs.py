@@ -18,8 +18,9 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import amp_tutorial as amp
-from amp_tutorial import needs, peaks
-from amp_tutorial.workload import LONGEST_TINY
+from amp_tutorial.runs import requirements as needs
+from amp_tutorial.runs.workload import LONGEST_TINY
+from amp_tutorial.scale import peak_memory as peaks
 
 CLOSE = 0.25
 SMALL: dict[str, Any] = dict(

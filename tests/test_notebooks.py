@@ -14,9 +14,10 @@ import nbformat
 import pytest
 from nbformat import NotebookNode
 
-from amp_tutorial.course import NOTEBOOKS, ROOT, SOURCES, STATIC, exercises, run
+from amp_tutorial.course import exercises, run
 from amp_tutorial.course.build import COMPARED, faults, stored_differs
 from amp_tutorial.course.sources import Source, parse
+from amp_tutorial.files.paths import NOTEBOOKS, ROOT, SOURCES, STATIC
 
 EVERY = sorted(p.stem for p in SOURCES.glob("*.py"))
 LESSONS = [stem for stem in EVERY if re.match(r"\d\d_", stem)]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 import amp_tutorial as amp
-from amp_tutorial import official
+from amp_tutorial.methods import official
 
 Hook = Callable[[nn.Linear, tuple[Tensor], Tensor], None]
 

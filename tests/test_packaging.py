@@ -16,8 +16,8 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
-from amp_tutorial.course import ROOT
 from amp_tutorial.course.sources import address
+from amp_tutorial.files.paths import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 NEEDED = [Requirement(r) for r in PROJECT["dependencies"]]

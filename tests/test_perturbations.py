@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import amp_tutorial as amp
-from amp_tutorial.perturbations import NEAR, PERTURBATIONS, perturbed, words_of
-from amp_tutorial.tasks import Item
+from amp_tutorial.measure.robustness import NEAR, PERTURBATIONS, perturbed, words_of
+from amp_tutorial.measure.tasks import Item
 
 ITEMS = [
     json.loads(line)
@@ -123,7 +123,7 @@ def test_each_perturbation_has_a_rate_of_its_own(monkeypatch: pytest.MonkeyPatch
         seen.extend(change.keywords["rate"] for change in args[6:])
         return amp.Accuracy()
 
-    monkeypatch.setattr(sys.modules["amp_tutorial.perturbations"], "accuracy", noted)
+    monkeypatch.setattr(sys.modules["amp_tutorial.measure.robustness"], "accuracy", noted)
     amp.robustness(tiny(), byte_tokenizer(), list(PERTURBATIONS))
     amp.robustness(tiny(), byte_tokenizer(), list(PERTURBATIONS), rate=0)
     assert seen == [0.1, 0.1, 1.0, 0, 0, 0]

@@ -9,8 +9,9 @@ import torch
 import yaml
 
 import amp_tutorial as amp
-from amp_tutorial import needs, peaks
-from amp_tutorial.course import ROOT
+from amp_tutorial.files.paths import ROOT
+from amp_tutorial.runs import requirements as needs
+from amp_tutorial.scale import peak_memory as peaks
 
 PRESETS = sorted((amp.DATA / "presets").glob("*.yaml"))
 WANTED = {

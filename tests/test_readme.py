@@ -8,7 +8,8 @@ import torch
 from helpers import KNOWN, WITH_HEADS, WITH_NEURONS, Shape, some_plan, tiny
 
 import amp_tutorial as amp
-from amp_tutorial.course import NOTEBOOKS, ROOT, readme
+from amp_tutorial.files.paths import NOTEBOOKS, ROOT
+from amp_tutorial.reports import families_table as readme
 from amp_tutorial.runs import presets
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")

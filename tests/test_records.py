@@ -18,10 +18,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import amp_tutorial as amp
-from amp_tutorial import data, machine, records
-from amp_tutorial.checkpoint import MODELS
-from amp_tutorial.course import ROOT
-from amp_tutorial.data import sha256
+from amp_tutorial.core.checkpoint import MODELS
+from amp_tutorial.core.data import sha256
+from amp_tutorial.files.paths import ROOT
+from amp_tutorial.runs import machine
+from amp_tutorial.runs import record as records
 
 SCHEMAS = json.loads((Path(records.__file__).parent / "record.schema.json").read_text(encoding="utf-8"))["$defs"]
 REQUIRED = SCHEMAS["schema 2"]["required"]
@@ -94,8 +95,7 @@ def test_a_hub_model_in_the_cache_has_its_commit_and_files(tmp_path: Path, monke
 def test_the_data_hash_is_that_of_all_tasks_and_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = written(amp.Record("a", {}), tmp_path / "a.json")["data_sha256"]
     assert first == written(amp.Record("b", {}), tmp_path / "b.json")["data_sha256"]
-    assert records.DATA == data.DATA
-    monkeypatch.setattr("amp_tutorial.records.DATA", tmp_path)
+    monkeypatch.setattr("amp_tutorial.runs.record.DATA", tmp_path)
     seen = {first}
     for folder in ("tasks", "world"):
         (tmp_path / folder).mkdir()
@@ -221,7 +221,7 @@ def test_a_file_that_is_not_there_or_no_text_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_records_of_the_first_schema_are_still_read() -> None:
-    shipped = [path for path in (data.DATA / "results").glob("*.json") if path.name != "summary.json"]
+    shipped = [path for path in (amp.DATA / "results").glob("*.json") if path.name != "summary.json"]
     assert len(shipped) > 50
     assert all(records.read(path)["schema"] == 1 for path in shipped)
 

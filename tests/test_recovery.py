@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 import amp_tutorial as amp
-from amp_tutorial.recovery import IGNORE, encode
+from amp_tutorial.methods.lora import IGNORE, encode
 
 TOKENIZER = byte_tokenizer()
 

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import yaml
 
-from amp_tutorial.runs import reference
-from amp_tutorial.runs.reference import Entry, read
+from amp_tutorial.reports import reference
+from amp_tutorial.reports.reference import Entry, read
 
 
 def entries() -> dict[str, Entry]:

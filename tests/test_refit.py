@@ -14,12 +14,12 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import amp_tutorial as amp
-from amp_tutorial import refit as module
-from amp_tutorial.families import Kind, weight_of
-from amp_tutorial.gram import Normal, eliminate
-from amp_tutorial.residual import residual_scale, watch
-from amp_tutorial.surgery import _kept
-from amp_tutorial.walk import Walk
+from amp_tutorial.core.families import Kind, weight_of
+from amp_tutorial.core.surgery import _kept
+from amp_tutorial.methods import repair as module
+from amp_tutorial.methods.layerwise import Walk
+from amp_tutorial.methods.normal_equations import Normal, eliminate
+from amp_tutorial.methods.projections import residual_scale, watch
 
 ROWS = prompts([12] * 24)
 BATCHES = [batch(ROWS[i : i + 4]) for i in range(0, len(ROWS), 4)]

@@ -20,8 +20,8 @@ import pytest
 from distributed import LocalCluster
 from small_notebooks import RECORD, small
 
-from amp_tutorial import records
-from amp_tutorial.course import ROOT
+from amp_tutorial.files.paths import ROOT
+from amp_tutorial.runs import record as records
 from amp_tutorial.runs.execute import finished
 
 WITHIN = 240.0  # seconds; a generous limit for what takes a few

@@ -9,11 +9,12 @@ import nbformat
 import pytest
 
 import amp_tutorial as amp
-from amp_tutorial import records, settings
-from amp_tutorial.course import NOTEBOOKS, ROOT
-from amp_tutorial.runs import cli, costs, presets
+from amp_tutorial.files.paths import NOTEBOOKS, ROOT
+from amp_tutorial.reports import preset_costs as costs
+from amp_tutorial.runs import cli, presets, settings
+from amp_tutorial.runs import record as records
 from amp_tutorial.runs.parameters import parameters_of
-from amp_tutorial.settings import CHOICES, LEAST, sensible
+from amp_tutorial.runs.settings import CHOICES, LEAST, sensible
 
 NOTEBOOK = NOTEBOOKS / "reproduce.ipynb"
 KNOWN = parameters_of(NOTEBOOK)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import amp_tutorial as amp
-from amp_tutorial.course import results, summary
+from amp_tutorial.reports import results, summary
 
 
 def test_interval_over_seeds_is_students() -> None:

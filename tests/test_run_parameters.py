@@ -6,8 +6,7 @@ from typing import Any
 import pytest
 from small_notebooks import RECORD, small
 
-from amp_tutorial.course import NOTEBOOKS
-from amp_tutorial.records import DATA
+from amp_tutorial.files.paths import DATA, NOTEBOOKS
 from amp_tutorial.runs import execute, identity, one, presets
 from amp_tutorial.runs.parameters import checked, parameters_of, parsed
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 import amp_tutorial as amp
-from amp_tutorial import shots as module
-from amp_tutorial.shots import Shot, composed, schedule, widths
+from amp_tutorial.methods import shots as module
+from amp_tutorial.methods.shots import Shot, composed, schedule, widths
 
 TOKENIZER = byte_tokenizer()
 BATCHES = [batch(prompts((9, 7))), batch(prompts((8, 5), seed=1))]

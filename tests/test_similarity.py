@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.linalg import sqrtm
 from scipy.stats import ortho_group
 
-from amp_tutorial.similarity import METRICS, cka, gaussian, linear_shape, permutation, wasserstein
+from amp_tutorial.methods.similarity import METRICS, cka, gaussian, linear_shape, permutation, wasserstein
 
 TOKENS, FEATURES = 400, 6
 ROTATION_BLIND = ("cka", "linear_0", "linear_1", "gaussian_0", "gaussian_1", "gaussian_2")

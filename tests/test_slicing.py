@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 import amp_tutorial as amp
-from amp_tutorial import slicing
+from amp_tutorial.methods import hidden_size as slicing
 
 SLICED = tuple(slicing.STREAMS)
 ROWS = [prompts(), prompts((12, 12, 12), seed=1)]
@@ -240,7 +240,7 @@ def test_families_that_cannot_be_turned_say_why(family: str) -> None:
 def test_a_family_without_a_row_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny()
     monkeypatch.delitem(slicing.STREAMS, "llama")
-    with pytest.raises(ValueError, match="a llama cannot be sliced: it has no row in amp_tutorial.slicing.STREAMS"):
+    with pytest.raises(ValueError, match="a llama cannot be sliced: it has no row in residual_roles.STREAMS"):
         measured(model)
 
 

@@ -19,9 +19,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import amp_tutorial as amp
-from amp_tutorial import FAMILIES, streaming
-from amp_tutorial.folder import Folder, load_into
-from amp_tutorial.stock import tied
+from amp_tutorial import FAMILIES
+from amp_tutorial.core.stock import tied
+from amp_tutorial.scale import prune_folder as streaming
+from amp_tutorial.scale.checkpoint_on_disk import Folder, load_into
 
 BATCHES = [batch(prompts()), batch(prompts((5, 3, 8), seed=1), left=True), batch(prompts((12,), seed=2))]
 GROUPED = Shape(layers=3, groups=4, group_size=2, head_dim=8, hidden=64)

@@ -12,10 +12,12 @@ from test_streaming import GROUPED, checkpoint, equal, others, stored
 from transformers import PreTrainedModel
 
 import amp_tutorial as amp
-from amp_tutorial import FAMILIES, refit, streaming
-from amp_tutorial.folder import Folder
-from amp_tutorial.refitting import Refits
-from amp_tutorial.slicing import STREAMS
+from amp_tutorial import FAMILIES
+from amp_tutorial.methods import repair as refit
+from amp_tutorial.methods.hidden_size import STREAMS
+from amp_tutorial.methods.repair_layer import Refits
+from amp_tutorial.scale import prune_folder as streaming
+from amp_tutorial.scale.checkpoint_on_disk import Folder
 
 BATCHES = [batch(prompts((9, 4, 7, 12, 6), seed), left=seed % 2 == 1) for seed in range(5)]
 SEVERAL = [

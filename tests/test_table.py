@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 import amp_tutorial as amp
-from amp_tutorial.course import NOTEBOOKS, ROOT
-from amp_tutorial.course.summary import over_seeds
-from amp_tutorial.runs import groups, rows, table
-from amp_tutorial.runs.reference import Entry, Ours
+from amp_tutorial.files.paths import NOTEBOOKS, ROOT
+from amp_tutorial.reports import groups, rows, table
+from amp_tutorial.reports.reference import Entry, Ours
+from amp_tutorial.reports.summary import over_seeds
 
 MODEL = "owner/llama"
 ENTRY = Entry(
@@ -408,7 +408,7 @@ def test_the_command_refuses_to_mix_before_any_work(tmp_path: Path, capsys: pyte
 
 def test_importing_and_reading_records_needs_no_torch() -> None:
     code = (
-        "import sys; from amp_tutorial.runs import groups, table; from amp_tutorial.records import DATA; "
+        "import sys; from amp_tutorial.runs import groups, table; from amp_tutorial.files.paths import DATA; "
         "groups.grouped(groups.scan(DATA / 'results')); print('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)

@@ -10,7 +10,7 @@ import yaml
 from helpers import byte_tokenizer, tiny
 
 import amp_tutorial as amp
-from amp_tutorial.tasks import NORM, task_names
+from amp_tutorial.measure.tasks import NORM, task_names
 
 ITEMS: list[dict[str, Any]] = [
     {"question": f"The colour of number {i} is", "choices": ["red", "very light blue"], "answer": i % 2}

@@ -16,8 +16,8 @@ import nbformat
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 
-from amp_tutorial.course import NOTEBOOKS, ROOT, SOURCES, STATIC
-from amp_tutorial.course.sources import Source, notebook, parse
+from ..files.paths import NOTEBOOKS, ROOT, SOURCES, STATIC
+from .sources import Source, notebook, parse
 
 CELL_TIMEOUT = 600  # seconds
 COMPARED = "# NBVAL_CHECK_OUTPUT"  # first line of a cell whose output nbval compares

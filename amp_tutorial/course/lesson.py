@@ -23,9 +23,9 @@ from IPython.display import display
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from amp_tutorial.course import STATIC, exercises, record_path
-from amp_tutorial.data import DATA
-from amp_tutorial.records import Record
+from ..files.paths import DATA, STATIC, record_path
+from ..runs.record import Record
+from . import exercises
 
 # Colour never carries meaning alone: pair PALETTE[i] with MARKERS[i] in lines and with HATCHES[i] in bars.
 PALETTE = sns.color_palette("colorblind")
@@ -75,7 +75,7 @@ class Lesson:
         Raises:
             ValueError: no such folder, or records that must not be averaged.
         """
-        from amp_tutorial.runs import groups, plots
+        from ..reports import groups, plots
 
         found = groups.grouped(groups.scan(folder or DATA / "sweep"))
         print(

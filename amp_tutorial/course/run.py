@@ -21,7 +21,7 @@ import papermill
 from nbconvert import HTMLExporter
 from tqdm import tqdm
 
-from amp_tutorial.course import NOTEBOOKS, ROOT, STATIC, record_path
+from ..files.paths import NOTEBOOKS, ROOT, STATIC, record_path
 
 LESSON_TIMEOUT = 900  # seconds; a lesson takes under 60
 

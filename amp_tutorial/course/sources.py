@@ -17,7 +17,8 @@ from math import ceil
 import nbformat
 from nbformat import NotebookNode
 
-from amp_tutorial.course import ROOT, exercises
+from ..files.paths import ROOT
+from . import exercises
 
 CELL = re.compile(r"^# %%\s*(?P<markdown>\[markdown\])?\s*(?:tags=(?P<tags>\[.*\]))?\s*$")
 PLACEHOLDER = re.compile(r"^\{\{(hint|solution):(\w+)\}\}$", re.MULTILINE)

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 COMMANDS = {
     "run": ("one run of a notebook", "amp_tutorial.runs.one"),
     "sweep": ("every run of a grid, on this machine or a cluster", "amp_tutorial.runs.sweep"),
-    "table": ("published numbers beside those of your runs", "amp_tutorial.runs.table"),
+    "table": ("published numbers beside those of your runs", "amp_tutorial.reports.table"),
     "doctor": ("what this machine can do, and what to mend", "amp_tutorial.runs.doctor"),
 }
 

@@ -21,9 +21,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
+from ..files.paths import DATA
+
 PACKAGE = "amp-tutorial"
-HERE = Path(__file__).parents[1]
-DATA = HERE / "data" if (HERE / "data").is_dir() else HERE.parent / "data"
 ROOMY = 5 * 10**9  # bytes of RAM and disk that the embedded models and a few results want
 TASK_DATA = ("piqa", "hellaswag", "winogrande", "ai2_arc")  # as their folders in the cache of datasets are called
 OPTIONAL = {"distributed": "cluster", "dask-jobqueue": "cluster", "codecarbon": "energy"}

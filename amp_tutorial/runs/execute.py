@@ -25,16 +25,14 @@ from typing import Any
 import psutil
 from filelock import FileLock, Timeout
 
-from amp_tutorial import records
-from amp_tutorial.course import STATIC
-
+from ..files.paths import ROOT, STATIC
+from . import record as records
 from . import remains
 from .identity import absolute, data_of, notebook_sha256, run_id
 from .kernel import DEAD
 from .remains import RECORD
 
 KERNEL = Path(__file__).with_name("kernel.py")
-PACKAGE = Path(__file__).resolve().parents[2]  # so that a kernel finds this package in a clone that was not installed
 LAST = 20  # lines of the log that are kept of a failure
 
 
@@ -215,7 +213,7 @@ def _papermill(job: Job, part: Path, limit: float | None, environment: Mapping[s
     """Run papermill in a process of its own, in the folder of the run."""
     given = job.parameters | ({"out": str(part)} if "out" in job.parameters else {})
     asked = dict(notebook=job.notebook, parameters=given, parent=os.getpid(), progress=progress)
-    search = os.pathsep.join(filter(None, (str(PACKAGE), os.getenv("PYTHONPATH"))))
+    search = os.pathsep.join(filter(None, (str(ROOT), os.getenv("PYTHONPATH"))))
     # The kernel is to be this Python, whatever a user has installed under the name python3.
     settings = {STATIC: "1", "PYTHONPATH": search, "JUPYTER_PREFER_ENV_PATH": "1", **environment}
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:  # not on a disk that may be full

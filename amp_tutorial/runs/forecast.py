@@ -38,7 +38,7 @@ def cost(parameters: Mapping[str, Any], here: bool = True) -> tuple[str, float]:
     """What a run is expected to need, in words, and its seconds; of a notebook without a model nothing is known."""
     if "model" not in parameters:
         return "to run", 0.0
-    from .. import needs  # only now: it takes torch along
+    from . import requirements as needs  # only now: it takes torch along
 
     try:
         found = needs.needs_of(dict(parameters))
@@ -58,6 +58,6 @@ def cost(parameters: Mapping[str, Any], here: bool = True) -> tuple[str, float]:
 
 
 def _duration(seconds: float) -> str:
-    from ..needs import duration
+    from .requirements import duration
 
     return duration(seconds)

@@ -12,10 +12,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from amp_tutorial.records import DATA, files_of
-
+from ..files.paths import DATA
 from .parameters import code_cells
 from .presets import names
+from .record import files_of
 
 CHANGES_NOTHING = ("out", "over_budget", "keep_model", "local_copies", "country")
 CORPORA = ("alpaca", "wikitext2", "ptb", "c4")

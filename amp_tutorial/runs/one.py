@@ -6,14 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from amp_tutorial import records
-
+from ..files.paths import NOTEBOOKS, PACKAGE
 from . import execute
+from . import record as records
 from .parameters import Parameter, checked, parameters_of, parsed
 from .presets import names, preset
 
-HERE = Path(__file__).resolve().parents[1]
-FOLDERS = (HERE.parent / "notebooks", HERE / "notebooks")  # of a clone, and of an installed package
+FOLDERS = (NOTEBOOKS, PACKAGE / "notebooks")  # of a clone, and of an installed package
 SHOWN = ("parameters removed", "perplexity", "mean accuracy")  # the metrics, or their last words, looked at first
 FEW = 12
 
@@ -120,7 +119,7 @@ def command(options: argparse.Namespace) -> int:
 
 def needed(parameters: Mapping[str, Any]) -> str:
     """What a run of the reproduction notebook needs, from configurations alone."""
-    from amp_tutorial.needs import needs_of
+    from .requirements import needs_of
 
     return str(needs_of(parameters))
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from amp_tutorial.records import DATA
+from ..files.paths import DATA
 
 PRESETS = DATA / "presets"
 

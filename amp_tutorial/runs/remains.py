@@ -8,8 +8,7 @@ from typing import Any
 import nbformat
 from nbformat import NotebookNode
 
-from amp_tutorial import records
-
+from . import record as records
 from .kernel import NOTEBOOK
 
 RECORD = "record.json"

@@ -10,8 +10,8 @@ from pathlib import Path
 import yaml
 from safetensors import safe_open
 
-from ..checkpoint import SUMS
-from ..data import sha256
+from ..core.checkpoint import SUMS
+from ..core.data import sha256
 from .skills import TASKS, held_out, trained
 from .stories import documents, plain
 from .train import NAMES, VALIDATION_SEED

@@ -32,8 +32,8 @@ import torch.nn.functional as F
 from matplotlib.colors import SymLogNorm
 
 import amp_tutorial as amp
+from amp_tutorial.core.data import padded
 from amp_tutorial.course import lesson
-from amp_tutorial.data import padded
 
 L = lesson.start(
     "02_importance",

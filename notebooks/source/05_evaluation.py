@@ -31,9 +31,10 @@ import torch
 from IPython.display import Markdown, display
 
 import amp_tutorial as amp
-from amp_tutorial.course import lesson, summary
-from amp_tutorial.course.summary import over_seeds
-from amp_tutorial.data import windows
+from amp_tutorial.core.data import windows
+from amp_tutorial.course import lesson
+from amp_tutorial.reports import summary
+from amp_tutorial.reports.summary import over_seeds
 
 L = lesson.start(
     "05_evaluation",
@@ -395,7 +396,7 @@ for what, gain in fast.items():
 # ## Three models, more items
 #
 # The results command repeats all this on three models, with more items and with recovery:
-# `python -m amp_tutorial.course.results`. Its table comes with the course.
+# `python -m amp_tutorial.reports.results`. Its table comes with the course.
 # %%
 shipped = amp.DATA / "results" / "summary.json"
 if shipped.is_file():
@@ -457,6 +458,6 @@ else:
 # ## Where next
 # You now have every part: anatomy, scores, surgery, recovery and honest numbers. Take another model
 # (`model = "tiny-phi"`, a local folder or a hub id), another ratio, or write a criterion of your own: one function and
-# one line in `amp_tutorial/criteria.py`. Then come back here and see whether it wins.
+# one line in `amp_tutorial/core/criteria.py`. Then come back here and see whether it wins.
 # %%
 L.finish()

@@ -37,9 +37,10 @@ import torch
 from scipy.stats import rankdata
 
 import amp_tutorial as amp
-from amp_tutorial.course import boards, lesson, standings
-from amp_tutorial.course.summary import over_seeds
-from amp_tutorial.families import weight_of
+from amp_tutorial.core.families import weight_of
+from amp_tutorial.course import lesson
+from amp_tutorial.reports import boards, standings
+from amp_tutorial.reports.summary import over_seeds
 
 L = lesson.start(
     "06_other_answers",
@@ -76,7 +77,7 @@ print(f"{model}: {layers} layers of {heads} heads and {neurons} neurons; perplex
 # | random; reversed | a draw; AMP upside down | the controls |
 #
 # AMP's equations are second-hand, and its code agrees; those of TransAct, of Wanda-sp (in FLAP's code) and of FLAP are
-# read in the official code [code]; Taylor is LLM-Pruner's default. `amp_tutorial/criteria.py` has a function for each.
+# read in the official code [code]; Taylor is LLM-Pruner's default. Each is a function in `amp_tutorial/methods`.
 #
 # Each has a known weakness. AMP's neuron score leaves $W_{down}$ out, TransAct leaves out every weight. Wanda and FLAP
 # see one projection and not what later layers make of it. Taylor is a straight line through a curve, and needs a
@@ -679,7 +680,7 @@ else:
 #
 # ## 8 · The leaderboard
 #
-# `python -m amp_tutorial.course.leaderboard` runs every system of this course on three models, at three ratios, over
+# `python -m amp_tutorial.reports.leaderboard` runs every system of this course on three models, at three ratios, over
 # seeds, and keeps a record of each run. Here are the width criteria among them, on the model of this lesson if it is
 # there. ("FLAP, own split" is section 7's projected ranking; means go where biases are.)
 # %%

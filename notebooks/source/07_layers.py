@@ -34,8 +34,8 @@ from scipy.stats import spearmanr
 
 import amp_tutorial as amp
 from amp_tutorial.course import lesson
-from amp_tutorial.course.summary import over_seeds
-from amp_tutorial.similarity import METRICS
+from amp_tutorial.methods.similarity import METRICS
+from amp_tutorial.reports.summary import over_seeds
 
 L = lesson.start(
     "07_layers", dict(model=model, ratio=ratio, calibration=calibration, seed=seed, preset=preset, out=out)

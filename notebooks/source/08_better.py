@@ -41,11 +41,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import amp_tutorial as amp
+from amp_tutorial.core.families import weight_of
 from amp_tutorial.course import lesson
-from amp_tutorial.course.summary import over_seeds
-from amp_tutorial.families import weight_of
-from amp_tutorial.gram import Normal
-from amp_tutorial.slicing import hidden_at, roles, stream_of
+from amp_tutorial.methods.hidden_size import hidden_at, roles, stream_of
+from amp_tutorial.methods.normal_equations import Normal
+from amp_tutorial.reports.summary import over_seeds
 
 warnings.filterwarnings("ignore", category=FutureWarning)  # peft still uses a name that transformers will drop
 L = lesson.start(
@@ -970,7 +970,8 @@ print(f"Of the loss that the cut adds, {1 - left / added:.0%} is made up for.")
 #   [arXiv 2504.21174](https://arxiv.org/abs/2504.21174), ablation second-hand, from a summary.
 #
 # ## Where next
-# Read `amp_tutorial/refit.py` and `amp_tutorial/gram.py`: they are this lesson, with memory bounded layer by layer.
+# Read `repair.py` and `normal_equations.py` in `amp_tutorial/methods`: they are this lesson, with memory bounded layer
+# by layer.
 # Then take a model of your own (notebook B), and keep some text apart.
 # %%
 L.finish()

@@ -35,8 +35,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import amp_tutorial as amp
+from amp_tutorial.core.stock import matmul_speed
 from amp_tutorial.course import lesson
-from amp_tutorial.stock import matmul_speed
 
 parameters = dict(model=model, ratio=ratio, calibration=calibration, text=text, align=align, seed=seed, preset=preset)
 L = lesson.start("B_your_own_model", parameters | dict(out=out))

@@ -66,10 +66,10 @@ import matplotlib.pyplot as plt
 import torch
 
 import amp_tutorial as amp
-from amp_tutorial import official
 from amp_tutorial.course import lesson
-from amp_tutorial.needs import has, needs_of
-from amp_tutorial.settings import sensible
+from amp_tutorial.methods import official
+from amp_tutorial.runs.requirements import has, needs_of
+from amp_tutorial.runs.settings import sensible
 
 warnings.filterwarnings("ignore", category=FutureWarning)  # peft still uses a name that transformers will drop
 settings = dict(
@@ -239,6 +239,6 @@ L.record.show()
 # ## References
 #
 # - AMP: arXiv 2504.21174; code `c2d-usp/Efficient-LLMs-with-AMP` (Apache-2.0). Which of its choices `official` takes,
-#   and what is wrong in it, is said in `amp_tutorial/official.py` and lesson 3.
+#   and what is wrong in it, is said in `amp_tutorial/methods/official.py` and lesson 3.
 # - TransAct: arXiv 2407.05690, for `shots` and `criterion = "transact"`.
 # - lm-evaluation-harness, for all tasks.

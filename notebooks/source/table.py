@@ -17,7 +17,7 @@ import base64
 
 from IPython.display import Markdown, display
 
-from amp_tutorial.runs import table
+from amp_tutorial.reports import table
 
 found = table.read(runs, mix)
 display(Markdown(found.summary()))

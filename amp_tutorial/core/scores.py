@@ -1,0 +1,248 @@
+"""Score every head and every neuron of a model in one forward pass; save the scores, and use them at any ratio."""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, overload
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ..methods.taylor import by_gradients
+from .checkpoint import reason
+from .criteria import Criterion, Measure, named
+from .families import Anatomy, weight_of
+from .sums import Batch, Sums, several_processes, watching
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One value per query head and per neuron, for every layer. Higher means more important."""
+
+    heads: list[Float[Tensor, " heads"]]
+    neurons: list[Float[Tensor, " neurons"]]
+    criterion: str
+    average: str
+    tokens: int  # tokens averaged over, padding not counted; 0 where the criterion sees none
+    prompts: int
+    seed: int
+    model_hash: str = ""  # `fingerprint` of the model scored; "" where it is unknown, or chance alone decided
+    calibration_hash: str = ""  # of the prompts, whatever their order, batches and padding; "" where none were seen
+
+    def made_for(self, model: PreTrainedModel) -> bool:
+        """Whether this very model was scored, by `fingerprint`; True also where that is unknown."""
+        known = fingerprint(model)
+        return not known or not self.model_hash or self.model_hash == known
+
+    def save(self, path: str | Path, overwrite: bool = False) -> Path:
+        """Write one safetensors file, beside its place first and then moved there.
+
+        It holds `heads` (layers, heads) and `neurons` (layers, neurons) in float32; all else is metadata.
+
+        Raises:
+            ValueError: there is such a file, and `overwrite` is not set; or a folder of that name.
+            OSError: the file cannot be written, because the disk is full for example. Nothing of it is left then.
+        """
+        path = Path(path)
+        if path.is_dir() or (path.exists() and not overwrite):
+            otherwise = "" if path.is_dir() else " or say overwrite=True"
+            raise ValueError(f"{path} is there already; choose another name{otherwise}.")
+        tensors = {name: torch.stack(getattr(self, name)) for name in ("heads", "neurons")}
+        about = {field.name: str(getattr(self, field.name)) for field in fields(self) if field.name not in tensors}
+        beside = path.with_name(f".{path.name}.part")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            save_file(tensors, beside, about)
+            beside.replace(path)
+        except (OSError, SafetensorError) as error:
+            raise OSError(f"Could not write {path}: {reason(error)}; what was there is untouched.") from error
+        finally:
+            beside.unlink(missing_ok=True)
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Scores":
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: no such file, or one that holds no scores.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                stored = file.metadata() or {}
+                found: dict[str, Any] = {field.name: stored[field.name] for field in fields(cls)[2:]}
+                found |= {name: int(found[name]) for name in ("tokens", "prompts", "seed")}
+                found |= {name: list(file.get_tensor(name).unbind()) for name in ("heads", "neurons")}
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            raise ValueError(f"{path} is no file of scores, as Scores.save writes them; score again.") from error
+        return cls(**found)
+
+
+@overload
+def score(
+    model: PreTrainedModel,
+    batches: Iterable[Batch],
+    criterion: str = "amp",
+    average: str = "tokens",
+    seed: int = 0,
+    reduce: bool = False,
+) -> Scores: ...
+
+
+@overload
+def score(
+    model: PreTrainedModel,
+    batches: Iterable[Batch],
+    criterion: tuple[str, ...],
+    average: str = "tokens",
+    seed: int = 0,
+    reduce: bool = False,
+) -> dict[str, Scores]: ...
+
+
+def score(
+    model: PreTrainedModel,
+    batches: Iterable[Batch],
+    criterion: str | tuple[str, ...] = "amp",
+    average: str = "tokens",
+    seed: int = 0,
+    reduce: bool = False,
+) -> Scores | dict[str, Scores]:
+    """Score heads and neurons by one criterion of `CRITERIA`, or by several in the same pass.
+
+    Args:
+        model: a causal language model of a known family; it is not changed.
+        batches: mappings with `input_ids` and `attention_mask` (batch, length), as a DataLoader gives them. Positions
+            with attention mask 0 do not count. Read once; never held, so memory does not grow with their number.
+        criterion: a key of `CRITERIA`; or several, such as ("amp", "reversed", "random"). What
+            criteria have in common is measured once: "reversed" beside "amp" costs nothing.
+        average: "tokens" is the mean over all tokens. "prompts" is the mean over prompts of each prompt's mean, as
+            in AMP's official code: there a short prompt weighs as much as a long one.
+        seed: for "random" only.
+        reduce: the batches are this process's share (`batches[rank::world]`, or a DataLoader that accelerate prepared
+            with even_batches=False), to be summed over all processes of torch.distributed; each gets the scores of
+            the whole. All processes must call, and ask for the same. Without it a process scores what it was given
+            and asks no other.
+
+    Returns:
+        Scores; for a tuple of criteria a dict with the Scores of each.
+
+    Example:
+        Several devices, with `accelerate launch --multi_gpu --num_processes 2 this.py` (on a CPU with
+        `PartialState(cpu=True)`; `accelerate launch --cpu` starts one process, whatever number it is given):
+
+            state = accelerate.PartialState()
+            model, tokenizer = amp.load("tiny-llama", device=str(state.device))
+            batches = amp.calibration(tokenizer, "tinyworld", samples=64, seed=0)
+            scores = amp.score(model, batches[state.process_index :: state.num_processes], reduce=True)
+            if state.is_main_process:
+                scores.save("out/scores.safetensors")
+
+    Raises:
+        ValueError: unknown criterion or average, no tokens at all, or activations that are not finite. With `reduce`
+            also: processes that are not connected, hold different models, or were given the same batches, or a loader
+            that repeats prompts to make them even.
+    """
+    chosen = {name: named(name) for name in ((criterion,) if isinstance(criterion, str) else criterion)}
+    if average not in ("tokens", "prompts"):
+        raise ValueError(f"Unknown average {average!r}; choose 'tokens' or 'prompts'.")
+    anatomy, model_hash = Anatomy.of(model), fingerprint(model)
+    measures = [((c.heads, "heads"), (c.neurons, "neurons")) for c in chosen.values() if c.heads and c.neurons]
+    sums = Sums(anatomy, (measure for pair in measures for measure in pair))
+    if measures:
+        others = reduce and several_processes(batches)
+        pass_over(anatomy, batches, sums, average)
+        if others:
+            sums.reduce(model_hash, next(model.parameters()).device)
+        sums.check()
+    found = {}
+    for name, c in chosen.items():
+        if c.heads is not None and c.neurons is not None:
+            heads, neurons = (_finished(anatomy, sums, c, *m) for m in ((c.heads, "heads"), (c.neurons, "neurons")))
+            tokens, prompts, seen = sums.tokens, sums.prompts, f"{sums.digest:064x}"
+        elif c.gradient is not None:
+            if reduce:
+                raise ValueError(f"Scores by {name!r} need gradients, which are not added up over processes; use one.")
+            heads, neurons, tokens, prompts, seen = by_gradients(anatomy, batches, c.gradient, average)
+        else:
+            (heads, neurons), tokens, prompts, seen = _static(anatomy, c, seed), 0, 0, ""
+        of_model = model_hash if c.sees_data or c.static else ""
+        found[name] = Scores(heads, neurons, name, average, tokens, prompts, seed, of_model, seen)
+    return found[criterion] if isinstance(criterion, str) else found
+
+
+def fingerprint(model: PreTrainedModel) -> str:
+    """A cheap hash of a model: its parameters' shapes in order, and the signs of some 256 values of each.
+
+    Rounding keeps signs, so copies in float32, bfloat16 and float16 have the same. Training turns some of them; a
+    change that turns none of those looked at goes unseen: it finds mix-ups, not tampering. "" where some weights are
+    not in memory.
+    """
+    return hash_of(model.parameters())
+
+
+def hash_of(parameters: Iterable[Tensor]) -> str:
+    """`fingerprint` of parameters of which each is looked at once, in turn."""
+    digest = hashlib.sha256()
+    for parameter in parameters:
+        if parameter.is_meta:
+            return ""
+        values = parameter.detach().flatten()
+        signs = values[:: values.numel() // 256 | 1].signbit()  # an odd step meets more than one column
+        digest.update(f"{tuple(parameter.shape)}".encode() + signs.cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def pass_over(anatomy: Anatomy, batches: Iterable[Batch], sums: Sums, average: str) -> None:
+    """One forward pass over every batch, without gradients, dropout or logits."""
+    model = anatomy.model
+    training, device = model.training, next(model.parameters()).device
+    model.eval()
+    try:
+        with watching(anatomy, sums), torch.no_grad():
+            for batch in batches:
+                sums.begin(batch, average)
+                mask = batch["attention_mask"].to(device).long()
+                # The decoder without its output head: scores need no logits.
+                model.base_model(
+                    input_ids=batch["input_ids"].to(device),
+                    attention_mask=mask,
+                    position_ids=(mask.cumsum(-1) - 1).clamp(min=0),  # left padding shifts no position
+                    use_cache=False,
+                )
+    finally:
+        model.train(training)
+
+
+def _finished(anatomy: Anatomy, sums: Sums, criterion: Criterion, measure: Measure, part: str) -> list[Tensor]:
+    """Scores of every layer from its mean measures."""
+    means = sums.means(measure, part)
+    if criterion.finish is None:
+        return list(criterion.sign * means)
+    found = []
+    for i, total in enumerate(sums.totals[measure, part]):
+        if total is None:  # a layer that was not run, or has no such structures
+            found.append(torch.zeros(sums.structures[part]))
+            continue
+        layer = anatomy.layer(i)
+        output = weight_of(layer.output if part == "heads" else layer.neurons_out).detach().T.float().cpu()
+        shaped = output.reshape(sums.structures[part], -1, anatomy.hidden)
+        found.append(criterion.sign * criterion.finish(means[i], shaped, sums.tokens))
+    return found
+
+
+def _static(anatomy: Anatomy, criterion: Criterion, seed: int) -> tuple[list[Tensor], list[Tensor]]:
+    """Scores that need no data: from weights, or drawn from a seed."""
+    if criterion.static is not None:
+        heads = [criterion.static(anatomy.head_weights(i)) for i in range(anatomy.layers)]
+        neurons = [criterion.static(anatomy.neuron_weights(i)) for i in range(anatomy.layers)]
+        return [h.cpu() for h in heads], [n.cpu() for n in neurons]
+    generator = torch.Generator().manual_seed(seed)
+    heads = [torch.rand(anatomy.heads, generator=generator) for _ in range(anatomy.layers)]
+    neurons = [torch.rand(anatomy.neurons, generator=generator) for _ in range(anatomy.layers)]
+    return heads, neurons

@@ -1,0 +1,1 @@
+"""Texts, paths and files: what stands below everything else, without a model in sight."""

@@ -1,0 +1,111 @@
+"""Who reads a saved checkpoint, and which of its settings each program heeds: tables, with where that was read."""
+
+from dataclasses import dataclass
+
+import transformers
+from transformers import PreTrainedConfig
+
+from ..core.families import Anatomy
+
+EACH_LAYER = ("layer_types", "no_rope_layers")  # settings with one value for each layer
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Which settings a program takes from a configuration, by `model_type`, and where that was read."""
+
+    name: str
+    any_heads: frozenset[str]  # takes head_dim from the configuration
+    fixed_heads: frozenset[str] = frozenset()  # reads these, but takes hidden_size / num_attention_heads as head_dim
+    fixed_width: frozenset[str] = frozenset()  # takes 4 · hidden_size as the number of neurons, whatever is said
+    fixed_scale: bool = False  # takes the scale of attention from other settings than query_pre_attn_scalar
+    absent: frozenset[str] = frozenset()  # does not read these at all
+    source: str = ""
+
+
+def _types(names: str) -> frozenset[str]:
+    return frozenset(names.split())
+
+
+NO_HEADS = _types("gpt_neox gpt2 opt stablelm falcon")
+LLAMA_LIKE = _types("llama mistral mixtral smollm3 qwen3 qwen3_moe gemma gemma2 gemma3_text")
+TRANSFORMERS_4 = Reader(
+    "transformers 4",
+    any_heads=LLAMA_LIKE | _types("phi phi3 qwen2 olmo2 granite starcoder2 cohere"),
+    fixed_heads=NO_HEADS,
+    source="measured once with 4.57.6: a pruned tiny model of each family, logits equal",
+)
+VLLM = Reader(
+    "vLLM",
+    any_heads=LLAMA_LIKE | _types("phi phi3 olmo2 granite starcoder2 cohere"),
+    fixed_heads=NO_HEADS | {"qwen2"},
+    fixed_width=_types("falcon"),
+    source="read in source: vllm/model_executor/models and vllm/config/model.py of vLLM 0.33.0; not run",
+)
+LLAMA_CPP = Reader(
+    "llama.cpp",
+    any_heads=LLAMA_LIKE,
+    fixed_heads=(NO_HEADS - {"opt"}) | _types("phi phi3 qwen2 olmo2 granite starcoder2 cohere"),
+    fixed_width=_types("phi gpt2 falcon"),
+    fixed_scale=True,
+    absent=_types("opt"),
+    source="read in source: conversion/, src/models/ and src/llama-quant.cpp of llama.cpp in llama-cpp-python 0.3.36; "
+    "F32 measured once with it: a pruned tiny model of each family but Falcon",
+)
+
+
+@dataclass(frozen=True)
+class Loads:
+    """Whether a program loads the folder: "yes", "no" or "unknown"; why; and where that is known from."""
+
+    where: str
+    answer: str
+    reason: str
+    source: str
+
+    def __str__(self) -> str:
+        return f"  {self.where}: {self.answer}; {self.reason}\n    [{self.source}]"
+
+
+def loads(anatomy: Anatomy, config: PreTrainedConfig, heads: int, groups: int, neurons: int) -> list[Loads]:
+    """The answer of each reader for the configuration of the cut model."""
+    here = f"its configuration was built here with {transformers.__version__}; tests reload every family"
+    found = [Loads("transformers 5", "yes", "an ordinary configuration and class of transformers", here)]
+    for reader in (TRANSFORMERS_4, VLLM, LLAMA_CPP):
+        answer, reason = _answer(reader, anatomy, config, heads, neurons)
+        if answer == "yes" and reader is VLLM:
+            whole = [t for t in range(1, heads + 1) if heads % t == neurons % t == 0]
+            sizes = ", ".join(str(t) for t in whole if groups % t == 0 or t % groups == 0)
+            reason += f"; tensor parallel sizes that divide heads and neurons: {sizes}"
+        if answer == "yes" and reader is LLAMA_CPP:
+            reason += f"; F32 and F16{_quantised(heads * anatomy.head_dim, neurons)}"
+        found.append(Loads(reader.name, answer, reason, reader.source))
+    return found
+
+
+def _answer(reader: Reader, anatomy: Anatomy, config: PreTrainedConfig, heads: int, neurons: int) -> tuple[str, str]:
+    kind, scalar = config.model_type, getattr(config, "query_pre_attn_scalar", anatomy.head_dim)
+    if kind in reader.absent:
+        return "no", f"it does not read {kind}"
+    if kind not in reader.any_heads | reader.fixed_heads:
+        return "unknown", f"what it does with {kind} was not looked up"
+    if kind in reader.fixed_heads and heads * anatomy.head_dim != anatomy.hidden:
+        return "no", f"in {kind} it takes hidden_size / heads as head_dim; keep all heads"
+    if kind in reader.fixed_width and neurons != 4 * anatomy.hidden:
+        return "no", f"in {kind} it takes 4 · hidden_size as the number of neurons; keep all neurons"
+    if reader.fixed_scale and scalar != anatomy.head_dim and heads != anatomy.heads:
+        return "no", f"it guesses the scale of attention in {kind}, and wrongly after a cut; keep all heads"
+    mixed = any(len(set(getattr(anatomy.model.config, name, None) or ())) > 1 for name in EACH_LAYER)
+    if mixed and config.num_hidden_layers < anatomy.layers:
+        return "unknown", f"whether it reads which layer of {kind} is of which kind, or counts, was not looked up"
+    return "yes", "it takes these widths from the configuration"
+
+
+def _quantised(query: int, neurons: int) -> str:
+    """Which block types fit rows of the two output projections: K types hold 256 weights in a block, others 32."""
+    rows = [n for n in (query, neurons) if n]
+    if all(n % 256 == 0 for n in rows):
+        return ", and every quantised type"
+    if all(n % 32 == 0 for n in rows):
+        return ", and Q4_0 to Q8_0; in K types (blocks of 256) some tensors fall back to those"
+    return "; in quantised types some tensors stay F16, because their rows are no multiple of 32 (align=32 helps)"

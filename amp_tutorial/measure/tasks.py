@@ -1,0 +1,182 @@
+"""Zero-shot tasks through lm-eval: the embedded six, any of lm-eval's own, or those of a local folder."""
+
+import contextlib
+import difflib
+import io
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..files.paths import DATA
+
+CHANCE = {
+    "tiny_tool": 1 / 2,
+    "tiny_ending": 1 / 4,
+    "tiny_owner": 1 / 2,
+    "tiny_fact": 1 / 4,
+    "tiny_chain": 1 / 4,
+    "tiny_yesno": 1 / 2,
+}
+TASKS = tuple(CHANCE)
+PAPER_TASKS = ("piqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge")  # whose mean is AMP's metric
+NORM = " acc_norm"  # ending of what is measured with log-likelihoods divided by the bytes of each answer
+Item = dict[str, Any]  # of a task: its "prompt", its "choices", and the index of the right "answer" among them
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A mean with its standard error over n items."""
+
+    value: float
+    stderr: float
+    n: int
+
+    @property
+    def low(self) -> float:
+        return self.value - 1.96 * self.stderr
+
+    @property
+    def high(self) -> float:
+        return self.value + 1.96 * self.stderr
+
+
+class Accuracy(dict[str, Measured]):
+    """Accuracy per task, and under "<task> acc_norm" that with normalised answers, where the task has it."""
+
+    @property
+    def mean(self) -> Measured:
+        """The unweighted mean over tasks, of plain accuracy; items of different tasks are independent."""
+        parts = [measured for name, measured in self.items() if not name.endswith(NORM)]
+        error = math.sqrt(sum(m.stderr**2 for m in parts)) / len(parts)
+        return Measured(sum(m.value for m in parts) / len(parts), error, sum(m.n for m in parts))
+
+
+def task_names(tasks: str | Sequence[str] | None) -> list[str]:
+    """ "tiny" (also None), "paper", or names with commas, as a list."""
+    if tasks is None or tasks == "tiny":
+        return list(TASKS)
+    if tasks == "paper":
+        return list(PAPER_TASKS)
+    return [name.strip() for name in tasks.split(",")] if isinstance(tasks, str) else list(tasks)
+
+
+def accuracy(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: str | Sequence[str] | None = None,
+    limit: int | None = None,
+    batch_size: int = 64,
+    progress: bool = False,
+    change: Callable[[Item], Item] | None = None,
+    folder: str | Path = "",
+) -> Accuracy:
+    """Zero-shot accuracy (highest summed log-likelihood) through lm-eval, with its standard errors.
+
+    Args:
+        tasks: "tiny" (the embedded six, also by default), "paper" (`PAPER_TASKS`), or names of tasks: embedded ones, of
+            lm-eval, or of `folder`; a list, or with commas.
+        limit: only the first items of each task. Items of the embedded tasks come in groups that share one list of
+            choices, so take a multiple of 4 to keep them balanced.
+        progress: let lm-eval show its progress bars.
+        change: what is done to every item before it is asked, of embedded tasks; `robustness` perturbs prompts by it.
+        folder: of task files of your own in lm-eval's format; paths in them are relative to it.
+
+    Raises:
+        ValueError: an unknown task, one without accuracy, a group of tasks, or data that are not to be had.
+    """
+    names = task_names(tasks)
+    tiny, others = [n for n in names if n in TASKS], [n for n in names if n not in TASKS]
+    if others and change is not None:
+        raise ValueError(f"Items can be changed of {', '.join(TASKS)} only, not of {others[0]!r}.")
+    from lm_eval import evaluate  # here, because lm-eval takes seconds to import and not every lesson needs it
+    from lm_eval.models.huggingface import HFLM
+
+    with contextlib.nullcontext() if progress else contextlib.redirect_stderr(io.StringIO()):
+        loaded = _loaded(tiny, others, change, folder)
+        wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, add_bos_token=True)
+        # `evaluate`, not `simple_evaluate`: that one seeds all generators anew and asks git for a commit.
+        found = evaluate(
+            wrapped,
+            loaded,
+            limit=limit,
+            bootstrap_iters=0,  # the standard error of a mean has a formula
+            log_samples=False,
+            verbosity="ERROR",
+        )
+    result = Accuracy()
+    for task in names:
+        row, n = found["results"][task], found["n-samples"][task]["effective"]
+        if "acc,none" not in row:
+            raise ValueError(f"Task {task!r} measures no accuracy (acc), but {', '.join(k for k in row if ',' in k)}.")
+        for key, ending in (("acc,none", ""), ("acc_norm,none", NORM)):
+            if key in row:
+                result[task + ending] = Measured(row[key], math.sqrt(row[key] * (1 - row[key]) / max(1, n - 1)), n)
+    return result
+
+
+def known_tasks(names: list[str], folder: str | Path = "") -> Any:
+    """lm-eval's manager of tasks, if it knows all that are not embedded; no data are read.
+
+    Raises:
+        ValueError: no such folder, an unknown task, or a group of tasks.
+    """
+    from lm_eval.tasks import TaskManager
+
+    others = [name for name in names if name not in TASKS]
+    if not others:
+        return TaskManager(include_defaults=False)
+    if folder and not Path(folder).is_dir():
+        raise ValueError(f"No folder of tasks {str(folder)!r}.")
+    path = str(Path(folder).resolve()) if folder else None
+    own = TaskManager(include_path=path, include_defaults=False) if path else None
+    # Its own index has some fifteen thousand names and takes seconds; it is not asked if the folder has all.
+    manager = own if own and set(others) <= set(own.all_tasks) else TaskManager(include_path=path)
+    for name in others:
+        if name not in manager.all_subtasks:
+            if name in manager.all_tasks:
+                raise ValueError(f"Task {name!r} is a group; name the tasks in it.")
+            near = ", ".join(difflib.get_close_matches(name, [*TASKS, *manager.all_subtasks], 3))
+            meant = f"the nearest are {near}" if near else f"choose from {', '.join(TASKS)}, or from lm-eval's"
+            raise ValueError(f"Unknown task {name!r}; {meant}.")
+    return manager
+
+
+def _loaded(
+    tiny: list[str], others: list[str], change: Callable[[Item], Item] | None, folder: str | Path
+) -> dict[str, Any]:
+    """Tasks with their data, as lm-eval's `evaluate` takes them.
+
+    Raises:
+        ValueError: see `accuracy`.
+    """
+    configs = [_embedded(task, change) for task in tiny]
+    manager = known_tasks(others, folder)
+    if not others:
+        return dict(manager.load(configs))
+    try:
+        with contextlib.chdir(folder or "."):  # paths in a task file are relative to it
+            return dict(manager.load([*configs, *others]))
+    except Exception as error:  # whatever the libraries raise: offline, gone, a damaged file
+        why = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        fetch = f"from lm_eval.tasks import TaskManager; TaskManager().load({others})"
+        raise ValueError(
+            f"The data of {', '.join(others)} are not to be had ({why}). Where there is a network, this puts them into "
+            f'the cache (HF_HOME), which can be copied here: python -c "{fetch}"'
+        ) from error
+
+
+def _embedded(task: str, change: Callable[[Item], Item] | None) -> dict[str, Any]:
+    import yaml
+    from datasets import Dataset
+
+    config = yaml.safe_load((DATA / "tasks" / f"{task}.yaml").read_text(encoding="utf-8"))
+    # The file names its data relative to the repository; resolve it, so that any folder will do.
+    config["dataset_kwargs"]["data_files"]["test"] = str(DATA / "tasks" / f"{task}.jsonl")
+    config["num_fewshot"] = 0
+    if change is not None:
+        config["process_docs"] = lambda items: Dataset.from_list([change(item) for item in items])
+    return dict(config)

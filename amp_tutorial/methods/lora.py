@@ -1,0 +1,168 @@
+"""Recovery fine-tuning: a low-rank adapter (LoRA) is trained on the pruned model and merged back into it."""
+
+import copy
+import random
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
+
+from ..core.data import padded, pairs
+from ..core.families import Anatomy
+
+IGNORE = -100  # label of a position that is not trained on
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """A recovered model and how it got there."""
+
+    model: PreTrainedModel  # adapter merged: a stock model again
+    history: list[dict[str, float]]  # step, loss in nats per trained token
+    trainable: int  # parameters of the adapter
+    tokens: int  # tokens trained on, all epochs together
+    seconds: float
+
+
+def recover(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    source: str | Path = "tinyworld",
+    samples: int | None = 512,
+    epochs: int = 2,
+    loss: str = "responses",
+    seed: int = 0,
+    rank: int = 8,
+    alpha: int = 16,
+    dropout: float = 0.05,
+    lr: float = 3e-4,
+    batch_size: int = 16,
+    length: int = 512,
+    progress: bool = True,
+    rows_at_once: int | None = None,
+) -> Recovery:
+    """Fine-tune a copy of `model` with LoRA on all projections of its blocks, and merge the adapter.
+
+    Defaults are those of AMP's official code: r=8, alpha=16, dropout 0.05, lr 3e-4, 16 rows a step, 2 epochs, length
+    512, loss on the response only. It differs in one thing on purpose: prompt and response share one BOS (there a
+    second BOS becomes the first label).
+
+    Args:
+        source: "tinyworld", a JSONL file with `prompt` and `response` (or `text`), or a text file.
+        samples: rows drawn by `seed`; None takes all.
+        length: tokens at most; a longer response is cut there, a longer text without a prompt becomes several rows.
+        loss: "responses" trains on responses only, "text" on prompt and response.
+        rows_at_once: of the `batch_size` rows of a step, how many are in memory at a time; None is all of them. Fewer
+            need less memory and more time. The step is the same, but for rounding and what dropout draws: its loss is
+            the mean over all labels of all its rows.
+
+    Raises:
+        ValueError: an unknown kind of loss, no row at once, no rows, or no row whose prompt leaves room for a response.
+    """
+    if rows_at_once is not None and rows_at_once < 1:
+        raise ValueError(f"rows_at_once={rows_at_once} must be at least 1; None takes all rows of a step at once.")
+    if loss not in ("responses", "text"):
+        raise ValueError(f"loss={loss!r} must be 'responses' or 'text'.")
+    rows = pairs(source)
+    rng = random.Random(seed)
+    rows = rng.sample(rows, min(samples or len(rows), len(rows)))
+    examples = [row for prompt, response in rows for row in encode(tokenizer, prompt, response, loss, length)]
+    if not examples:
+        raise ValueError(f"Every prompt in {source} fills length={length} tokens; raise length to reach a response.")
+    examples = rng.sample(examples, min(samples or len(examples), len(examples)))
+    torch.manual_seed(seed)
+    tuned = adapted(model, rank, alpha, dropout)
+    trainable = [p for p in tuned.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trainable, lr=lr, weight_decay=0.0)
+    order = [i for _ in range(epochs) for i in rng.sample(range(len(examples)), len(examples))]
+    steps = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    warmup = max(1, min(100, len(steps) // 10))
+    history, tokens, started = [], 0, time.perf_counter()
+    device = next(model.parameters()).device
+    tuned.train()
+    for step, chosen in enumerate(tqdm(steps, desc="recovery", disable=not progress, leave=False)):
+        at_once, value = rows_at_once or len(chosen), 0.0
+        counted = sum(label != IGNORE for i in chosen for label in examples[i][1][1:])
+        for start in range(0, len(chosen), at_once):
+            batch = _batch(tokenizer, [examples[i] for i in chosen[start : start + at_once]], device)
+            part = summed_loss(tuned, **batch) / counted
+            if not part.isfinite():
+                raise ValueError(f"The recovery loss is {part.item()} at step {step}; lower lr or use float32.")
+            part.backward()
+            value += part.item()
+            tokens += int((batch["labels"] != IGNORE).sum())
+        torch.nn.utils.clip_grad_norm_(trainable, 1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = lr * min((step + 1) / warmup, 1.0) * (1 - step / len(steps))
+        optimizer.step()
+        optimizer.zero_grad()
+        history.append({"step": float(step), "loss": value})
+    merged = tuned.merge_and_unload().eval()
+    for parameter in merged.parameters():
+        parameter.requires_grad_(True)
+    return Recovery(merged, history, sum(p.numel() for p in trainable), tokens, time.perf_counter() - started)
+
+
+def adapted(model: PreTrainedModel, rank: int = 8, alpha: int = 16, dropout: float = 0.05) -> PeftModel:
+    """A copy of the model with adapters, which alone are trained, on every linear map of its blocks."""
+    block = model.get_submodule(f"{Anatomy.of(model).family.layers}.0")
+    linear = {name.rsplit(".", 1)[-1] for name, m in block.named_modules() if isinstance(m, torch.nn.Linear | Conv1D)}
+    adapter = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=sorted(linear),
+        task_type="CAUSAL_LM",
+    )
+    tuned: PeftModel = get_peft_model(copy.deepcopy(model), adapter)
+    return tuned
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, response: str, loss: str, length: int
+) -> list[tuple[list[int], list[int]]]:
+    """Token ids and labels of one row: one BOS, prompt, response, EOS; prompt labels are ignored for "responses".
+
+    A text without a prompt is cut into as many pieces as it needs; a prompt that leaves no room for a label gives none.
+    """
+    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    eos = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    # The space goes with the response, as in running text: byte-level tokens begin with their space.
+    first = bos + (tokenizer(prompt, add_special_tokens=False)["input_ids"] if prompt else [])
+    second = tokenizer(f" {response}" if prompt else response, add_special_tokens=False)["input_ids"] + eos
+    room = length - len(first)
+    if room < 1:
+        return []
+    pieces = [second[:room]] if prompt else [second[i : i + room] for i in range(0, len(second), room)]
+    shown = [IGNORE] * len(first) if loss == "responses" else first
+    return [(first + piece, shown + piece) for piece in pieces]
+
+
+def _batch(
+    tokenizer: PreTrainedTokenizerBase, rows: list[tuple[list[int], list[int]]], device: torch.device
+) -> dict[str, Tensor]:
+    batch = padded(tokenizer, [ids for ids, _ in rows])
+    width = batch["input_ids"].shape[1]
+    batch["labels"] = torch.tensor([labels + [IGNORE] * (width - len(labels)) for _, labels in rows])
+    return {key: value.to(device) for key, value in batch.items()}
+
+
+def summed_loss(
+    model: torch.nn.Module,
+    input_ids: Int[Tensor, "rows length"],
+    attention_mask: Int[Tensor, "rows length"] | None,
+    labels: Int[Tensor, "rows length"],
+) -> Float[Tensor, ""]:
+    """Sum of the next-token losses over the labels that count, in nats."""
+    logits = model(input_ids=input_ids, attention_mask=attention_mask).logits
+    return F.cross_entropy(
+        logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=IGNORE, reduction="sum"
+    )

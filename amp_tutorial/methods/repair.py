@@ -1,0 +1,105 @@
+"""Repair: what a cut breaks is partly linear, so the output projections of what stays can be solved for, not trained.
+
+For each output projection (of attention, of the MLP) of weight W let X be the inputs that stay and Y what the dense
+layer wrote, over all calibration tokens. The new weight is
+
+    W' = argmin ‖Y − X W'ᵀ‖² + λ Σ_j ‖x_j‖² ‖w'_j − w_j‖²,
+
+the normal equations of which need only XᵀX and XᵀY (`gram.py`). λ is measured in the energy ‖x_j‖² of each input, so it
+has no unit and a loud neuron does not drown the others. No gradients, no new biases: still a stock checkpoint. On the
+calibration tokens the error is never more than without repair, because W' = W is a candidate without penalty.
+
+The refit after a cut is an old idea (optimal brain surgeon, Hassibi & Stork 1993; for language models SparseGPT, ZipLM,
+LLM Surgeon). Here it ends in a stock checkpoint, with as many heads and neurons in every layer.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from ..core.families import Anatomy
+from ..core.plans import Plan
+from ..core.sums import Batch
+from ..core.surgery import _fits, cut_layer, prune
+from .hidden_size import Turn, slice_hidden, sliced_config
+from .repair_layer import Fit, Options, Refits
+from .rotation import rotation
+
+
+@dataclass(frozen=True)
+class Repaired:
+    """A pruned and repaired model, the plan that was carried out, and each fit."""
+
+    model: PreTrainedModel
+    plan: Plan
+    fits: list[Fit]
+
+
+def repair(
+    model: PreTrainedModel,
+    plan: Plan,
+    batches: Sequence[Batch],
+    choose: bool = False,
+    sequential: bool = True,
+    reads: bool = False,
+    hidden: int | None = None,
+    ridge: float | None = None,
+    progress: bool = True,
+) -> Repaired:
+    """Prune by a plan and refit both output projections of every layer that stays, one layer after the other.
+
+    A layer that the plan drops is passed by; what it would have added is lacking in the residual stream, so the next
+    ones make up for it.
+
+    Memory beside the dense and the pruned model: a copy of one layer; the hidden states of both streams, 2 · hidden
+    numbers for every calibration token, padding included; and the normal equations of one projection, 16 · features ·
+    (features + outputs) bytes (`Normal`), with up to three times as much again while they are solved. Where the models
+    do not fit, `prune_folder` repairs in the same way from the files.
+
+    Args:
+        model: the dense model; it is not changed.
+        batches: calibration batches as for `score`, but held.
+        choose: keep the plan's widths, but choose which heads and neurons stay by the error that remains after refit
+            (see `eliminate`), layer by layer. Where a norm spans all heads (OLMo-2) the plan's heads stay.
+        sequential: X are the inputs in the pruned and already repaired model, and Y also makes up for what its residual
+            stream lacks at that place. False: X and Y both of the dense model, from one pass.
+        reads: refit also the matrices before the heads and neurons (q, k and v; gate and up, or fc1), just before those
+            after: X is what the norm gives in the pruned model, Y what the dense matrices made of their own. So too, at
+            the end, the output head, unless it is tied to the embedding. Needs `sequential`. Twice the time.
+        hidden: slice the hidden size to this, by the batches' `rotation`, before all else; see `slice_hidden`. What is
+            written is fitted to the dense model's stream in the directions that stay. Needs `sequential`.
+        ridge: λ; by default chosen for each projection by `Normal.ridge`, never by a test set.
+
+    Warns:
+        UserWarning: fewer calibration tokens than inputs of a projection: then λ alone decides the rest.
+
+    Raises:
+        ValueError: a plan for another shape, no calibration tokens, `reads` or `hidden` without `sequential`, or what
+            `slice_hidden` refuses.
+    """
+    anatomy, training = Anatomy.of(model), model.training
+    _fits(anatomy, plan)
+    options = Options(choose, sequential, reads, ridge)
+    options.check(hidden)
+    turn = None
+    if hidden is not None:
+        sliced_config(anatomy, hidden)  # refuses before any work
+        turn = Turn(anatomy, rotation(model, batches), hidden)
+    refits = Refits(anatomy, plan, batches, options, turn)
+    weights: dict[str, Tensor] = {}
+    model.eval()
+    try:
+        for i in tqdm(range(anatomy.layers), desc="Repaired", unit="layer", disable=not progress):
+            if refitted := refits.layer(i):
+                weights |= cut_layer(anatomy, refits.plan, i, refitted)
+        weights |= refits.head()
+    finally:
+        model.train(training)
+    refits.warn()
+    small = prune(model, refits.plan)
+    small = small if turn is None else slice_hidden(small, turn.rotation, turn.hidden)
+    small.load_state_dict(weights, strict=False)
+    return Repaired(small, refits.plan, refits.fits)

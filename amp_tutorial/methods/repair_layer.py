@@ -1,0 +1,239 @@
+"""Refit one decoder layer after the other, as `repair` says: only the layer at hand and a copy of it are held."""
+
+import copy
+import warnings
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from ..core.families import Anatomy, Layer, weight_of
+from ..core.plans import Plan
+from ..core.sums import Batch
+from ..core.surgery import _kept, narrowed
+from .hidden_size import Turn
+from .layerwise import Walk
+from .normal_equations import Normal, eliminate
+from .projections import ends, projection, readers, residual_scale, stream, watch, with_bias
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How one output projection was refitted. Errors are ‖Y − X Wᵀ‖² / ‖Y‖² over the calibration tokens."""
+
+    layer: int
+    part: str  # "heads" or "neurons"; "into heads" or "into neurons" of the matrices before them, together
+    ridge: float
+    before: float
+    after: float
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to repair, as in `repair`."""
+
+    choose: bool = False
+    sequential: bool = True
+    reads: bool = False
+    ridge: float | None = None
+
+    def check(self, hidden: int | None) -> None:
+        """Refuse what the dense model's own pass cannot do."""
+        if (self.reads or hidden is not None) and not self.sequential:
+            raise ValueError(
+                "reads=True and hidden=… need sequential=True: they follow what the pruned model itself reads."
+            )
+
+
+class Refits:
+    """Refits layer after layer. Only the layer asked for needs its weights, beside what is outside the layers."""
+
+    def __init__(
+        self, anatomy: Anatomy, plan: Plan, batches: Sequence[Batch], options: Options, turn: Turn | None = None
+    ) -> None:
+        if not any(bool(batch["attention_mask"].any()) for batch in batches):
+            raise ValueError("The calibration batches hold no tokens: repair needs some text; see amp.calibration.")
+        self.anatomy, self.options, self.turn = anatomy, options, turn
+        self.plan = replace(plan, heads=list(plan.heads), neurons=list(plan.neurons))
+        self.parts = ["heads", *(["neurons"] if anatomy.neurons else [])]
+        directions = None if turn is None else turn.directions
+        self.dense, self.ours = Walk(anatomy, batches), Walk(anatomy, batches, directions)  # two streams, one model
+        self.masks = [batch["attention_mask"].bool() for batch in batches]
+        self.fits: list[Fit] = []
+        self.short = ""  # the first projection with fewer tokens than inputs
+
+    @torch.no_grad()
+    def layer(self, i: int) -> dict[str, Tensor]:
+        """Refit layer i's attention, then its MLP on what that now gives; the layers come in their order.
+
+        Returns:
+            The refitted tensors, sliced if it is asked but not yet cut, by their names in the dense model; of a sliced
+            layer all. None if the layer goes.
+        """
+        if i not in self.plan.kept_layers:
+            self._pass_by(i)
+            return {}
+        prefix = f"{self.anatomy.family.layers}.{i}."
+        block = self._block(i)
+        dense, ours, scale = self.anatomy.layer(i), self.anatomy.layer(i, block), None
+        changed = [projection(ours, part) for part in self.parts]
+        with ExitStack() as hooks:
+            for handle in narrowed(self.anatomy, self.plan, i, block):
+                hooks.callback(handle.remove)
+            for part in self.parts:
+                if self.options.reads:
+                    self._read(i, part, block)
+                    changed += readers(ours, part)
+                normal, scale = self._equations(i, part, dense, block, scale)
+                self._refit(i, part, ours, normal)
+            if self.options.sequential:
+                with self.ours.only(i, block, go_on=True):
+                    for b in range(len(self.masks)):
+                        self.ours.step(b)
+        if self.turn is not None:
+            return {f"{prefix}{n}": p.detach() for n, p in block.named_parameters()}
+        names = {module: name for name, module in block.named_modules()}
+        return {f"{prefix}{names[m]}.{n}": p.detach() for m in changed for n, p in m.named_parameters()}
+
+    def _block(self, i: int) -> nn.Module:
+        """A copy of layer i, sliced if it is asked."""
+        prefix = f"{self.anatomy.family.layers}.{i}."
+        dense = self.anatomy.model.get_submodule(prefix[:-1])
+        if self.turn is None:
+            return copy.deepcopy(dense)
+        config = copy.deepcopy(self.anatomy.model.config)
+        config.hidden_size, config.head_dim = self.turn.hidden, self.anatomy.head_dim
+        with torch.device("meta"):
+            block: nn.Module = type(dense)(config, i)  # type: ignore[call-arg]
+        whole = {f"{prefix}{name}": tensor.detach() for name, tensor in dense.named_parameters()}
+        block.load_state_dict({n.removeprefix(prefix): t for n, t in self.turn(whole).items()}, assign=True)
+        return block.eval()
+
+    def warn(self) -> None:
+        """Say so if there was too little text."""
+        if self.short:
+            warnings.warn(
+                f"Fewer calibration tokens than inputs of a projection ({self.short}): the rest is left to the ridge; "
+                "give more text.",
+                stacklevel=3,
+            )
+
+    def _pass_by(self, i: int) -> None:
+        """A layer that goes changes nothing in the pruned model's stream, only in the dense one's."""
+        with self.dense.only(i, go_on=True):
+            for b in range(len(self.masks)):
+                entered, _ = self.dense.step(b)
+                if i == 0:
+                    self.ours.hidden[b] = self.ours.turned(entered)
+
+    def _equations(
+        self, i: int, part: str, dense: Layer, block: nn.Module, scale: float | None
+    ) -> tuple[Normal, float | None]:
+        """X and Y of an output projection. The dense layer runs once for each part: its outputs are never all held."""
+        ours, go_on = self.anatomy.layer(i, block), part == self.parts[-1]
+        normal = Normal(projection(dense, part).bias is not None)
+        for b, mask in enumerate(self.masks):
+            with self.dense.only(i, go_on=go_on), watch(dense) as seen:
+                entered, left = self.dense.step(b)
+            if scale is None:
+                scale = residual_scale(entered, left, seen) if self.options.sequential else 0.0
+            wanted = self.ours.turned(stream(entered, seen, scale)[part][1])
+            if self.options.sequential:
+                with self.ours.only(i, block), watch(ours) as seen:
+                    entered, _ = self.ours.step(b)
+                wanted = (wanted - stream(entered, seen, scale)[part][0]) / (scale or 1.0)
+            real = mask.to(entered.device)
+            normal.add(seen[part][0].reshape(*mask.shape, -1)[real], wanted[real])
+        return normal, scale
+
+    def _read(self, i: int, part: str, block: nn.Module) -> None:
+        """Refit the matrices before the heads or neurons together, as all read the same."""
+        dense, ours = (readers(self.anatomy.layer(i, of), part) for of in (None, block))
+        if not ours:
+            return  # of experts they are not seen
+        normal = Normal(ours[0].bias is not None)
+        for b, mask in enumerate(self.masks):
+            with self.dense.only(i), ends(dict(enumerate(dense))) as wanted:
+                self.dense.step(b)
+            with self.ours.only(i, block), ends(dict(enumerate(ours))) as given:
+                self.ours.step(b)
+            real = mask.to(given[0][0].device)
+            y = torch.cat([output.reshape(*mask.shape, -1)[real] for _, output in wanted.values()], dim=-1)
+            normal.add(given[0][0].reshape(*mask.shape, -1)[real], y)
+        prior = torch.cat([with_bias(weight_of(module).double(), module.bias) for module in ours])
+        fitted = self._solved(i, f"into {part}", normal, prior)
+        for module, rows in zip(ours, fitted.split([len(weight_of(module)) for module in ours]), strict=True):
+            weight_of(module).copy_(rows[:, :-1] if normal.bias else rows)
+            if normal.bias:
+                module.bias.copy_(rows[:, -1])
+
+    @torch.no_grad()
+    def head(self) -> dict[str, Tensor]:
+        """Refit the output head to give the dense model's logits from what the pruned model's last norm gives.
+
+        Returns:
+            It alone, by its name; nothing if it is tied to the embedding, which stays as it is.
+        """
+        if not self.options.reads:
+            return {}
+        model = self.anatomy.model
+        head, names = model.get_output_embeddings(), {module: name for name, module in model.named_modules()}
+        weight, norm = head.weight, None
+        if self.turn is not None:
+            last = self.turn.stream.last
+            whole = {f"{last}.weight": model.get_parameter(f"{last}.weight"), f"{names[head]}.weight": weight}
+            turned = self.turn({name: tensor.detach() for name, tensor in whole.items()})
+            norm, weight = copy.deepcopy(model.get_submodule(last)), turned[f"{names[head]}.weight"]
+            norm.weight.data = turned[f"{last}.weight"]
+        elif weight is model.get_input_embeddings().weight:
+            return {}
+        normal = Normal()
+        for b, mask in enumerate(self.masks):
+            y = self.dense.last(b)
+            x, real = self.ours.last(b) if norm is None else norm(self.ours.hidden[b]), mask.to(y.device)
+            normal.add(x[real], y[real])
+        normal.xy = [xy @ head.weight.double().T for xy in normal.xy]
+        prior = weight.double()
+        ridge = normal.ridge(prior) if self.options.ridge is None else self.options.ridge
+        return {f"{names[head]}.weight": normal.solve(prior, ridge).to(weight.dtype)}
+
+    def _solved(self, i: int, part: str, normal: Normal, prior: Tensor) -> Tensor:
+        ridge = normal.ridge(prior) if self.options.ridge is None else self.options.ridge
+        fitted = normal.solve(prior, ridge)
+        self.fits.append(Fit(i, part, ridge, normal.error(prior), normal.error(fitted)))
+        return fitted
+
+    def _refit(self, i: int, part: str, ours: Layer, normal: Normal) -> None:
+        module, heads = projection(ours, part), part == "heads"
+        weight, count = weight_of(module), weight_of(module).shape[1]
+        dense = with_bias(weight.double(), module.bias)
+        rows = "query" if heads else "neurons"
+        some_go = len(_kept(self.anatomy, self.plan, i)[rows]) < count
+        if self.options.choose and some_go and not (heads and self.anatomy.family.spanning):
+            self._choose(i, heads, normal, dense)
+        kept = _kept(self.anatomy, self.plan, i)[rows].to(weight.device)
+        columns = kept if module.bias is None else torch.cat([kept, kept.new_tensor([count])])
+        fitted = self._solved(i, part, normal.of(columns), dense[:, columns])
+        weight.zero_()
+        weight[:, kept] = fitted[:, : len(kept)].to(weight.dtype)
+        if module.bias is not None:
+            module.bias.copy_(fitted[:, -1])
+        if normal.tokens < len(kept) and not self.short:
+            self.short = f"layer {i}, {part}: {normal.tokens} tokens, {len(kept)} inputs"
+
+    def _choose(self, i: int, heads: bool, normal: Normal, prior: Tensor) -> None:
+        a, plan = self.anatomy, self.plan
+        xx, xy = normal.centred()
+        prior = prior[:, : len(xx)]
+        if not heads:
+            pools = torch.zeros(a.neurons, dtype=torch.long, device=xx.device)
+            plan.neurons[i] = eliminate(xx, xy, prior, 1, pools, len(plan.neurons[i]))
+        elif plan.unit == "groups":
+            pools = torch.zeros(a.groups, dtype=torch.long, device=xx.device)
+            stay = eliminate(xx, xy, prior, a.group_size * a.head_dim, pools, len(plan.groups(i)))
+            plan.heads[i] = [g * a.group_size + j for g in stay for j in range(a.group_size)]
+        else:
+            pools = torch.arange(a.heads, device=xx.device) // a.group_size
+            plan.heads[i] = eliminate(xx, xy, prior, a.head_dim, pools, len(plan.heads[i]) // a.groups)

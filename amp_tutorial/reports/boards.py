@@ -1,0 +1,252 @@
+"""The tables and the picture of the leaderboard, from what `standings.py` collects."""
+
+import io
+import os
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+
+from ..course.lesson import PALETTE
+from .standings import (
+    CONTESTS,
+    GOALS,
+    METRICS,
+    NEAR,
+    Found,
+    Records,
+    best,
+    collect,
+    dense,
+    is_ours,
+    ratios,
+    read,
+    rows_of,
+)
+from .summary import Interval, _cell, marked
+
+BEGIN, END = "<!-- leaderboard:begin -->", "<!-- leaderboard:end -->"
+STYLES = {"heads and neurons": (":", 0), "layers": ("--", 1), "repair": ("-", 2), "slicing": ("-.", 4)}  # of PALETTE
+MARKERS = "os^DvPX*<>hp"
+SHOWN = 0.30  # of the ratios, the one whose tables the README shows
+
+
+def contest_table(found: Found, contest: str, ratio: float) -> list[str]:
+    """Systems × models at one ratio. Bold: the best; ≈: the interval overlaps the best's; †: the ratio is off."""
+    rows = rows_of(found, contest, ratio)
+    columns = [(m, *metric) for m in found for metric in METRICS if any(metric[0] in c for c in found[m].values())]
+    lines = ["| system | kind | " + " | ".join(f"{m}, {name}{', %' * pc}" for m, name, _, pc in columns) + " |"]
+    lines += ["|---|---|" + "---:|" * len(columns)]
+    winners = [best(found[m], rows, name, sign) for m, name, sign, _ in columns]
+    lines += ["| dense | | " + " | ".join(_cell(dense(found[m])[name], pc) for m, name, _, pc in columns) + " |"]
+    for row in rows:
+        said = []
+        for (m, name, _, percent), winner in zip(columns, winners, strict=True):
+            cell = found[m].get(row, {}).get(name)
+            if cell is None:
+                said.append("–")
+                continue
+            text = _cell(cell, percent)
+            if row == winner:
+                text = f"**{text}**"
+            elif winner and not cell.apart(found[m][winner][name]):
+                text = f"≈ {text}"
+            off = found[m][row]["parameters removed"].value
+            said.append(text + (f" †{100 * off:.0f} %" if abs(off - row[3]) > NEAR else ""))
+        lines.append(f"| {row[1]} | {row[2]} | " + " | ".join(said) + " |")
+    return lines
+
+
+def goal_table(found: Found) -> list[str]:
+    """For each model, ratio and metric: the best with repair, the best of all others, and what either costs.
+
+    Slicing and LoRA have lines of their own.
+    """
+    lines = [
+        "| model | removed | contest | metric | dense | best of ours | best other | |",
+        "|---|---:|---|---|---:|---:|---:|---|",
+    ]
+    for (model, cells), ratio, contest in product(found.items(), ratios(found), dict.fromkeys(CONTESTS.values())):
+        for name, sign, percent in METRICS:
+            rows = rows_of(found, contest, ratio)
+            ours = best(cells, [r for r in rows if is_ours(r)], name, sign)
+            other = best(cells, [r for r in rows if not is_ours(r)], name, sign)
+            if not (ours and other):
+                continue
+            whole, a, b = dense(cells)[name], cells[ours][name], cells[other][name]
+            gap = sign * (a.value - b.value)
+            how = "ahead" if gap < 0 else "behind" if gap > 0 else "level"
+            clear = "intervals apart" if a.apart(b) else "intervals overlap"
+            said = [
+                f"{row[1]}: {_cell(cell, percent)} ({_change(cell, whole, percent)})"
+                for row, cell in ((ours, a), (other, b))
+            ]
+            start = f"| {model} | {100 * ratio:g} % | {contest} | {name} | {_cell(whole, percent)} | "
+            lines.append(f"{start}{said[0]} | {said[1]} | {how}, {clear} |")
+    return lines
+
+
+def tally(table: Sequence[str]) -> list[str]:
+    """In how many lines of `goal_table` ours are ahead, contest by contest and metric by metric."""
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table[2:]]
+    sentences = []
+    for contest, name in dict.fromkeys((row[2], row[3]) for row in rows):
+        ends = [row[-1] for row in rows if (row[2], row[3]) == (contest, name)]
+        ahead, clear = (sum(end.startswith("ahead") and sign in end for end in ends) for sign in ("", "apart"))
+        sentences.append(f"- {contest}, {name}: ahead in {ahead} of {len(ends)} cases, intervals apart in {clear}.")
+    return sentences
+
+
+def missed(found: Found) -> list[str]:
+    """By how much the goals set beforehand are met or missed; a ratio that was not run is told by those around it."""
+    lines = ["| goal, at most | model | measured | |", "|---|---|---|---|"]
+    for contest, asked, most in GOALS:
+        above, below = [r for r in ratios(found) if r >= asked], [r for r in ratios(found) if r <= asked]
+        around = {*above[:1], *below[-1:]}
+        for model, cells in found.items():
+            for ratio in sorted(around):
+                rows = [row for row in rows_of(found, contest, ratio) if is_ours(row)]
+                if row := best(cells, rows, *METRICS[0][:2]):
+                    cost = 100 * (cells[row]["perplexity"].value / dense(cells)["perplexity"].value - 1)
+                    verdict = "met" if cost <= most else f"missed by {cost - most:.1f} points"
+                    if ratio != asked:
+                        verdict = f"{asked:.0%} was not run; " + ("within it" if cost <= most else "over it") + " here"
+                    start = f"| {contest}: perplexity +{most} % with {asked:.0%} of all parameters gone | {model} | "
+                    lines.append(f"{start}{row[1]} at {ratio:.0%}: {cost:+.1f} % | {verdict} |")
+    return lines if len(lines) > 2 else []
+
+
+def _change(now: Interval, dense: Interval, percent: bool) -> str:
+    return (
+        f"{100 * (now.value - dense.value):+.1f} points" if percent else f"{100 * (now.value / dense.value - 1):+.1f} %"
+    )
+
+
+def costs_table(found: Found, ratio: float) -> list[str]:
+    """What each system removed, and how long pruning took, as means over seeds."""
+    names = (("parameters removed", 100), ("operations removed", 100), ("cache removed", 100), ("pruning seconds", 1))
+    lines = ["| system | " + " | ".join(f"{m}: parameters, operations, cache, %; s" for m in found) + " |"]
+    lines += ["|---|" + "---:|" * len(found)]
+    for row in (r for contest in dict.fromkeys(CONTESTS.values()) for r in rows_of(found, contest, ratio)):
+        said = []
+        for m in found:
+            cell = found[m].get(row, {})
+            said.append(", ".join(f"{by * cell[n].value:.1f}" if n in cell else "–" for n, by in names))
+        lines.append(f"| {row[1]} | " + " | ".join(said) + " |")
+    return lines
+
+
+NOTE = (
+    "Ratios are of all parameters. ± is a 95 % interval over seeds (Student's t); \\* marks what has one record, where "
+    "it is over windows or items. Bold is the best of a table among those that removed no less than asked, ≈ an "
+    "interval that overlaps the best's, † a ratio more than 2 points off, because layers go whole. The best is read "
+    "off this very table, so a narrow lead says little."
+)
+
+
+GOAL = (
+    "In brackets what it costs against the dense model. *Ours* are all with repair, slicing with one rotation, and the "
+    "one budget with LoRA; the best of each side is read off these very runs. A small model trained briefly has a "
+    "low-rank residual stream, on which slicing flatters itself, so contests with slicing stand apart."
+)
+
+
+WHY = (
+    "Slicing pays where few directions of the residual stream carry it. The goals were set after a model of which that "
+    "holds; `amp.rotation` shows how much each direction of yours carries. The goals without slicing (4 % at 25 % and "
+    "22 % at 50 % of block parameters) are for a longer-trained model, which is not in this repository: no line here."
+)
+
+
+def body(found: Found, left_out: Sequence[str], only: float | None = None) -> list[str]:
+    """Who is ahead, then the tables of every ratio, or of one only."""
+    goal = goal_table(found)
+    lines = ["### Ours against the best of all others", "", *tally(goal), "", *goal, "", GOAL, ""]
+    if goals := missed(found):
+        lines += ["### Against the goals set beforehand", "", *goals, "", WHY, ""]
+    for ratio in ratios(found) if only is None else [only]:
+        for contest in dict.fromkeys(CONTESTS.values()):
+            if rows_of(found, contest, ratio):
+                lines += [f"### {contest}, {100 * ratio:g} % removed", "", *contest_table(found, contest, ratio), ""]
+    lines += [NOTE, ""]
+    if left_out:
+        lines += [f"Left out, because measured otherwise than the dense model: {', '.join(left_out)}.", ""]
+    return lines
+
+
+def picture(found: Found) -> plt.Figure:
+    """Perplexity relative to dense against the share of parameters removed; colour, line and marker all tell."""
+    fig, axes = plt.subplots(1, len(found), figsize=(4.2 * len(found), 5.6), sharey=True, squeeze=False)
+    kinds = list(STYLES)
+    names = {row[:3] for rows in found.values() for row in rows if row[2] in STYLES}
+    ordered = sorted(names, key=lambda n: (kinds.index(n[2]), n[0]))
+    places = {n: [m for m in ordered if m[2] == n[2]].index(n) for n in ordered}
+    for axis, (model, rows) in zip(axes[0], found.items(), strict=True):
+        whole = dense(rows)["perplexity"].value
+        for name in ordered:
+            of_name = (c for row, c in rows.items() if row[:3] == name)
+            if points := sorted((c["parameters removed"].value, c["perplexity"].value) for c in of_name):
+                line, colour = STYLES[name[2]]
+                axis.plot(
+                    [100 * x for x, _ in points], [y / whole for _, y in points], line, color=PALETTE[colour],
+                    label=name[1], marker=MARKERS[places[name] % len(MARKERS)], markersize=5, linewidth=1.2,
+                )  # fmt: skip
+        axis.axhline(1.0, color="black", linewidth=1)
+        axis.set_yscale("log")
+        axis.set_title(model)
+        axis.set_xlabel("parameters removed (%)")
+        axis.grid(alpha=0.3)
+    axes[0, 0].set_ylabel("perplexity, times the dense model's")
+    handles = {str(line.get_label()): line for axis in axes[0] for line in axis.get_lines()}
+    shown = [handles[label] for _, label, _ in ordered]
+    fig.legend(handles=shown, loc="lower center", ncols=min(6, 2 * len(found)), frameon=False, fontsize=8)
+    fig.subplots_adjust(left=0.07 if len(found) > 1 else 0.16, right=0.99, top=0.94, bottom=0.26, wspace=0.05)
+    return fig
+
+
+def alt_text(found: Found) -> str:
+    """What the picture shows: at the largest ratio, the best and the worst of each model."""
+    said = []
+    for model, rows in found.items():
+        drawn = [(row[3], c["perplexity"].value, row[1]) for row, c in rows.items() if row[2] in STYLES]
+        last = sorted((value, label) for ratio, value, label in drawn if ratio == max(drawn)[0])
+        whole = dense(rows)["perplexity"].value
+        ends = [f"{value / whole:.2f} times ({label})" for value, label in (last[0], last[-1])] if last else []
+        said += [f"{model} at {100 * max(drawn)[0]:g} %: from {' to '.join(ends)}"] if ends else []
+    return f"Lines of perplexity over the dense model's against parameters removed. {'; '.join(said)}."
+
+
+def write(records: Records, out: Path) -> str:
+    """Write `summary.md` and `picture.png` beside the records; return the text."""
+    found, left_out = collect(records)
+    lines = ["# Leaderboard", "", f"![{alt_text(found)}](picture.png)", "", *body(found, left_out)]
+    for ratio in ratios(found):
+        lines += [f"### Costs, {100 * ratio:g} % removed", "", *costs_table(found, ratio), ""]
+    text, fig, png = "\n".join(lines), picture(found), io.BytesIO()
+    fig.savefig(png, format="png", dpi=130, metadata={"Software": None})
+    plt.close(fig)
+    _put(out / "summary.md", text.encode())
+    _put(out / "picture.png", png.getvalue())
+    return text
+
+
+def into_readme(readme: Path, out: Path) -> None:
+    """Replace what stands between the leaderboard's markers by the picture and the tables."""
+    before, after = marked(readme, BEGIN, END)
+    found, left_out = collect(read(out))
+    folder = Path(os.path.relpath(out, readme.resolve().parent))
+    shown = SHOWN if SHOWN in ratios(found) else ratios(found)[-1]
+    tables = (folder / "summary.md").as_posix()
+    more = f"All ratios, and what each system costs: [{tables}]({tables})."
+    text = "\n".join(
+        [f"![{alt_text(found)}]({(folder / 'picture.png').as_posix()})", "", *body(found, left_out, shown), more]
+    )
+    _put(readme, f"{before}{BEGIN}\n{text}\n{END}{after}".encode())
+
+
+def _put(path: Path, content: bytes) -> None:
+    """Written beside its place and moved there."""
+    beside = path.with_name(f".{path.name}.part")
+    beside.write_bytes(content)
+    beside.replace(path)

@@ -1,0 +1,183 @@
+"""Published numbers, each with its source and how sure it is: `data/reference/*.yaml`, one file per paper.
+
+A file has blocks of entries; what is `common` to a block or `ours` in it holds for each entry that says nothing else.
+An entry: what was measured (`system`, `model`, `ratio` of what, or `widths`, or `cut` in words; `metric`, `unit`), its
+`value` (`to` another, or with `bound`: "up to"), `source` and `grade`. With `ours` it says which of our records answer:
+
+    metric    of a record, and `scale` from its unit to the paper's
+    cut_by    parameters without which a run is no attempt at this row (the criterion)
+    needs     parameters that differ from the paper's only at the price of `not comparable`
+    rounding  of an exact number, such as one of parameters: half its last digit; there is no interval
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..files.paths import DATA
+
+FOLDER = DATA / "reference"
+GRADES = ("abstract", "arithmetic", "code", "figure", "measured", "second-hand")
+
+_OURS = {
+    "type": "object",
+    "required": ["metric", "scale"],
+    "additionalProperties": False,
+    "properties": {
+        "metric": {"type": "string"},
+        "scale": {"type": "number", "exclusiveMinimum": 0},
+        "rounding": {"type": "number", "exclusiveMinimum": 0},
+        "cut_by": {"type": "object"},
+        "needs": {"type": "object"},
+    },
+}
+_ENTRY = {
+    "type": "object",
+    "required": ["id", "system", "model", "metric", "value", "unit", "source", "grade"],
+    "anyOf": [{"required": [key]} for key in ("ratio", "widths", "cut")],
+    "additionalProperties": False,
+    "properties": {
+        **{key: {"type": "string", "minLength": 1} for key in ("id", "system", "model", "metric", "source", "cut")},
+        "value": {"type": "number"},
+        "to": {"type": "number"},
+        "bound": {"enum": ["up to", "more than"]},
+        "unit": {"type": "string"},
+        "grade": {"enum": GRADES},
+        "ratio": {"type": ["number", "null"], "minimum": 0, "exclusiveMaximum": 1},
+        "also": {"type": "array", "items": {"type": "number"}},
+        "of": {"type": "string"},
+        "widths": {
+            "type": "object",
+            "required": ["heads", "neurons"],
+            "additionalProperties": {"type": "integer", "minimum": 1},
+        },
+        "ours": _OURS,
+    },
+}
+_FILE = {
+    "type": "object",
+    "required": ["paper", "blocks", "not_found", "models"],
+    "additionalProperties": False,
+    "properties": {
+        "paper": {"type": "string"},
+        "link": {"type": "string"},
+        "not_found": {"type": "array", "items": {"type": "string"}},
+        "models": {"type": "object", "additionalProperties": {"type": "array", "items": {"type": "string"}}},
+        "blocks": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["title", "entries"],
+                "additionalProperties": False,
+                "properties": {
+                    "title": {"type": "string"},
+                    "about": {"type": "string"},
+                    "common": {"type": "object"},
+                    "ours": _OURS,
+                    "entries": {"type": "array", "minItems": 1, "items": {"type": "object"}},
+                },
+            },
+        },
+    },
+}
+
+
+@dataclass(frozen=True)
+class Ours:
+    """Which of our records answer to an entry; see the module."""
+
+    metric: str
+    scale: float
+    rounding: float | None = None
+    cut_by: dict[str, Any] = field(default_factory=dict)
+    needs: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One published number."""
+
+    id: str
+    system: str
+    model: str
+    metric: str
+    value: float
+    unit: str
+    source: str
+    grade: str
+    ratio: float | None = None
+    also: Sequence[float] = ()  # other shares that count as this ratio
+    of: str = "all parameters"
+    widths: dict[str, int] | None = None
+    cut: str = ""
+    to: float | None = None
+    bound: str = ""
+    ours: Ours | None = None
+    models: Sequence[str] = ()  # hub ids that count as the model
+
+
+@dataclass(frozen=True)
+class Block:
+    title: str
+    about: str
+    entries: list[Entry]
+
+
+@dataclass(frozen=True)
+class Paper:
+    name: str
+    title: str
+    link: str
+    blocks: list[Block]
+    not_found: list[str]
+
+
+def read(folder: str | Path = FOLDER) -> list[Paper]:
+    """The papers of a folder, AMP first and peers last, each entry checked.
+
+    Raises:
+        ValueError: no papers, a file that is no YAML, an entry that lacks something or says something unknown, an id
+            given twice; the sentence names the file and the entry.
+    """
+    paths = sorted(Path(folder).glob("*.yaml"), key=lambda path: (path.stem == "peers", path.stem))
+    if not paths:
+        raise ValueError(f"{folder} holds no published numbers (*.yaml).")
+    papers = [_paper(path) for path in paths]
+    ids = [entry.id for paper in papers for block in paper.blocks for entry in block.entries]
+    if twice := sorted({i for i in ids if ids.count(i) > 1}):
+        raise ValueError(f"{folder}: the id {twice[0]} is given twice.")
+    return papers
+
+
+def _paper(path: Path) -> Paper:
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError) as error:
+        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+    _check(found, _FILE, str(path))
+    blocks = []
+    for block in found["blocks"]:
+        entries = []
+        for given in block["entries"]:
+            ours = {"ours": block["ours"]} if "ours" in block else {}
+            entry = block.get("common", {}) | ours | given
+            _check(entry, _ENTRY, f"{path}, {entry.get('id', 'an entry without id')}")
+            answer = Ours(**entry.pop("ours")) if "ours" in entry else None
+            models = found["models"].get(entry["model"], [])
+            if answer and not models:
+                raise ValueError(f"{path}, {entry['id']}: no hub ids are given for {entry['model']} under `models`.")
+            entries.append(Entry(**entry, ours=answer, models=models))
+        blocks.append(Block(block["title"], block.get("about", ""), entries))
+    return Paper(path.stem, found["paper"], found.get("link", ""), blocks, found["not_found"])
+
+
+def _check(found: Any, schema: dict[str, Any], where: str) -> None:
+    import jsonschema
+    from jsonschema.exceptions import best_match
+
+    if error := best_match(jsonschema.Draft202012Validator(schema).iter_errors(found)):
+        inside = "".join(f", {part}" for part in error.absolute_path)
+        raise ValueError(f"{where}{inside}: {error.message}.")

@@ -1,0 +1,160 @@
+"""The systems of the leaderboard: one table of small functions, each from a dense model to a smaller one.
+
+To add a system, write a function and a line in `SYSTEMS`. Every function is given the model, its tokenizer, calibration
+batches, the ratio of all parameters to remove and a seed; it sees no other text.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+import amp_tutorial as amp
+
+from ..core.sums import Batch
+from ..methods.hidden_size import STREAMS, hidden_at
+from ..methods.slicegpt import hidden_for, kept_parameters, sliced_by_layer
+
+Batches = Sequence[Batch]
+Function = Callable[[PreTrainedModel, PreTrainedTokenizerBase, Batches, float, int], PreTrainedModel]
+TRIALS = 16  # shapes that the search for a mix makes and judges at most
+WIDTHS = ("heads", "neurons", "layers")
+
+
+def _dense(model: PreTrainedModel, tokenizer: Any, batches: Batches, ratio: float, seed: int) -> PreTrainedModel:
+    return model
+
+
+def _planned(model: PreTrainedModel, batches: Batches, ratio: float, seed: int, criterion: str) -> amp.Plan:
+    """Heads and neurons lose the same share; together the ratio of all parameters."""
+    return amp.plan(model, amp.score(model, batches, criterion, seed=seed), remove=ratio)
+
+
+def _width(
+    model: PreTrainedModel, tokenizer: Any, batches: Batches, ratio: float, seed: int, criterion: str
+) -> PreTrainedModel:
+    return amp.prune(model, _planned(model, batches, ratio, seed, criterion))
+
+
+def _flap(model: PreTrainedModel, tokenizer: Any, batches: Batches, ratio: float, seed: int) -> PreTrainedModel:
+    """FLAP's own split of heads against neurons, one for all layers, and the means of what goes in the biases there."""
+    plan = amp.plan(model, amp.score(model, batches, "flap", seed=seed), remove=ratio, parts="scored")
+    folds = amp.Anatomy.of(model).layer(0).output.bias is not None
+    return amp.prune_and_fold(model, plan, batches) if folds else amp.prune(model, plan)
+
+
+def _layers(
+    model: PreTrainedModel, tokenizer: Any, batches: Batches, ratio: float, seed: int, criterion: str, again: bool
+) -> PreTrainedModel:
+    """As many layers as come nearest to the ratio; with `again` scored anew after each removal."""
+    plan = amp.plan_layers(
+        model, amp.rank_layers(model, batches, "random" if again else criterion, seed=seed), remove=ratio
+    )
+    if again:
+        gone = len(plan.heads) - len(plan.kept_layers)
+        plan = amp.drop_layers(model, batches, gone, criterion, progress=False, seed=seed)
+    return amp.prune(model, plan)
+
+
+def _repaired(
+    model: PreTrainedModel, tokenizer: Any, batches: Batches, ratio: float, seed: int, criterion: str, **how: bool
+) -> PreTrainedModel:
+    plan = _planned(model, batches, ratio, seed, criterion)
+    return amp.repair(model, plan, batches, progress=False, **how).model
+
+
+def _budget(
+    model: PreTrainedModel, tokenizer: Any, batches: Batches, ratio: float, seed: int, sliced: bool = False
+) -> PreTrainedModel:
+    """Hidden size (if it may be sliced), layers, heads and neurons by one budget, judged on calibration text apart."""
+    cut = ("hidden", *WIDTHS) if sliced else WIDTHS
+    return amp.fit_budget(model, batches, ratio, cut=cut, trials=TRIALS, seed=seed, progress=False).model
+
+
+def _sliced(
+    model: PreTrainedModel, tokenizer: Any, batches: Batches, ratio: float, seed: int, repair: bool
+) -> PreTrainedModel:
+    """The hidden size alone, with one rotation for the whole network."""
+    a = amp.Anatomy.of(model)
+    hidden = hidden_at(a, ratio)
+    if not repair:
+        return amp.slice_hidden(model, amp.rotation(model, batches), hidden)
+    whole = amp.plan(model, amp.score(model, [], "random"), heads=a.heads, neurons=a.neurons)
+    return amp.repair(model, whole, batches, reads=True, hidden=hidden, progress=False).model
+
+
+def _by_layer(model: PreTrainedModel, tokenizer: Any, batches: Batches, ratio: float, seed: int) -> PreTrainedModel:
+    return sliced_by_layer(model, batches, hidden_for(amp.Anatomy.of(model), ratio))
+
+
+def _kept_by_layer(model: PreTrainedModel, ratio: float) -> int:
+    anatomy = amp.Anatomy.of(model)
+    return kept_parameters(anatomy, hidden_for(anatomy, ratio))
+
+
+@dataclass(frozen=True)
+class System:
+    """One row of the table. `cuts` groups the rows, see `standings.CONTESTS`."""
+
+    label: str
+    cuts: str
+    function: Function
+    once: bool = False  # nothing in it depends on a seed
+    turns: bool = False  # it turns the residual stream, which needs RMS norms
+    recovery: bool = False  # LoRA afterwards, on equal data, and only at `RECOVERED`
+    kept: Callable[[PreTrainedModel, float], int] | None = (
+        None  # parameters, where a masked model stands for no stock one
+    )
+
+
+RECOVERED = 0.30
+NAMES = dict(random="random", magnitude="magnitude", amp="AMP", transact="TransAct", wanda="Wanda-sp", flap="FLAP")
+NAMES["taylor"] = "Taylor"
+LAYERS = {  # label, and whether layers are scored again after each removal
+    "random": ("layers, random", False),
+    "last": ("layers, last but one", False),
+    "influence": ("layers, ShortGPT", False),
+    "perplexity": ("layers, SLEB", True),
+    "consensus": ("layers, Consensus", True),
+}
+AMP, WANDA = partial(_width, criterion="amp"), partial(_width, criterion="wanda")
+CHOSEN = partial(_repaired, criterion="amp", choose=True, reads=True)
+SLEB = partial(_layers, criterion="perplexity", again=True)
+SLICED = partial(_sliced, repair=True)
+SYSTEMS: dict[str, System] = {
+    "dense": System("dense", "nothing", _dense, once=True),
+    **{
+        name: System(label, "heads and neurons", partial(_width, criterion=name), once=name == "magnitude")
+        for name, label in NAMES.items()
+    },
+    "flap-split": System("FLAP, own split, means folded", "heads and neurons", _flap),
+    **{
+        f"layers-{name}": System(label, "layers", partial(_layers, criterion=name, again=again), once=name == "last")
+        for name, (label, again) in LAYERS.items()
+    },
+    **{
+        f"{name}-repair": System(f"{NAMES[name]} + repair", "repair", partial(_repaired, criterion=name))
+        for name in ("random", "wanda", "amp")
+    },
+    "amp-repair-one-pass": System(
+        "AMP + repair, one pass", "repair", partial(_repaired, criterion="amp", sequential=False)
+    ),
+    "ours": System("ours: repair chooses", "repair", CHOSEN),
+    "ours-budget": System("ours, one budget", "repair", _budget),
+    "sliced": System("hidden size sliced", "slicing", partial(_sliced, repair=False), turns=True),
+    "sliced-layers": System("SliceGPT by layer, masked", "slicing", _by_layer, turns=True, kept=_kept_by_layer),
+    "sliced-repair": System("hidden size sliced + repair", "slicing", SLICED, turns=True),
+    "sliced-budget": System("ours, one budget with hidden size", "slicing", partial(_budget, sliced=True), turns=True),
+    "amp-lora": System("AMP + LoRA", "LoRA", AMP, recovery=True),
+    "wanda-lora": System("Wanda-sp + LoRA", "LoRA", WANDA, recovery=True),
+    "layers-lora": System("layers, SLEB + LoRA", "LoRA", SLEB, recovery=True),
+    "sliced-lora": System("hidden size sliced + repair + LoRA", "LoRA", SLICED, turns=True, recovery=True),
+    "ours-lora": System("ours, one budget + LoRA", "LoRA", _budget, recovery=True),
+}
+
+
+def applies(system: System, kind: str) -> bool:
+    """Whether a model of this type can be treated so: only streams of RMS norms can be turned."""
+    return not system.turns or kind in STREAMS

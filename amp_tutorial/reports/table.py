@@ -1,0 +1,283 @@
+"""Published numbers beside ours, and our own runs of a sweep: Markdown, HTML and pictures from a folder of records.
+
+`amp-tutorial table` executes `notebooks/table.ipynb`, which does no more than call this module and explain.
+"""
+
+import argparse
+import html
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import amp_tutorial
+
+from ..files.paths import DATA
+from . import groups, reference, rows
+from .groups import BASES, REMOVED, Folder, Group, Measured, setting, varying
+from .plots import drawn
+from .reference import Entry, Paper
+from .rows import Row
+
+BLANK = "–"
+STAGES = ("dense", "untuned", "tuned", "")  # "": a record of one measurement
+
+LEGEND = (
+    "± is a 95 % interval over seeds (Student's t). \\* marks one seed, or seeds that all gave the same: there the "
+    "interval is over items or windows. *within*: the published value lies in our interval; *outside*: it does not. "
+    f"{BLANK}: not measured, so nothing stands there."
+)
+
+PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8"/>
+<meta name="viewport" content="width=device-width, initial-scale=1"/>
+<title>Published numbers and ours</title>
+<style>
+body {{ font-family: sans-serif; margin: 2em auto; max-width: 72em; padding: 0 1em; line-height: 1.45; }}
+table {{ border-collapse: collapse; margin: 1em 0; font-size: 0.9em; }}
+th, td {{ border: 1px solid #ccc; padding: 0.25em 0.6em; text-align: left; }}
+img {{ max-width: 100%; }}
+</style>
+</head>
+<body>
+{body}
+</body>
+</html>
+"""
+
+
+@dataclass
+class Table:
+    """All that a folder of records says."""
+
+    papers: list[Paper]
+    folder: Folder
+    groups: list[Group]
+
+    @cached_property
+    def rows(self) -> dict[str, list[Row]]:
+        return rows.papers(self.papers, self.groups)
+
+    @cached_property
+    def pictures(self) -> dict[str, tuple[bytes, str]]:
+        """PNG and alt text of each picture, by its file's name; none where no ratio was measured."""
+        return drawn(self.groups)
+
+    def summary(self) -> str:
+        """What was found, and each file that does not count, with the reason."""
+        f, found = self.folder, sum(len(group.runs) for group in self.groups)
+        counts = f"{found} finished, {len(f.failed)} failed, {len(f.left_out)} left out"
+        lines = [f"Runs: {counts}. Rows of our own: {len(self.groups)}."]
+        lines += [f"- failed: {cell(name)}" for name in f.failed]
+        lines += [f"- left out: {cell(why)}" for why in f.left_out]
+        return "\n".join([lines[0], "", *lines[1:]]) if lines[1:] else lines[0]
+
+    def published(self) -> str:
+        """Every published number beside ours, paper by paper."""
+        lines: list[str] = []
+        for paper in self.papers:
+            lines += [f"### {paper.title}", "", f"<{paper.link}>", ""] if paper.link else [f"### {paper.title}", ""]
+            for block in paper.blocks:
+                ids = {entry.id for entry in block.entries}
+                lines += [f"**{block.title}.** {block.about}".strip(), ""]
+                lines += grid(HEAD, [_published(row) for row in self.rows[paper.name] if row.entry.id in ids])
+                lines += [""]
+            if paper.not_found:
+                lines += [f"Not found, and so in no row: {'; '.join(paper.not_found)}.", ""]
+        return "\n".join([*lines, LEGEND])
+
+    def own(self) -> str:
+        """Our own runs, a row for each set of parameters; only the parameters that vary are shown."""
+        if not self.groups:
+            return "Nothing was run yet."
+        columns, measures = varying(self.groups), _measures(self.groups)
+        header = [*columns, "seeds", "removed, %", *(label for _, label, _ in measures)]
+        lines = []
+        for group in sorted(self.groups, key=lambda g: [_order(setting(g, c)) for c in columns]):
+            removed = group.metric(*REMOVED)
+            said = [cell(setting(group, c)) for c in columns] + [str(len(group.runs))]
+            said += [f"{100 * removed.value:.1f}" if removed and removed.value is not None else BLANK]
+            said += [interval(found.scaled(scale) if (found := group.metric(name)) else None)
+                     for name, _, scale in measures]  # fmt: skip
+            lines.append([*said, cell("; ".join(group.notes))] if any(g.notes for g in self.groups) else said)
+        header += ["mixed"] if any(group.notes for group in self.groups) else []
+        return "\n".join([*grid(header, lines), "", LEGEND])
+
+    def markdown(self) -> str:
+        """The whole table, its pictures beside it."""
+        images = [f"![{cell(alt)}]({name})\n" for name, (_, alt) in self.pictures.items()]
+        parts = ["# Published numbers and ours", self.summary(), "## Published numbers", self.published()]
+        return "\n\n".join([*parts, "## Our runs", self.own(), *images]).rstrip() + "\n"
+
+    def html(self) -> str:
+        """The same as a page of its own."""
+        from nbconvert.filters.markdown_mistune import markdown2html_mistune
+
+        return PAGE.format(body=markdown2html_mistune(self.markdown()))
+
+    def write(self, out: str | Path) -> list[Path]:
+        """`table.md`, `table.html` and the pictures, each written beside its place and moved there.
+
+        Raises:
+            OSError: the folder can't be written.
+        """
+        files = {name: png for name, (png, _) in self.pictures.items()}
+        files |= {"table.md": self.markdown().encode(), "table.html": self.html().encode()}
+        return [_put(Path(out) / name, content) for name, content in files.items()]
+
+
+def read(runs: str | Path = "", mix: bool = False, published: str | Path = reference.FOLDER) -> Table:
+    """The table of a folder of records; without one, of the records that come with the repository.
+
+    Raises:
+        ValueError: no such folder, published numbers that are not valid, or records of one row that must not be mixed.
+    """
+    papers, folder = reference.read(published), groups.scan(runs or DATA / "results")
+    return Table(papers, folder, groups.grouped(folder, mix))
+
+
+HEAD = ("system", "model", "removed", "metric", "published", "grade", "source", "ours", "difference", "verdict")
+
+
+def _published(row: Row) -> list[str]:
+    e = row.entry
+    difference = BLANK if row.difference is None else f"{row.difference:+.2f}"
+    verdict = "; ".join([row.verdict, *row.notes])
+    said = [e.system, e.model, _removed(e), e.metric, _value(e), e.grade, e.source]
+    digits = 2 if e.ours is None or e.ours.rounding is None else 3
+    seeds = f", {row.ours.n} seeds" if row.ours and row.ours.over == "seeds" else ""
+    return [*(cell(text) for text in said), interval(row.ours, digits) + seeds, difference, cell(verdict)]
+
+
+def _removed(e: Entry) -> str:
+    if e.widths:
+        return f"all but {e.widths['heads']} heads, {e.widths['neurons']} neurons in each layer"
+    return e.cut or (f"{100 * e.ratio:g} % of {e.of}" if e.ratio else "nothing")
+
+
+def _value(e: Entry) -> str:
+    to = f" to {e.to:g}" if e.to is not None else ""
+    unit = e.unit if e.unit in ("", "×") else f" {e.unit}"
+    return f"{e.bound} {e.value:g}{to}{unit}".strip()
+
+
+def interval(found: Measured | None, digits: int = 2) -> str:
+    """Value ± half its interval, or value (low to high) where the two halves differ."""
+    if found is None or found.value is None:
+        return BLANK
+    star = " \\*" if found.over == "items" and found.low is not None else ""
+    value = f"{found.value:.{digits}f}"
+    if found.low is None or found.high is None:
+        return value
+    down, up = (f"{half:.{digits}f}" for half in (found.value - found.low, found.high - found.value))
+    return (
+        f"{value} ± {up}{star}" if down == up else f"{value} ({found.low:.{digits}f} to {found.high:.{digits}f}){star}"
+    )
+
+
+def _order(value: Any) -> tuple[int, float, str]:
+    number = isinstance(value, (int, float))
+    return (0 if value is None else 1 if number else 2, float(value) if number else 0.0, str(value))
+
+
+def _measures(groups: Sequence[Group]) -> list[tuple[str, str, int]]:
+    """Of perplexity and mean accuracy at each stage, those that any group has: metric, heading, scale."""
+    found = []
+    for base, scale in BASES:
+        for stage in STAGES:
+            name = f"{stage}/{base}" if stage else base
+            if any(name in run.record["metrics"] for group in groups for run in group.runs):
+                found.append((name, f"{stage} {base}".strip() + (", %" if scale == 100 else ""), scale))
+    return found
+
+
+def cell(value: Any) -> str:
+    """Text for a Markdown table: one line, in which nothing is markup."""
+    if value is None or value == "":
+        return BLANK
+    text = {True: "yes", False: "no"}[value] if isinstance(value, bool) else " ".join(str(value).split())
+    text = html.escape(text, quote=False)
+    for mark in "\\`*_[]|":
+        text = text.replace(mark, f"\\{mark}")
+    return text
+
+
+def grid(header: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
+    """A Markdown table."""
+    return [f"| {' | '.join(line)} |" for line in (header, ["---"] * len(header), *lines)]
+
+
+def _put(path: Path, content: bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        beside.write_bytes(content)
+        return beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--runs", default="out/runs", metavar="FOLDER", help="folder of records (out/runs)")
+    parser.add_argument("--out", default="out/table", metavar="FOLDER", help="where the table goes (out/table)")
+    parser.add_argument("--mix", action="store_true", help="let a row hold records of different versions, and say so")
+
+
+def command(options: argparse.Namespace) -> int:
+    """Execute the notebook; 0 if the table was written, 2 if what was asked can't be done, 1 if the notebook failed."""
+    try:
+        found = read(options.runs, options.mix)  # before a kernel is started
+        written = execute(dict(runs=options.runs, out=options.out, mix=options.mix))
+    except (ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        print(f"The table's notebook failed: {error}", file=sys.stderr)
+        return 1
+    print(found.summary())
+    print(f"Table, pages, pictures and notebook are in {written.parent}.")
+    return 0
+
+
+def execute(parameters: Mapping[str, Any]) -> Path:
+    """Execute the table's notebook with these parameters, and keep it in `out` as table.ipynb.
+
+    Raises:
+        OSError: `out` can't be written.
+        RuntimeError: a cell failed.
+    """
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+
+    inside, clone = (Path(amp_tutorial.__file__).parents[i] / "notebooks" / "table.ipynb" for i in (0, 1))
+    place = Path(parameters["out"]) / "table.ipynb"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    beside = place.with_name(f".{place.stem}.{os.getpid()}.part.ipynb")
+    notebook = inside if inside.is_file() else clone
+    try:
+        with _this_package():
+            papermill.execute_notebook(str(notebook), str(beside), dict(parameters), progress_bar=False)
+        return beside.replace(place)
+    except PapermillExecutionError as error:
+        raise RuntimeError(f"{error.ename}: {error.evalue}") from error
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+@contextmanager
+def _this_package() -> Iterator[None]:
+    """Have kernels import the package that runs, wherever it is installed, and draw no sliders."""
+    before = dict(os.environ)
+    here = str(Path(amp_tutorial.__file__).parents[1])
+    os.environ |= {"PYTHONPATH": os.pathsep.join(filter(None, (here, before.get("PYTHONPATH"))))}
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)

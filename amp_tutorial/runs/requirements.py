@@ -1,0 +1,291 @@
+"""What a run of the reproduction notebook needs, before anything is loaded or downloaded: memory, disk, download, time.
+
+Memory is that of the tensors alive at the peak of each stage (`peaks.py`), for texts as long as the parameters allow.
+One stage follows the other: the dense model is let go once it is cut, the untuned one once it has been recovered.
+Time is rough: multiply-accumulates at a share of the speed of a matrix product.
+"""
+
+import functools
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from huggingface_hub import constants
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+
+from ..core.checkpoint import configuration, located
+from ..core.criteria import named
+from ..core.families import Anatomy
+from ..core.plans import Plan, plan
+from ..core.scores import score
+from ..core.stock import matmul_speed, smaller_config
+from ..files.paths import DATA
+from ..methods.official import widths as official_widths
+from ..methods.shots import widths
+from ..scale.peak_memory import of_perplexity, of_recovery, of_repair, of_scoring, of_tasks, shadow, weights
+from .workload import LONGEST_TASK, LONGEST_TINY, download, longest, operations
+
+CONFIGS = DATA / "configs"
+SHARE = 0.4  # of the speed of a matrix product that a whole run is taken to reach: an assumption
+ALIKE = ("preset", "seed", "over_budget", "out")  # parameters that change nothing here
+STEP = 16  # rows of a step of recovery
+NOTEBOOK, RECORD = 2**20, 2**17  # bytes of an executed notebook and of a record, roughly
+
+
+class OverBudget(ValueError):  # noqa: N818, read as a word in `except amp.OverBudget`
+    """The machine has less than the run needs."""
+
+
+@dataclass(frozen=True)
+class Has:
+    """What a machine has free, in bytes."""
+
+    device: str
+    memory: int  # of the GPU, or of the machine
+    disk: int  # of the folder of results
+    cache: int  # of the hub's cache
+
+
+def has(parameters: Mapping[str, Any]) -> Has:
+    """What this machine has on the device and in the folder that the parameters name.
+
+    Raises:
+        ValueError: a GPU is asked for that is not there.
+    """
+    device = device_of(str(parameters["device"]))
+    memory = psutil.virtual_memory().available
+    if device.startswith("cuda"):
+        if not torch.cuda.is_available() or (torch.device(device).index or 0) >= torch.cuda.device_count():
+            raise ValueError(f"device={device!r} is not there ({torch.cuda.device_count()} GPUs); say device='auto'.")
+        memory = torch.cuda.mem_get_info(device)[0]
+    return Has(device, memory, _free(Path(parameters["out"])), _free(Path(constants.HF_HUB_CACHE)))
+
+
+def device_of(asked: str) -> str:
+    """What "auto" means here."""
+    return asked if asked != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _free(folder: Path) -> int:
+    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    return shutil.disk_usage(there).free
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a run needs, in bytes, and its work."""
+
+    model: str
+    parameters: tuple[int, int]  # dense, pruned
+    weights: int  # of the dense model, in the run's dtype
+    peaks: dict[str, int]  # memory of each stage
+    disk: int
+    download: int
+    flops: float
+    notes: tuple[str, ...] = ()
+    speed: float = 0.0  # operations a second of a matrix product; measured on this machine, or given
+    given: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def peak(self) -> int:
+        return max(self.peaks.values())
+
+    @property
+    def seconds(self) -> float:
+        """Rough: every text as long as it may be, at 40 % (`SHARE`) of the speed of a matrix product."""
+        return self.flops / (SHARE * self.speed)
+
+    def check(self, has: Has) -> None:
+        """Compare with what there is.
+
+        Raises:
+            OverBudget: something is short; it says what, by how much, and what to change.
+        """
+        short = []
+        if self.peak > has.memory:
+            stage = max(self.peaks, key=lambda name: self.peaks[name])
+            short.append(
+                f"{size(self.peak - has.memory)} of memory on {has.device} (the stage {stage!r} needs "
+                f"{size(self.peak)}, {size(has.memory)} are free): {self._advice(stage)}"
+            )
+        for what, need, there in (("disk", self.disk, has.disk), ("the hub's cache", self.download, has.cache)):
+            if need > there:
+                mend = "keep_model=False, or another out" if what == "disk" else "HF_HOME on a larger disk"
+                short.append(f"{size(need - there)} on {what} ({size(need)} needed, {size(there)} free): take {mend}")
+        if short:
+            raise OverBudget(f"Short of {'; and of '.join(short)}.")
+
+    def _advice(self, stage: str) -> str:
+        """What would make that stage smaller, of what is not at its least already."""
+        given, ways = self.given, []
+        if given["dtype"] == "float32":
+            ways.append("dtype='bfloat16'")
+        if stage == "recover":
+            ways += ["a smaller rows_at_once"] * (given["rows_at_once"] > 1)
+            ways += ["a smaller recovery_length", "recovery='none'"]
+        elif stage != "prune":
+            ways += ["a smaller batch"] * (given["batch"] > 1)
+            ways += ["a smaller window"] * stage.startswith("measure")
+        elif given["repair"] != "none":
+            ways += ["repair='none'", "a smaller calibration"]
+        return f"take {', '.join(ways)}, or a larger device" if ways else "take a larger device"
+
+    def __str__(self) -> str:
+        before, after = self.parameters
+        rows = [
+            ("parameters", f"{before:,} → {after:,}"),
+            ("weights", f"{size(self.weights)} in {self.given['dtype']}"),
+            *((f"peak, {stage}", size(peak)) for stage, peak in self.peaks.items()),
+            ("disk", size(self.disk)),
+            ("download", size(self.download) if self.download else "nothing"),
+            (
+                "time, roughly",
+                f"{duration(self.seconds)} for {self.flops / 1e12:,.3g} TFLOP at {SHARE:.0%} of "
+                f"{self.speed / 1e12:.3g} TFLOP/s",
+            ),
+        ]
+        width = max(len(name) for name, _ in rows)
+        return "\n".join([self.model, *(f"  {name:<{width}}  {value}" for name, value in rows), *self.notes])
+
+
+def size(n: float) -> str:
+    """Bytes as people read them."""
+    return f"{n / 2**30:.2f} GiB" if n >= 2**30 / 10 else f"{n / 2**20:.1f} MiB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people read them."""
+    for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def needs_of(parameters: Mapping[str, Any], speed: float | None = None) -> Needs:
+    """What a run with these parameters needs, from the model's configuration alone.
+
+    Args:
+        parameters: effective values of all parameters of the reproduction notebook.
+        speed: floating-point operations a second of a matrix product in that dtype; measured on this machine if None,
+            on its CPU where the device is not there.
+
+    Raises:
+        ValueError: no configuration to be had, a dtype or criterion that is none, or widths that the model cannot have.
+    """
+    p = dict(parameters)
+    matters = tuple(sorted((name, value) for name, value in p.items() if name not in ALIKE))
+    found, device = _needs(matters), device_of(p["device"])
+    notes = found.notes
+    if speed is None and device.startswith("cuda") and not torch.cuda.is_available():
+        notes += ("  No GPU here: the time is that on this CPU.",)
+    return replace(found, speed=speed or measured_speed(p["dtype"], device), given=p, notes=notes)
+
+
+@functools.lru_cache(maxsize=256)  # a sweep asks for the same again and again
+def _needs(parameters: tuple[tuple[str, Any], ...]) -> Needs:
+    p = dict(parameters)
+    if p["dtype"] not in ("float32", "bfloat16", "float16"):
+        raise ValueError(f"Unknown dtype {p['dtype']!r}; choose 'float32', 'bfloat16' or 'float16'.")
+    named(p["criterion"])
+    dtype, device = getattr(torch, p["dtype"]), device_of(p["device"])
+    config, notes = configuration_of(p["model"], p["revision"] or None)
+    dense = shadow(config, dtype)
+    chosen = _plan(dense, p)
+    small = shadow(smaller_config(Anatomy.of(dense), chosen), dtype)
+    fetch, fetched = download(config, dense, p)
+    return Needs(
+        model=p["model"],
+        parameters=(dense.num_parameters(), small.num_parameters()),
+        weights=dense.num_parameters() * dtype.itemsize,
+        peaks=_peaks(dense, small, chosen, p, "cuda" if device.startswith("cuda") else "cpu"),
+        disk=NOTEBOOK + RECORD + p["keep_model"] * small.num_parameters() * dtype.itemsize,
+        download=fetch,
+        flops=operations(dense, small, p),
+        notes=(*notes, *fetched),
+    )
+
+
+@functools.cache
+def measured_speed(dtype: str, device: str) -> float:
+    """The speed of a matrix product here, in operations a second; on the CPU if there is no such device."""
+    there = device.startswith("cuda") and torch.cuda.is_available()
+    return matmul_speed(4096 if there else 512, 3, getattr(torch, dtype), device if there else "cpu")
+
+
+def configuration_of(name: str, revision: str | None = None) -> tuple[PreTrainedConfig, list[str]]:
+    """A model's configuration: its own where it can be had, else the one in data/configs; and what to say of it.
+
+    Raises:
+        ValueError: what `configuration` refuses, or a hub id neither cached, nor reachable, nor in data/configs.
+    """
+    stored = CONFIGS / f"{name.replace('/', '--')}.json"
+    kept = AutoConfig.from_pretrained(stored) if stored.is_file() and not located(name).is_dir() else None
+    try:
+        config = configuration(name, revision)
+    except ValueError as error:
+        if not isinstance(error.__cause__, OSError) or located(name).is_dir():
+            raise
+        if kept is None:
+            raise ValueError(
+                f"The configuration of {name!r} is neither cached nor reachable, so nothing can be said of what it "
+                f"needs: fetch it where there is a network (hf download {name} config.json), or give a local folder."
+            ) from error
+        return kept, [f"  By the configuration in data/configs: that of {name} is neither cached nor reachable."]
+    if kept is None:
+        return config, []
+    own, here = (shadow(c, torch.float32).num_parameters() for c in (config, kept))
+    return config, [f"  {name} has {own:,} parameters, its copy in data/configs {here:,}."] if own != here else []
+
+
+def _plan(dense: PreTrainedModel, p: Mapping[str, Any]) -> Plan:
+    """A plan of the widths asked for; which heads and neurons stay changes no size."""
+    chance = score(dense, [], "random")
+    if p["heads"] or p["neurons"]:
+        return plan(dense, chance, heads=p["heads"] or None, neurons=p["neurons"] or None, unit=p["unit"])
+    if p["fidelity"] == "official":
+        heads, neurons = official_widths(dense, p["ratio"])
+        return plan(dense, chance, heads=heads, neurons=neurons)
+    return plan(dense, chance, remove=p["ratio"], unit=p["unit"], nearest=True)
+
+
+def _peaks(
+    dense: PreTrainedModel, small: PreTrainedModel, chosen: Plan, p: Mapping[str, Any], device: str
+) -> dict[str, int]:
+    """Bytes at the peak of each stage, in the order of the notebook."""
+    batch, length = p["batch"], longest(p["calibration_text"], p["calibration_length"])
+    rows = min(p["rows_at_once"], STEP), longest(p["recovery_text"], p["recovery_length"])
+
+    def measuring(model: PreTrainedModel) -> int:
+        peak = of_perplexity(model, batch, longest(p["perplexity_text"], p["window"]))
+        if p["tasks"] != "none":
+            answer = LONGEST_TINY if p["tasks"] == "tiny" else LONGEST_TASK
+            peak = max(peak, of_tasks(model, batch, answer))
+        return peak
+
+    found = {"measure dense": measuring(dense)} if p["measure_dense"] else {}
+    found["score"] = of_scoring(dense, p["criterion"], min(batch, p["calibration"]), length, device)
+    recovering = p["recovery"] != "none"
+    if p["shots"] > 1:
+        # The dense model stays, and so does that of the last shot until the next one is done: the second has most.
+        left = widths(dense, p["heads"] or None, p["neurons"] or None, p["shots"], p["unit"])[:2]
+        chance = score(dense, [], "random")
+        cut = [plan(dense, chance, heads=h, neurons=n, unit=p["unit"]) for h, n in left]
+        first, second = (shadow(smaller_config(Anatomy.of(dense), c), dense.dtype) for c in cut)
+        held = weights(dense)
+        found["prune"] = held + weights(first, second)
+        if recovering:
+            found["recover"] = held + max(of_recovery(first, *rows), weights(first) + of_recovery(second, *rows))
+        found["measure untuned"] = measuring(small)
+        return found
+    if p["repair"] == "none":  # in place: a matrix is there twice only while it is cut
+        found["prune"] = weights(dense) + max(w.nbytes for w in small.parameters())
+    else:
+        found["prune"] = of_repair(dense, chosen, small, p["calibration"], batch, length, p["repair"] == "choose")
+    found["measure untuned"] = measuring(small)
+    if recovering:
+        found |= {"recover": of_recovery(small, *rows), "measure tuned": found["measure untuned"]}
+    return found

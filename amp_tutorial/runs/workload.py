@@ -1,0 +1,108 @@
+"""How much text a run of the reproduction notebook reads: its floating-point operations, and what it has to fetch.
+
+Everything is an upper bound as far as it depends on texts that have not been read: each is as long as it may be.
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import constants, try_to_load_from_cache
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from ..core.checkpoint import located
+from ..core.criteria import named
+from ..core.families import Anatomy
+
+PAPER = ("piqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge")
+ITEMS = dict(zip(PAPER, (1838, 10042, 1267, 2376, 1172), strict=True))  # in the split that lm-eval takes
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is known of a text source without reading it. Sizes of those on the hub are rough, and not verified."""
+
+    longest: int  # tokens of a text, at most; 0: longer than any window
+    rows: int
+    tokens: int  # of its validation or test split
+    download: int = 0  # bytes
+    hub: str = ""
+
+
+SOURCES = {
+    "tinyworld": Source(160, 2000, 29_000),
+    "alpaca": Source(0, 51_760, 0, 45 * 10**6, "yahma/alpaca-cleaned"),
+    "wikitext2": Source(0, 36_718, 340_000, 8 * 10**6, "Salesforce/wikitext"),
+    "ptb": Source(0, 42_068, 110_000, 6 * 10**6, "ptb-text-only/ptb_text_only"),
+    "c4": Source(0, 10_000, 500_000, 400 * 10**6, "allenai/c4"),
+}
+TASKS_DOWNLOAD = 100 * 10**6  # of the paper's five, roughly
+LONGEST_TINY, LONGEST_TASK = 52, 512  # tokens of a question with an answer; the second is an assumption
+
+
+def longest(text: str, asked: int) -> int:
+    """Tokens of a text of that source, at most."""
+    return min(asked, SOURCES[text].longest or asked) if text in SOURCES else asked
+
+
+def operations(dense: PreTrainedModel, small: PreTrainedModel, p: Mapping[str, Any]) -> float:
+    """Floating-point operations of scoring, measuring and recovering, every text as long as it may be."""
+
+    def a_token(model: PreTrainedModel, length: int, head: bool = True) -> float:
+        anatomy = Anatomy.of(model)
+        linear = sum(w.numel() for w in model.get_submodule(anatomy.family.layers).parameters() if w.ndim > 1)
+        logits = anatomy.hidden * model.config.vocab_size if head else 0
+        return 2.0 * (linear + logits + anatomy.layers * length * anatomy.features("query"))
+
+    def known(text: str, what: Callable[[Source], int]) -> int:
+        if text in SOURCES:
+            return what(SOURCES[text])
+        path = Path(text)
+        files = [path] if path.is_file() else list(path.glob("*"))
+        return sum(f.stat().st_size for f in files) // 4  # a token is about four letters; a row is longer
+
+    length = longest(p["calibration_text"], p["calibration_length"])
+    passes = 3 if named(p["criterion"]).gradient else 1 if named(p["criterion"]).sees_data else 0
+    passes += 4 if p["repair"] != "none" else 0
+    work = p["calibration"] * length * a_token(dense, length, head=False) * passes * p["shots"]
+    window = longest(p["perplexity_text"], p["window"])
+    tokens = p["windows"] * window or known(p["perplexity_text"], lambda s: s.tokens)
+    tasks = [] if p["tasks"] == "none" else p["tasks"].split(",")
+    tasks = {"tiny": ["tiny"] * 6, "paper": list(PAPER)}.get(p["tasks"], tasks)
+    texts = 4 * sum(p["items"] or ITEMS.get(task.strip(), 400) for task in tasks)  # at most four answers to choose from
+    answers = texts * (LONGEST_TINY if p["tasks"] == "tiny" else 100)
+    stages = [dense] * p["measure_dense"] + [small] * (1 if p["recovery"] == "none" or p["shots"] > 1 else 2)
+    work += sum((tokens + answers) * a_token(model, window) for model in stages)
+    if p["recovery"] != "none":
+        rows = p["recovery_samples"] or known(p["recovery_text"], lambda s: s.rows)
+        length = longest(p["recovery_text"], p["recovery_length"])
+        healed = dense if p["shots"] > 1 else small
+        work += 2 * rows * p["epochs"] * length * a_token(healed, length) * p["shots"]  # there, and back
+    return work
+
+
+def download(config: PreTrainedConfig, dense: PreTrainedModel, p: Mapping[str, Any]) -> tuple[int, list[str]]:
+    """Bytes to fetch that are neither local nor cached, and what they are."""
+    total, what = 0, []
+    if not located(p["model"]).is_dir():
+        names = ("model.safetensors", "model.safetensors.index.json")
+        revision = p["revision"] or None
+        if not any(isinstance(try_to_load_from_cache(p["model"], name, revision=revision), str) for name in names):
+            stored = config.dtype or torch.float32
+            stored = getattr(torch, stored) if isinstance(stored, str) else stored
+            total += dense.num_parameters() * stored.itemsize
+            what.append(p["model"])
+    cached = Path(os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME) / "datasets")
+    texts = {p["calibration_text"], p["perplexity_text"], *([p["recovery_text"]] * (p["recovery"] != "none"))}
+    for text in sorted(texts & SOURCES.keys()):
+        hub = SOURCES[text].hub
+        if hub and not p["local_copies"] and not (cached / hub.replace("/", "___")).is_dir():
+            total += SOURCES[text].download
+            what.append(text)
+    if p["tasks"] not in ("none", "tiny") and not p["task_folder"]:
+        total += TASKS_DOWNLOAD
+        what.append("tasks")
+    return total, [f"  To be fetched, if not cached: {', '.join(what)}."] if what else []

@@ -1,0 +1,215 @@
+"""How much memory each stage of a run takes: its own tensor operations are run on the meta device, and counted.
+
+The meta device computes shapes and no values, so a model of any size takes seconds and no memory. What is counted is
+what `torch.cuda.max_memory_allocated` counts on a GPU: the tensors alive at the same time. What a library needs inside
+one operation is not in it, nor the context of a GPU (some hundred MB), nor what its allocator keeps in reserve.
+"""
+
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from ..core.criteria import named
+from ..core.families import Anatomy
+from ..core.plans import Plan
+from ..core.scores import pass_over
+from ..core.sums import CHUNK, CHUNK_ON_GPU, Sums
+from ..core.surgery import cut_layer
+from ..methods.lora import adapted, summed_loss
+from ..methods.repair_layer import Options, Refits
+
+
+class Alive(TorchDispatchMode):
+    """Bytes of all tensors alive now, and the most there have been; views share what they view."""
+
+    def __init__(self, *held: nn.Module) -> None:
+        """`held`: models that are there from the start."""
+        super().__init__()
+        self.now = self.peak = 0
+        self._known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
+        for model in held:
+            for tensor in (*model.parameters(), *model.buffers()):
+                self._see(tensor)
+
+    def _see(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if tensor.device.type == "meta" and storage not in self._known:  # the few scalars elsewhere are left out
+            self._known.add(storage)
+            self.now += storage.nbytes()
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._drop, storage.nbytes())
+
+    def _drop(self, size: int) -> None:
+        self.now -= size
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default:
+            return 1  # whether a mask is all ones, for example: there is no padding
+        first = args[1][0] if func is torch.ops.aten.index.Tensor else None
+        if first is not None and first.dtype == torch.bool:
+            found = args[0].new_empty((first.numel(), *args[0].shape[first.ndim :]))  # nothing is masked out
+        else:
+            found = func(*args, **(kwargs or {}))
+        tree_map_only(Tensor, self._see, found)
+        return found
+
+
+class _Attention(torch.autograd.Function):
+    """What a fused attention holds: its output, and for the way back its inputs. On meta torch knows no fused one."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:  # type: ignore[override]
+        output = torch.empty_like(query.transpose(1, 2)).transpose(1, 2)
+        ctx.save_for_backward(query, key, value, output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        query, key, value, _ = ctx.saved_tensors
+        return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+
+
+class _Fused(TorchFunctionMode):
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is F.scaled_dot_product_attention:
+            return _Attention.apply(*args[:3])
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def counting(*held: nn.Module) -> Iterator[Alive]:
+    """Count what is alive while the context lasts, beside these models."""
+    with Alive(*held) as alive, _Fused():
+        yield alive
+
+
+def shadow(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    """The model of a configuration on the meta device: shapes without weights."""
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    model.tie_weights()  # transformers 5.0 does not, and a shared weight would count twice
+    if getattr(config, "_experts_implementation", None):
+        model.set_experts_implementation("batched_mm")  # its work does not depend on the data, which meta has not
+    return model.eval()
+
+
+def _ids(rows: int, length: int) -> Tensor:
+    return torch.zeros((rows, length), dtype=torch.long, device="meta")
+
+
+class _Sums(Sums):
+    """Sums on the meta device, in stretches as on the device asked for."""
+
+    on = "cpu"
+
+    def chunk(self, x: Tensor) -> int:
+        return CHUNK if self.on == "cpu" else CHUNK_ON_GPU
+
+
+def of_scoring(model: PreTrainedModel, criterion: str, batch: int, length: int, device: str = "cpu") -> int:
+    """Bytes at the peak of `score`, for batches of so many texts of so many tokens."""
+    chosen, anatomy = named(criterion), Anatomy.of(model)
+    with counting(model) as alive:
+        if chosen.gradient is not None:
+            _backward(model, anatomy, batch, length)
+        elif chosen.static is not None:
+            for i in range(anatomy.layers):
+                for weights in (anatomy.head_weights(i), anatomy.neuron_weights(i)):
+                    chosen.static(weights)
+        elif chosen.heads is not None and chosen.neurons is not None:
+            sums = _Sums(anatomy, ((chosen.heads, "heads"), (chosen.neurons, "neurons")))
+            sums.on = device
+            real = torch.zeros((batch, length), dtype=torch.long)
+            pass_over(anatomy, [{"input_ids": real, "attention_mask": real + 1}], sums, "tokens")
+    return alive.peak
+
+
+def _backward(model: PreTrainedModel, anatomy: Anatomy, batch: int, length: int) -> None:
+    """A batch as in `gradients.by_gradients`, twice: the gradients of the first are there in the second."""
+    inside = set(model.get_submodule(anatomy.family.layers).parameters())
+    for p in model.parameters():
+        p.requires_grad_(p in inside)
+    for _ in range(2):
+        ids = _ids(batch, length)
+        logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
+        nll = F.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
+        (nll * torch.empty_like(nll)).sum().backward()
+    for p in model.parameters():
+        p.grad = None
+
+
+def weights(*models: nn.Module) -> int:
+    """Bytes of the parameters and buffers of models; what two names share counts once."""
+    return Alive(*models).peak
+
+
+def of_repair(
+    model: PreTrainedModel, plan: Plan, small: PreTrainedModel, texts: int, batch: int, length: int, choose: bool
+) -> int:
+    """Bytes at the peak of `repair`, which holds the calibration text's hidden states in both models.
+
+    The first two layers and batches are run; what the others add is a sum. `choose` also inverts equations of the
+    whole width: by arithmetic.
+    """
+    anatomy, size = Anatomy.of(model), next(model.parameters()).element_size()
+    real = torch.zeros((min(batch, texts), length), dtype=torch.long)
+    batches = [{"input_ids": real, "attention_mask": real + 1}] * min(2, -(-texts // batch))
+    found: dict[str, Tensor] = {}
+    with counting(model) as alive:
+        refits = Refits(anatomy, plan, batches, Options())
+        for i in range(min(2, anatomy.layers)):
+            found |= cut_layer(anatomy, plan, i, refits.layer(i))
+    a_layer = sum(tensor.nbytes for tensor in found.values()) // min(2, anatomy.layers)
+    streams = 2 * texts * length * anatomy.hidden * size
+    rest = a_layer * (anatomy.layers - 2) + max(0, streams - 2 * len(batches) * real.numel() * anatomy.hidden * size)
+    widest = max(anatomy.features("query"), anatomy.neurons)
+    inverting = 8 * (6 * widest + 5 * anatomy.hidden) * widest if choose else 0
+    held = weights(model) + a_layer * anatomy.layers + streams
+    return max(alive.peak + max(0, rest), held + max(inverting, weights(small)))
+
+
+@torch.no_grad()
+def of_perplexity(model: PreTrainedModel, batch: int, window: int) -> int:
+    """Bytes at the peak of `perplexity`. The logits of a batch are there until those of the next one are."""
+    with counting(model) as alive:
+        for _ in range(2):
+            ids = _ids(batch, window)
+            logits = model(input_ids=ids).logits[:, :-1].float()
+            F.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
+    return alive.peak
+
+
+@torch.no_grad()
+def of_tasks(model: PreTrainedModel, batch: int, length: int) -> int:
+    """Bytes at the peak of lm-eval's log-likelihoods, for questions with an answer of so many tokens."""
+    with counting(model) as alive:
+        for _ in range(2):
+            kept = F.log_softmax(model(input_ids=_ids(batch, length)).logits, dim=-1)  # noqa: F841, held as there
+    return alive.peak
+
+
+def of_recovery(model: PreTrainedModel, rows: int, length: int) -> int:
+    """Bytes at the peak of `recover`: the model given, its copy, and a step of the adapters of that."""
+    with counting(model) as alive:
+        tuned = adapted(model).train()
+        trainable = [p for p in tuned.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(trainable)
+        for _ in range(2):  # the second has the moments of the first
+            summed_loss(tuned, _ids(rows, length), None, _ids(rows, length)).backward()
+            torch.nn.utils.clip_grad_norm_(trainable, 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+    return alive.peak
