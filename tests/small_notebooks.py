@@ -6,7 +6,7 @@ import nbformat
 
 PARAMETERS = 'x = 1  # a number\nword = "a"  # a word\nshare = 0.5\nsure = True\nout = "out"'
 RECORD = (  # the smallest record there is: the package's own, without torch
-    "from amp_tutorial import records\n"
+    "from amp_tutorial.runs import record as records\n"
     'r = records.Record("small", dict(x=x, word=word))\n'
     'r.metric("perplexity", x)\n'
     'r.write(out + "/record.json")'
