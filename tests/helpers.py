@@ -10,7 +10,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from amp_tutorial import FAMILIES, Anatomy, Plan, plan, score
+from amp_tutorial import FAMILIES, Anatomy, Plan, score
+from amp_tutorial.methods.depth_and_width import planned
 
 VOCABULARY = 259  # three special tokens and all bytes
 KNOWN = tuple(FAMILIES)
@@ -138,7 +139,7 @@ def some_plan(model: PreTrainedModel, heads: int | None, neurons: int | None, se
     drawn = score(model, [], "random", seed=seed)
     if row.no_heads or row.no_neurons:
         heads, neurons = None if row.no_heads else heads, None if row.no_neurons else neurons
-    return plan(model, drawn, heads=heads, neurons=neurons, **settings)
+    return planned(model, drawn, heads=heads, neurons=neurons, **settings)
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:

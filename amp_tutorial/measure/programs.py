@@ -5,9 +5,8 @@ from dataclasses import dataclass
 import transformers
 from transformers import PreTrainedConfig
 
-from ..core.families import Anatomy
-
-EACH_LAYER = ("layer_types", "no_rope_layers")  # settings with one value for each layer
+from ..core.anatomy import Anatomy
+from ..core.families import EACH_LAYER
 
 
 @dataclass(frozen=True)

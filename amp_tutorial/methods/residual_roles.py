@@ -5,7 +5,7 @@ To add a family, add a row to `STREAMS`.
 
 from dataclasses import dataclass, replace
 
-from ..core.families import Anatomy
+from ..core.anatomy import Anatomy
 
 
 @dataclass(frozen=True)

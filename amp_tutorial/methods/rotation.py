@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..core.families import Anatomy
+from ..core.anatomy import Anatomy
 from ..core.sums import Batch
 from .layerwise import run_decoder
 from .residual_roles import stream_of
