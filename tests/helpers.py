@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 from amp_tutorial import FAMILIES, Anatomy, Plan, score
 from amp_tutorial.methods.depth_and_width import planned
 
+SLICED = tuple(name for name, row in FAMILIES.items() if row.stream)
 VOCABULARY = 259  # three special tokens and all bytes
 KNOWN = tuple(FAMILIES)
 WITH_HEADS = tuple(name for name, row in FAMILIES.items() if not row.no_heads)

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import SLICED, batch, byte_tokenizer, equal, hooks, logits, prompts, tiny, weights
 from helpers import Shape as Tiny
-from helpers import batch, byte_tokenizer, equal, hooks, logits, prompts, tiny, weights
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
@@ -17,7 +17,6 @@ import amp_tutorial as amp
 from amp_tutorial.measure.costs import Timing
 from amp_tutorial.methods import budget
 from amp_tutorial.methods.depth_and_width import planned
-from amp_tutorial.methods.hidden_size import STREAMS
 from amp_tutorial.methods.shapes import CUT, OF, Shape, Shapes
 
 ROWS = prompts([12] * 16)
@@ -63,7 +62,7 @@ def test_every_candidate_meets_the_target_and_none_is_smaller_than_need_be(
 ) -> None:
     """Whatever the losses are: at most so many trials, none twice, and the winner is the least."""
     remove, trials = data.draw(st.sampled_from((0.01, 0.1, 0.3, 0.5, 0.75))), data.draw(st.integers(1, 12))
-    if tiny_shape.family not in STREAMS:
+    if tiny_shape.family not in SLICED:
         cut -= {"hidden"}
     assume(cut and (of != "cache" or cut & {"heads", "layers"}))
     with pytest.MonkeyPatch.context() as patch:
@@ -94,7 +93,7 @@ def test_every_candidate_meets_the_target_and_none_is_smaller_than_need_be(
 @given(st.sampled_from(SEVERAL), st.data())
 def test_amounts_are_those_of_the_built_model(tiny_shape: Tiny, data: st.DataObject) -> None:
     model = tiny(tiny_shape)
-    cut = [name for name in CUT if name != "hidden" or tiny_shape.family in STREAMS]
+    cut = [name for name in CUT if name != "hidden" or tiny_shape.family in SLICED]
     shapes = Shapes(model, 0.01, "parameters", cut, 5, 0)
     shape = Shape(**{name: data.draw(st.sampled_from(values)) for name, values in shapes.values.items()})
     assume(math.isfinite(shapes.amount(shape)))

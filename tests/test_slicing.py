@@ -7,16 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import KNOWN, Shape, batch, equal, hooks, logits, prompts, shapes, some_plan, tiny, weights
+from helpers import KNOWN, SLICED, Shape, batch, equal, hooks, logits, prompts, shapes, some_plan, tiny, weights
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 import amp_tutorial as amp
+from amp_tutorial.core.families import FAMILIES, GATE_UP, LAYER_NORM, LLAMA, OUTPUT_NORM, QKV
 from amp_tutorial.methods import hidden_size as slicing
 
-SLICED = tuple(slicing.STREAMS)
 ROWS = [prompts(), prompts((12, 12, 12), seed=1)]
 
 
@@ -207,7 +207,7 @@ def test_the_size_for_a_ratio_is_the_largest_that_removes_so_much() -> None:
         hidden = slicing.hidden_at(anatomy, 0.3, align=8)
         sizes = [slicing.sliced_parameters(anatomy, h) for h in (hidden, hidden + 8)]
         assert hidden % 8 == 0 and sizes[0] <= 0.7 * total < sizes[1]
-    with pytest.raises(ValueError, match="No hidden size removes 100% of all parameters"):
+    with pytest.raises(ValueError, match="pruning_ratio=1.0 is not a ratio"):
         slicing.hidden_at(anatomy, 1.0)
 
 
@@ -224,10 +224,10 @@ def test_settings_survive() -> None:
 
 
 def test_every_family_is_sliced_or_says_why_not() -> None:
-    assert set(SLICED).isdisjoint(slicing.NO_STREAM) and {*SLICED, *slicing.NO_STREAM} == set(KNOWN)
+    assert all(bool(row.stream) != (row.no_stream in (LAYER_NORM, OUTPUT_NORM)) for row in FAMILIES.values())
 
 
-@pytest.mark.parametrize("family", sorted(slicing.NO_STREAM))
+@pytest.mark.parametrize("family", sorted(set(KNOWN) - set(SLICED)))
 def test_families_that_cannot_be_turned_say_why(family: str) -> None:
     model = tiny(Shape(family))
     words = f"hidden size of a {family} cannot be sliced: its (layer )?norms .*Cut heads, neurons or layers instead"
@@ -239,8 +239,8 @@ def test_families_that_cannot_be_turned_say_why(family: str) -> None:
 
 def test_a_family_without_a_row_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny()
-    monkeypatch.delitem(slicing.STREAMS, "llama")
-    with pytest.raises(ValueError, match="a llama cannot be sliced: it has no row in residual_roles.STREAMS"):
+    monkeypatch.setitem(FAMILIES, "llama", replace(FAMILIES["llama"], stream=None))
+    with pytest.raises(ValueError, match="a llama cannot be sliced: it has no row of who reads each norm"):
         measured(model)
 
 
@@ -248,7 +248,7 @@ def test_a_family_without_a_row_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
     "wrong",
     [
         dict(offset=1.0),
-        dict(reads=(("input_layernorm", slicing.GATE_UP), ("post_attention_layernorm", slicing.QKV))),
+        dict(reads=(("input_layernorm", GATE_UP), ("post_attention_layernorm", QKV))),
         dict(last="model.layers.0.input_layernorm"),
     ],
     ids=str,
@@ -256,7 +256,7 @@ def test_a_family_without_a_row_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_wrong_row_is_found_before_a_model_is_returned(monkeypatch: pytest.MonkeyPatch, wrong: dict) -> None:
     model = tiny()
     rotation = measured(model)
-    monkeypatch.setitem(slicing.STREAMS, "llama", replace(slicing.LLAMA, **wrong))
+    monkeypatch.setitem(FAMILIES, "llama", replace(FAMILIES["llama"], stream=replace(LLAMA, **wrong)))
     with pytest.raises(ValueError, match="not wired as the row 'llama'|does not say what it has to do"):
         amp.slice_hidden(model, rotation, 20)
     assert hooks(model) == 0

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import EVERY_FAMILY, Shape, batch, logits, prompts
+from helpers import EVERY_FAMILY, SLICED, Shape, batch, logits, prompts
 from safetensors.torch import load_file, save_file
 from test_streaming import GROUPED, checkpoint, equal, others, stored
 from transformers import PreTrainedModel
@@ -15,7 +15,6 @@ import amp_tutorial as amp
 from amp_tutorial import FAMILIES
 from amp_tutorial.methods import repair as refit
 from amp_tutorial.methods.depth_and_width import planned
-from amp_tutorial.methods.hidden_size import STREAMS
 from amp_tutorial.methods.repair_layer import Refits
 from amp_tutorial.scale import prune_folder as streaming
 from amp_tutorial.scale.checkpoint_on_disk import Folder
@@ -128,7 +127,7 @@ def test_repair_has_one_layer_at_a_time_and_leaves_none_behind(tmp_path: Path, m
 
 @pytest.mark.filterwarnings("ignore:.* calibration tokens")
 @pytest.mark.parametrize("bf16", [False, True], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("family", STREAMS)
+@pytest.mark.parametrize("family", SLICED)
 def test_the_hidden_size_is_sliced_as_in_memory(family: str, bf16: bool, tmp_path: Path) -> None:
     source = checkpoint(tmp_path / "dense", Shape(family, bias=True, tied=family != "mixtral"), shards="20KB")
     source, model = (in_bf16(source) if bf16 else source), dense(source)

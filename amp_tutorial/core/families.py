@@ -4,10 +4,31 @@ To add a family, add a row to `FAMILIES`: the key is the `model_type` of its con
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
 
 Kind = Literal["query", "shared", "neurons"]  # whose rows: of query heads, of key-value heads, of neurons
+
+
+class Programs(NamedTuple):
+    """Which widths other programs take from the configuration, as far as it was looked up (`measure/programs.py`)."""
+
+    transformers_4: str | None = None  # BOTH, or "heads" or "neurons" alone, or NEITHER; ABSENT: it is not read at all
+    vllm: str | None = None
+    llama_cpp: str | None = None
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Which tensors of a decoder layer read and write the residual stream, by module (or bare tensor) name."""
+
+    reads: tuple[tuple[str, tuple[str, ...]], ...]  # (norm, all that reads it)
+    writes: tuple[str, ...] = ("self_attn.o_proj", "mlp.down_proj")
+    apart: tuple[str, ...] = ("self_attn.q_norm", "self_attn.k_norm")  # norms inside a head, not of the stream
+    last: str = "model.norm"  # the norm that the output head reads
+    offset: float = 0.0  # a norm multiplies by offset + weight
+    multiple: int = 1  # of the hidden size: the products of packed experts want rows of whole 16 bytes
+    root: str = ""  # a buffer of the embedding by which it multiplies its rows: always sqrt(hidden_size)
 
 
 @dataclass(frozen=True)
@@ -31,6 +52,11 @@ class Family:
     equal_type: str = ""  # an architecture that computes the same and takes any head count
     equal_settings: tuple[tuple[str, object], ...] = ()  # what its configuration needs for that
     equal_unless: tuple[str, ...] = ()  # settings that it cannot express
+    stream: Stream | None = None  # who reads and writes the residual stream, where the hidden size can be sliced
+    no_stream: str = "it has no row of who reads each norm (Family.stream)"  # why it cannot be sliced, if so
+    adds: float | str = 1.0  # what attention and MLP add to the stream is multiplied by this, or by this setting; 0: no
+    older: tuple[tuple[str, str], ...] = ()  # (what a setting is usually called, what transformers 4 called it here)
+    programs: Programs = Programs()
 
     def rows(self) -> Iterator[tuple[str, list[Kind]]]:
         """Each module whose rows are heads or neurons, with what its blocks of rows are."""
@@ -43,11 +69,27 @@ class Family:
         yield from blocks.items()
 
 
+BOTH, NEITHER, ABSENT = "heads neurons", "", "absent"
+EVERYWHERE = Programs(BOTH, BOTH, BOTH)
+NO_HEADS_IN_GGUF = Programs(BOTH, BOTH, "neurons")
+NO_HEADS = Programs("neurons", "neurons", "neurons")
 FIXED = "its configuration has no head_dim: a head always has hidden_size / num_attention_heads dimensions"
 EXPERTS = "its MLP is a mixture of experts, which are left alone"
-QK_NORMS: tuple[tuple[str, Kind], ...] = (("self_attn.q_norm", "query"), ("self_attn.k_norm", "shared"))
+LAYER_NORM = "its layer norms subtract the mean, so the stream cannot be turned; RMS norms are needed"
+OUTPUT_NORM = "its norms weigh what is written to the residual stream, and a weight there cannot be folded away"
 EACH_LAYER = ("layer_types", "no_rope_layers")  # settings with one value for each layer
-QKV, GATE_UP = "self_attn.qkv_proj", "mlp.gate_up_proj"
+QK_NORMS: tuple[tuple[str, Kind], ...] = (("self_attn.q_norm", "query"), ("self_attn.k_norm", "shared"))
+PACKED_QKV, PACKED_MLP = "self_attn.qkv_proj", "mlp.gate_up_proj"
+QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+GATE_UP = ("mlp.gate_proj", "mlp.up_proj")
+ROUTED = ("mlp.gate", "mlp.experts.gate_up_proj")
+
+
+def _stream(attention: tuple[str, ...], mlp: tuple[str, ...], **other: Any) -> Stream:
+    return Stream((("input_layernorm", attention), ("post_attention_layernorm", mlp)), **other)
+
+
+LLAMA = _stream(QKV, GATE_UP)
 
 FAMILIES = {
     "llama": Family(
@@ -55,36 +97,63 @@ FAMILIES = {
         equal_type="mistral",
         equal_settings=(("sliding_window", None),),
         equal_unless=("attention_bias", "mlp_bias"),
+        stream=LLAMA,
+        programs=EVERYWHERE,
     ),
-    "mistral": Family(),
+    "mistral": Family(stream=LLAMA, programs=EVERYWHERE),
     "phi": Family(
-        output="self_attn.dense", neurons_in=("mlp.fc1",), neurons_out="mlp.fc2", no_heads_with=("qk_layernorm",)
+        output="self_attn.dense",
+        neurons_in=("mlp.fc1",),
+        neurons_out="mlp.fc2",
+        no_heads_with=("qk_layernorm",),
+        no_stream=LAYER_NORM,
+        programs=Programs(BOTH, BOTH, NEITHER),
     ),
     "phi3": Family(
-        query=QKV,
-        key=QKV,
-        value=QKV,
-        neurons_in=(GATE_UP, GATE_UP),
+        query=PACKED_QKV,
+        key=PACKED_QKV,
+        value=PACKED_QKV,
+        neurons_in=(PACKED_MLP, PACKED_MLP),
         no_heads_with=("rope_parameters.long_factor",),  # one factor for each pair of that head_dim
+        stream=_stream((PACKED_QKV,), (PACKED_MLP,)),
+        programs=NO_HEADS_IN_GGUF,
     ),
-    "qwen2": Family(),
-    "qwen3": Family(),
-    "gemma": Family(),
-    "gemma2": Family(any_head_count=False),
-    "gemma3_text": Family(any_head_count=False),
-    "olmo2": Family(norms=QK_NORMS, spanning=True),
-    "granite": Family(),
-    "smollm3": Family(),
-    "starcoder2": Family(neurons_in=("mlp.c_fc",), neurons_out="mlp.c_proj"),
-    "cohere": Family(norms=QK_NORMS),
-    "mixtral": Family(no_neurons=EXPERTS),
-    "qwen3_moe": Family(no_neurons=EXPERTS),
+    "qwen2": Family(stream=LLAMA, programs=Programs(BOTH, "neurons", "neurons")),
+    "qwen3": Family(stream=LLAMA, programs=EVERYWHERE),
+    "gemma": Family(stream=replace(LLAMA, offset=1.0, root="embed_scale"), programs=EVERYWHERE),
+    "gemma2": Family(any_head_count=False, no_stream=OUTPUT_NORM, adds=0.0, programs=EVERYWHERE),
+    "gemma3_text": Family(any_head_count=False, no_stream=OUTPUT_NORM, adds=0.0, programs=EVERYWHERE),
+    "olmo2": Family(norms=QK_NORMS, spanning=True, no_stream=OUTPUT_NORM, adds=0.0, programs=NO_HEADS_IN_GGUF),
+    "granite": Family(stream=LLAMA, adds="residual_multiplier", programs=NO_HEADS_IN_GGUF),
+    "smollm3": Family(stream=LLAMA, programs=EVERYWHERE),
+    "starcoder2": Family(
+        neurons_in=("mlp.c_fc",), neurons_out="mlp.c_proj", no_stream=LAYER_NORM, programs=NO_HEADS_IN_GGUF
+    ),
+    "cohere": Family(norms=QK_NORMS, no_stream=LAYER_NORM, programs=NO_HEADS_IN_GGUF),
+    "mixtral": Family(
+        no_neurons=EXPERTS,
+        stream=_stream(QKV, ROUTED, writes=("self_attn.o_proj", "mlp.experts.down_proj"), multiple=8),
+        adds=0.0,  # what experts write is not seen
+        programs=EVERYWHERE,
+    ),
+    "qwen3_moe": Family(
+        no_neurons=EXPERTS,
+        stream=_stream(  # a layer has one of the two MLPs
+            QKV, GATE_UP + ROUTED, writes=("self_attn.o_proj", "mlp.down_proj", "mlp.experts.down_proj"), multiple=8
+        ),
+        adds=0.0,
+        older=(("num_local_experts", "num_experts"),),
+        programs=EVERYWHERE,
+    ),
     "gpt_neox": Family(
         no_heads=FIXED,
         layers="gpt_neox.layers",
         output="attention.dense",
         neurons_in=("mlp.dense_h_to_4h",),
         neurons_out="mlp.dense_4h_to_h",
+        no_stream=LAYER_NORM,
+        older=(("rope_theta", "rotary_emb_base"), ("partial_rotary_factor", "rotary_pct")),
+        programs=NO_HEADS,
     ),
     "gpt2": Family(
         no_heads=FIXED,
@@ -93,6 +162,8 @@ FAMILIES = {
         neurons_in=("mlp.c_fc",),
         neurons_out="mlp.c_proj",
         width="n_inner",
+        no_stream=LAYER_NORM,
+        programs=Programs("neurons", "neurons", NEITHER),
     ),
     "opt": Family(
         no_heads=FIXED,
@@ -101,8 +172,10 @@ FAMILIES = {
         neurons_in=("fc1",),
         neurons_out="fc2",
         width="ffn_dim",
+        no_stream=LAYER_NORM,
+        programs=Programs("neurons", "neurons", ABSENT),
     ),
-    "stablelm": Family(no_heads=FIXED),
+    "stablelm": Family(no_heads=FIXED, no_stream=LAYER_NORM, programs=NO_HEADS),
     "falcon": Family(
         no_heads=FIXED,
         layers="transformer.h",
@@ -110,6 +183,8 @@ FAMILIES = {
         neurons_in=("mlp.dense_h_to_4h",),
         neurons_out="mlp.dense_4h_to_h",
         width="ffn_hidden_size",
+        no_stream=LAYER_NORM,
+        programs=Programs("neurons", NEITHER, NEITHER),
     ),
 }
 

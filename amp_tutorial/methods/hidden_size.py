@@ -27,13 +27,14 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from ..core.anatomy import Anatomy
 from ..core.checkpoint import without_weights
+from ..core.families import Stream
 from ..core.plans import a_ratio, whole_plan
 from ..core.surgery import Pruned, fill_buffers
-from .residual_roles import GATE_UP, LLAMA, NO_STREAM, QKV, STREAMS, Role, Stream, roles, stream_of
+from .residual_roles import Role, roles, stream_of
 from .rotation import Rotation, rotation, second_moments
 
 __all__ = [
-    "GATE_UP", "LLAMA", "NO_STREAM", "QKV", "STREAMS", "Rotation", "Stream",
+    "Rotation",
     "hidden_at", "projected", "roles", "rotation", "second_moments", "slice_hidden", "sliced_parameters", "stream_of",
 ]  # fmt: skip
 
@@ -240,5 +241,5 @@ def _compare(model: PreTrainedModel, small: PreTrainedModel, rotation: Rotation)
         raise ValueError(
             f"The sliced {type(model).__name__} does not compute what the projected one does (relative error of the "
             f"logits {error:.2g}): this model is not wired as the row {model.config.model_type!r} of "
-            "residual_roles.STREAMS says."
+            "amp_tutorial.FAMILIES says."
         )

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 import amp_tutorial as amp
 
 from ..core.sums import Batch
-from ..methods.hidden_size import STREAMS, hidden_at
+from ..methods.hidden_size import hidden_at
 from ..methods.slicegpt import hidden_for, kept_parameters, sliced_by_layer
 
 Batches = Sequence[Batch]
@@ -157,4 +157,4 @@ SYSTEMS: dict[str, System] = {
 
 def applies(system: System, kind: str) -> bool:
     """Whether a model of this type can be treated so: only streams of RMS norms can be turned."""
-    return not system.turns or kind in STREAMS
+    return not system.turns or amp.FAMILIES[kind].stream is not None
