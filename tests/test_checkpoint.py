@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 import amp_tutorial as amp
 from amp_tutorial.core.checkpoint import MODELS, configuration, verify
-from amp_tutorial.core.saving import older_names
+from amp_tutorial.files.older_names import older_names
 
 
 @pytest.mark.parametrize("name", amp.EMBEDDED)

@@ -17,6 +17,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from ..files.atomic import reason
 from ..files.paths import DATA
 from .data import sha256
 from .families import FAMILIES, family_of
@@ -47,7 +48,7 @@ def load(
     where = located(name)
     readable(where)
     configuration(name, revision, trust_remote_code)  # refuses what cannot be pruned, before any weight is read
-    source = where if where.is_dir() else name
+    source = where.resolve() if where.is_dir() else name  # whole, so that `save` knows it from any working folder
     options = dict(revision=revision, trust_remote_code=trust_remote_code)
     try:
         model = matching(
@@ -127,11 +128,6 @@ def configuration(name: str | Path, revision: str | None = None, trust_remote_co
             f"{str(name)!r} is a {named[0]} ({kind}), no decoder that predicts a next token; only such are pruned here."
         )
     return config
-
-
-def reason(error: Exception) -> str:
-    """The first line of a library's message, without its full stop."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")
 
 
 def readable(folder: Path) -> None:

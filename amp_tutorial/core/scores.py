@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ..files.atomic import reason
 from ..methods.taylor import by_gradients
-from .checkpoint import reason
 from .criteria import Criterion, Measure, named
 from .families import Anatomy, weight_of
 from .sums import Batch, Sums, several_processes, watching

@@ -23,7 +23,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ..core.checkpoint import configuration, matching, readable, reason
+from ..core.checkpoint import configuration, matching, readable
 from ..core.families import Anatomy, family_of
 from ..core.stock import tied
 

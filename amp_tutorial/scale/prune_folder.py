@@ -21,7 +21,7 @@ from ..core.data import calibration
 from ..core.families import Anatomy
 from ..core.plans import Plan, whole_plan
 from ..core.plans import plan as planned
-from ..core.saving import check_generation, new_folder
+from ..core.saving import CHECKPOINT, check_generation
 from ..core.scores import Scores, hash_of, score
 from ..core.stock import smaller_config
 from ..core.sums import Batch
@@ -76,7 +76,7 @@ def prune_folder(
         batches: calibration batches as in `score`; by default drawn from `text` by `calibration`.
         text: see `data.texts`.
         criterion, average, seed: as in `score`.
-        overwrite: replace what the target holds. Never the source.
+        overwrite: replace the checkpoint that the target holds, as `save` does. Never the source.
         progress: show a bar over layers.
 
     Returns:
@@ -103,7 +103,7 @@ def prune_folder(
                 raise ValueError(f"{source} has no tokenizer to read the text with; give batches=… instead.")
             batches = calibration(folder.tokenizer, text, seed=seed)
         held = list(batches or ())
-        with new_folder(Path(target), [source], overwrite) as beside:
+        with new_folder(target, [source], overwrite, CHECKPOINT) as beside:
             final = likely
             if choosing:
                 scores = score_folder(folder, held, criterion, average, seed, progress)
