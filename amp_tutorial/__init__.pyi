@@ -1,14 +1,14 @@
 # What `amp_tutorial` offers, loaded at first use: so the commands start at once, and doctor can speak without torch.
 from .core.anatomy import Anatomy
-from .core.checkpoint import EMBEDDED, load
+from .core.checkpoint import load, save
 from .core.criteria import Criterion
 from .core.data import calibration, texts
 from .core.families import FAMILIES, Family
 from .core.perplexity import Perplexity, perplexity
 from .core.plans import Plan, keep, widths_at
-from .core.saving import save
 from .core.scores import Scores
 from .core.surgery import masked
+from .files.checkpoints import EMBEDDED
 from .files.paths import DATA
 from .files.texts import CORPORA, perplexity_text, text_source
 from .measure.check import Preview, estimate, preview

@@ -20,6 +20,8 @@ from typing import Any
 import torch
 import transformers
 
+from amp_tutorial.files.atomic import write_json, write_text
+
 from . import gpu, scoring, speed, surgery, table
 
 HERE = Path(__file__).parent
@@ -65,12 +67,6 @@ def machine() -> dict[str, Any]:
     }
 
 
-def write(path: Path, text: str) -> None:
-    beside = path.with_name(path.name + ".part")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)
-
-
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="benchmarks", description="Measure what scoring and pruned models cost.")
     parser.add_argument("--parts", nargs="+", choices=MEASURES, default=list(MEASURES))
@@ -97,10 +93,10 @@ def main(arguments: list[str] | None = None) -> int:
             start = time.perf_counter()
             found["parts"][name] = {"status": "ok"} | MEASURES[name](options.smoke)
             found["seconds"][name] = round(time.perf_counter() - start, 1)
-            write(options.json, json.dumps(found, indent=1) + "\n")
+            write_json(options.json, found)
             print(f"{name}: {found['seconds'][name]} s", file=sys.stderr)
     found = json.loads(options.json.read_text(encoding="utf-8"))
-    write(options.json.with_suffix(".md"), table.table(found) + "\n")
+    write_text(options.json.with_suffix(".md"), table.table(found) + "\n")
     if options.readme:
         table.into_readme(options.readme, found)
     print(table.table(found))

@@ -5,6 +5,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from amp_tutorial.files.atomic import write_text
+
 BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
 MB = 1e6
 
@@ -190,4 +192,4 @@ def marked(readme: Path) -> tuple[str, str]:
 
 def into_readme(readme: Path, found: dict[str, Any]) -> None:
     before, after = marked(readme)
-    readme.write_text(f"{before}{BEGIN}\n{table(found, brief=True)}\n{END}{after}", encoding="utf-8")
+    write_text(readme, f"{before}{BEGIN}\n{table(found, brief=True)}\n{END}{after}")

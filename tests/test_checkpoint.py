@@ -18,8 +18,9 @@ from helpers import EVERY_FAMILY, KNOWN, TEXT, Shape, byte_tokenizer, equal, log
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 import amp_tutorial as amp
-from amp_tutorial.core.checkpoint import MODELS, configuration, verify
-from amp_tutorial.core.saving import older_names
+from amp_tutorial.core.checkpoint import configuration
+from amp_tutorial.files.checkpoints import MODELS, verify
+from amp_tutorial.files.older_names import older_names
 
 
 @pytest.mark.parametrize("name", amp.EMBEDDED)
@@ -139,16 +140,16 @@ def test_the_older_names_alone_say_the_same(shape: Shape, tmp_path: Path) -> Non
 
 def test_older_names() -> None:
     llama3 = SCALED["llama3"]
-    older = older_names({"model_type": "llama", "rope_parameters": llama3, "dtype": "float16"})
+    older = older_names({"rope_parameters": llama3, "dtype": "float16"}, {})
     assert older["rope_theta"] == 5e5 and older["rope_scaling"]["factor"] == 8.0 and older["torch_dtype"] == "float16"
     assert "rope_theta" not in older["rope_scaling"]
     turned = dict(rope_type="default", rope_theta=7.0, partial_rotary_factor=0.25)
-    assert older_names({"model_type": "gpt_neox", "rope_parameters": turned}) == dict(
+    assert older_names({"rope_parameters": turned}, dict(amp.FAMILIES["gpt_neox"].older)) == dict(
         rotary_emb_base=7.0, rotary_pct=0.25
     )
     both = dict(full_attention=dict(rope_theta=9.0), sliding_attention=dict(rope_theta=3.0))
-    assert older_names({"rope_parameters": both}) == dict(rope_theta=9.0, rope_local_base_freq=3.0)
-    assert older_names({"model_type": "gpt2"}) == {}
+    assert older_names({"rope_parameters": both}, {}) == dict(rope_theta=9.0, rope_local_base_freq=3.0)
+    assert older_names({}, {}) == {}
 
 
 # Nothing is lost

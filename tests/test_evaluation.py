@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 import amp_tutorial as amp
+from amp_tutorial.measure import costs
 
 TOKENIZER = byte_tokenizer()
 

@@ -144,7 +144,7 @@ def test_a_full_disk_is_a_failure_and_leaves_other_records_intact(tmp_path: Path
     full = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (64, 64))\nimport signal\n"
     full += "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)"  # the write itself fails, as on a full disk
     outcome = execute.execute(job(small(tmp_path / "m.ipynb", full, RECORD)), tmp_path / "out")
-    assert outcome.status == "failed" and "can't be written" in outcome.error
+    assert outcome.status == "failed" and "Could not write" in outcome.error
     assert (Path(first.folder) / "record.json").read_bytes() == before
 
 

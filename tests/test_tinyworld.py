@@ -12,7 +12,7 @@ from lm_eval.tasks import TaskManager
 from transformers import AutoTokenizer
 
 import amp_tutorial as amp
-from amp_tutorial.core.checkpoint import MODELS
+from amp_tutorial.files.checkpoints import MODELS
 from amp_tutorial.tinyworld import export, lexicon, skills, train
 from amp_tutorial.tinyworld.skills import Key, an, held_out, trained
 from amp_tutorial.tinyworld.stories import documents, plain

@@ -1,9 +1,6 @@
-"""Find and load stock Hugging Face checkpoints; whatever cannot be pruned here is refused before a weight is read."""
+"""Load and save stock Hugging Face checkpoints; whatever cannot be pruned here is refused before a weight is read."""
 
-import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -17,13 +14,10 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from ..files.paths import DATA
-from .data import sha256
-from .families import FAMILIES, family_of
-
-MODELS = DATA / "models"
-EMBEDDED = ("tiny-llama", "tiny-llama-gqa", "tiny-phi")
-SUMS = "SHA256.json"
+from ..files.atomic import expanded, new_folder, reason
+from ..files.checkpoints import CHECKPOINT, EMBEDDED, MODELS, MismatchError, located, matching, readable
+from ..files.older_names import add_older_names
+from .families import FAMILIES, family_of, older_names_of
 
 
 def load(
@@ -47,7 +41,7 @@ def load(
     where = located(name)
     readable(where)
     configuration(name, revision, trust_remote_code)  # refuses what cannot be pruned, before any weight is read
-    source = where if where.is_dir() else name
+    source = where.resolve() if where.is_dir() else name  # whole, so that `save` knows it from any working folder
     options = dict(revision=revision, trust_remote_code=trust_remote_code)
     try:
         model = matching(
@@ -86,35 +80,6 @@ def without_weights(config: PreTrainedConfig, dtype: torch.dtype | None = None) 
     return model.eval()
 
 
-class MismatchError(ValueError):
-    """The weights are not those that the configuration asks for."""
-
-
-def matching(name: str | Path, load: Callable[[], tuple[PreTrainedModel, dict[str, Any]]]) -> PreTrainedModel:
-    """What a `from_pretrained` with `output_loading_info=True` loads, if it is all and only what it should be.
-
-    Raises:
-        MismatchError: weights are missing, unexpected, or of another shape.
-    """
-    try:
-        model, report = load()
-    except RuntimeError as error:
-        if "ignore_mismatched_sizes" not in str(error):
-            raise
-        raise MismatchError(
-            f"The weights of {str(name)!r} do not match its configuration; compare their shapes with head_dim, the "
-            "head counts, intermediate_size and vocab_size in config.json."
-        ) from error
-    wrong = [
-        f"{len(names)} {kind.replace('_', ' ')}, such as {min(map(str, names))}"
-        for kind, names in report.items()
-        if names
-    ]
-    if wrong:
-        raise MismatchError(f"The weights of {str(name)!r} do not match its configuration: {'; '.join(wrong)}.")
-    return model
-
-
 def configuration(name: str | Path, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedConfig:
     """The configuration of a model, without its weights.
 
@@ -150,47 +115,51 @@ def configuration(name: str | Path, revision: str | None = None, trust_remote_co
     return config
 
 
-def reason(error: Exception) -> str:
-    """The first line of a library's message, without its full stop."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")
+def save(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    folder: str | Path,
+    overwrite: bool = False,
+    max_shard_size: str | int | None = None,
+) -> Path:
+    """Write a stock checkpoint (safetensors): beside the target first, then moved, so a kill leaves no half model.
 
-
-def readable(folder: Path) -> None:
-    """Refuse an embedded model that is damaged, and a folder with pickles alone, which can run code when read."""
-    if folder.parent == MODELS:
-        verify(folder)
-    pickles = sorted(path.name for path in folder.glob("*.bin"))
-    if pickles and not any(folder.glob("*.safetensors")):
-        raise ValueError(
-            f"{folder} has its weights only as pickles ({pickles[0]}), which are never read here: if you trust them, "
-            "convert once with AutoModelForCausalLM.from_pretrained(folder, use_safetensors=False)"
-            ".save_pretrained(other), and AutoTokenizer likewise."
-        )
-
-
-def located(name: str | Path) -> Path:
-    """The folder a name stands for; a hub id is returned as it is, and is no folder."""
-    name = str(name)
-    if name in EMBEDDED:
-        return MODELS / name
-    path = Path(name)
-    if not path.is_dir() and (name.count("/") != 1 or name.startswith((".", "/", "~"))):
-        raise ValueError(
-            f"Unknown model {name!r}: the embedded ones are {', '.join(EMBEDDED)}; otherwise give a local folder or "
-            "a hub id of the form owner/name."
-        )
-    if path.is_dir() and not (path / "config.json").is_file():
-        raise ValueError(f"{name} is a folder without config.json, so no model.")
-    return path
-
-
-def verify(folder: Path) -> None:
-    """Compare a folder's files with the SHA-256 sums stored beside them.
+    Args:
+        folder: `~` is the home folder.
+        overwrite: replace the checkpoint that the folder holds (`CHECKPOINT` lists its files); any other file there is
+            a refusal. Never the folder that the model or the tokenizer was loaded from, as far as their `name_or_path`
+            tells: `load` writes the whole path there, while a relative one of other makers is taken from the working
+            folder of now.
+        max_shard_size: as in transformers ("5GB", or bytes): larger models are split over files, with an index.
 
     Raises:
-        ValueError: a file is missing or differs.
+        ValueError: the folder holds something and `overwrite` is not set, or something else than a checkpoint; it is a
+            file, a mount point or the working folder, holds the source, or is being written by another process; or the
+            generation configuration contradicts itself.
+        OSError: the files cannot be written, because the disk is full for example. The partial output is removed.
     """
-    for file, expected in json.loads((folder / SUMS).read_text()).items():
-        path = folder / file
-        if not path.is_file() or sha256(path) != expected:
-            raise ValueError(f"{path} is missing or damaged (SHA-256 differs from {SUMS}); fetch it again.")
+    check_generation(model)
+    sources = [model.name_or_path, getattr(tokenizer, "name_or_path", "")]
+    with new_folder(folder, sources, overwrite, CHECKPOINT) as beside:
+        model.save_pretrained(beside, **({} if max_shard_size is None else {"max_shard_size": max_shard_size}))
+        if tokenizer is not None:
+            tokenizer.save_pretrained(beside)
+        add_older_names(beside, older_names_of(model.config))
+    return expanded(folder)
+
+
+def check_generation(model: PreTrainedModel) -> None:
+    """Refuse a generation configuration that transformers would refuse after the weights are written.
+
+    Raises:
+        ValueError: it contradicts itself.
+    """
+    try:
+        if model.generation_config is not None:
+            model.generation_config.validate(strict=True)
+    except ValueError as error:
+        raise ValueError(
+            "transformers does not save this model's generation_config, because sampling settings such as temperature "
+            "stand in it with do_sample=False; say model.generation_config.do_sample = True, or do_sample: true in "
+            "generation_config.json."
+        ) from error

@@ -1,8 +1,8 @@
 """Text in, batches out: the embedded tiny world, a corpus of the field, or a reader's own file."""
 
-import hashlib
 import random
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,37 +10,45 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..files.texts import rows
+from ..files.formats import Row
+from ..files.texts import Source, corpus_of, rows
+
+LETTERS = 16  # that a token holds at most, in the mean over a stretch of text
 
 
-def texts(source: str | Path | Sequence[str], split: str = "calibration", blank: bool = False) -> list[str]:
+def texts(source: Source, split: str = "calibration", blank: bool = False) -> list[str]:
     """The documents of a source.
 
     Args:
         source: "tinyworld", "alpaca", "wikitext2", "ptb", "c4" (then `split` is "calibration", "recovery" or
             "validation"), a `.jsonl` file with a `text` field (or `prompt` and `response`), another file or folder as
-            `corpora.rows` reads it (any other file is one document in UTF-8), or a list of strings.
+            `files.texts.rows` reads it (any other file is one document in UTF-8), or a list, a generator or a
+            `datasets.Dataset` of strings or of rows with such columns.
         blank: also documents without a letter, which matter where all are joined.
 
     Raises:
         ValueError: no such file, not UTF-8, not JSONL with those fields, or no text in it.
     """
-    if isinstance(source, Sequence) and not isinstance(source, str):
-        found = list(source)
-    else:
-        found = [row["text"] for row in rows(source, split)]
-    if not any(text.strip() for text in found):
-        raise ValueError(f"{source} holds no text; give a file or list with at least one document.")
-    return found if blank else [text for text in found if text.strip()]
+    return _texts(source, rows(source, split), blank)
 
 
-def pairs(source: str | Path, split: str = "recovery") -> list[tuple[str, str]]:
+def _texts(source: Source, found: list[Row], blank: bool) -> list[str]:
+    if not any(row["text"].strip() for row in found):
+        raise ValueError(f"{_said(source)} holds no text; give a file or list with at least one document.")
+    return [row["text"] for row in found if blank or row["text"].strip()]
+
+
+def pairs(source: Source, split: str = "recovery") -> list[tuple[str, str]]:
     """(prompt, response) of each row of a source; a row of plain text has an empty prompt."""
     found = [(row.get("prompt", ""), row.get("response", row["text"])) for row in rows(source, split)]
     found = [(prompt, response) for prompt, response in found if response.strip()]
     if not found:
-        raise ValueError(f"{source} holds no text; give a file with at least one row.")
+        raise ValueError(f"{_said(source)} holds no text; give a file or list with at least one row.")
     return found
+
+
+def _said(source: Source) -> str:
+    return str(source) if isinstance(source, str | Path) else f"The {type(source).__name__} given"
 
 
 class Window(NamedTuple):
@@ -51,13 +59,20 @@ class Window(NamedTuple):
 
 
 def windows(
-    tokenizer: PreTrainedTokenizerBase, documents: Sequence[str], length: int, stride: int | None = None
+    tokenizer: PreTrainedTokenizerBase,
+    documents: Sequence[str],
+    length: int,
+    stride: int | None = None,
+    stub: bool = False,
 ) -> list[Window]:
     """Each document in windows of at most `length` tokens, each opened by BOS if the tokenizer has one.
 
     Windows start every `stride` tokens (by default they are disjoint). Of several documents each may be short; they
     are never joined, so no text sees another. A lone document shorter than a window is refused: a perplexity or a
     score over a stub says nothing.
+
+    Args:
+        stub: let a lone document be shorter than a window, because it is one of many.
 
     Raises:
         ValueError: one document, shorter than a window; a length or stride without room.
@@ -70,7 +85,7 @@ def windows(
     found = []
     for text in documents:
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        if len(documents) == 1 and len(ids) < room:
+        if len(documents) == 1 and len(ids) < room and not stub:
             raise ValueError(f"The text has {len(ids)} tokens, less than one window of {length}; give more text.")
         end = 0
         for start in range(0, len(ids), step):
@@ -93,35 +108,87 @@ def padded(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Sequence[int]]) ->
 
 def calibration(
     tokenizer: PreTrainedTokenizerBase,
-    source: str | Path | Sequence[str] = "tinyworld",
+    source: Source = "tinyworld",
     samples: int = 64,
     seed: int = 0,
     length: int = 128,
     batch_size: int = 16,
+    join: str | None = "auto",
 ) -> list[dict[str, Tensor]]:
     """Batches of calibration text: `samples` windows drawn by `seed`, padded on the right.
+
+    `tokens_in` counts what came out. Where that is less than half of `samples` × `length`, a warning says so, but for
+    documents that are one row each by design: those of "tinyworld", prompts, and any with join=None.
 
     Args:
         source: see `texts`.
         samples: windows of at most `length` tokens; all of them if the source has fewer.
+        join: what is put between documents that are one after another in the source, before windows are cut, as in
+            `perplexity`. None keeps documents apart, so that no window holds two, and a short one makes a short row.
+            "auto": as perplexity on the corpus joins them (WikiText-2, whose rows are lines, "\\n\\n"; PTB and C4 " "),
+            by name or as a local copy called so; all else apart.
 
     Raises:
         ValueError: no text, text shorter than a window, a file that is not UTF-8, or no positive size.
     """
     if min(samples, length, batch_size) < 1:
         raise ValueError(f"samples={samples}, length={length} and batch_size={batch_size} must all be at least 1.")
-    documents = texts(source)
+    found, corpus, by_design = rows(source, "calibration"), corpus_of(source), join is None
+    if join == "auto":
+        join = corpus.join if corpus else None
+        by_design = source == "tinyworld" or all("prompt" in row for row in found)
+    documents = _texts(source, found, blank=join is not None)
     rng = random.Random(seed)
-    if len(documents) > samples:
-        documents = rng.sample(documents, samples)
-    rows = [window.ids for window in windows(tokenizer, documents, length)]
-    rows = rng.sample(rows, min(samples, len(rows)))
-    return [padded(tokenizer, rows[i : i + batch_size]) for i in range(0, len(rows), batch_size)]
+    cut = (
+        _apart(tokenizer, documents, samples, length, rng)
+        if join is None
+        else _joined(tokenizer, documents, join, samples, length, rng)
+    )
+    ids = [window.ids for window in rng.sample(cut, min(samples, len(cut)))]
+    batches = [padded(tokenizer, ids[i : i + batch_size]) for i in range(0, len(ids), batch_size)]
+    if 2 * tokens_in(batches) < samples * length and not by_design:
+        apart = "its documents are short or few; say join='\\n\\n' to join them, or join=None if each is to be a row"
+        warnings.warn(
+            f"{_said(source)} gave {tokens_in(batches):,} of the {samples} × {length} = {samples * length:,} "
+            f"calibration tokens asked for: {apart if join is None else 'it holds no more'}.",
+            stacklevel=2,
+        )
+    return batches
 
 
-def sha256(*paths: Path) -> str:
-    """One SHA-256 over the bytes of files, in the order given."""
-    digest = hashlib.sha256()
-    for path in paths:
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+def _apart(
+    tokenizer: PreTrainedTokenizerBase, documents: list[str], samples: int, length: int, rng: random.Random
+) -> list[Window]:
+    """All windows of as many documents."""
+    drawn = rng.sample(documents, samples) if len(documents) > samples else documents
+    return windows(tokenizer, drawn, length, stub=len(documents) > 1)
+
+
+def _joined(
+    tokenizer: PreTrainedTokenizerBase, documents: list[str], join: str, samples: int, length: int, rng: random.Random
+) -> list[Window]:
+    """A full window of each of as many stretches of documents; of a source with fewer stretches, all windows."""
+    stretches: list[list[str]] = [[]]
+    letters = 0
+    for text in documents:
+        if letters >= LETTERS * length:
+            stretches.append([])
+            letters = 0
+        stretches[-1].append(text)
+        letters += len(text) + len(join)
+    if len(stretches) <= samples:
+        return _full(windows(tokenizer, [join.join(documents)], length), length, samples)
+    drawn = rng.sample(stretches, samples)
+    cut = (windows(tokenizer, [join.join(stretch)], length, stub=True) for stretch in drawn)
+    return [rng.choice(_full(found, length, 1)) for found in cut if found]
+
+
+def _full(found: list[Window], length: int, enough: int) -> list[Window]:
+    """Without the last one, which is shorter, if enough are left."""
+    full = [window for window in found if len(window.ids) == length]
+    return full if len(full) >= enough else found
+
+
+def tokens_in(batches: Iterable[Mapping[str, Tensor]]) -> int:
+    """Tokens of batches: BOS is counted, padding is not."""
+    return sum(int(batch["attention_mask"].sum()) for batch in batches)

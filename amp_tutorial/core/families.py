@@ -91,33 +91,17 @@ def _stream(attention: tuple[str, ...], mlp: tuple[str, ...], **other: Any) -> S
 
 LLAMA = _stream(QKV, GATE_UP)
 
+# fmt: off
 FAMILIES = {
-    "llama": Family(
-        any_head_count=False,
-        equal_type="mistral",
-        equal_settings=(("sliding_window", None),),
-        equal_unless=("attention_bias", "mlp_bias"),
-        stream=LLAMA,
-        programs=EVERYWHERE,
-    ),
+    "llama": Family(any_head_count=False, stream=LLAMA, programs=EVERYWHERE, equal_type="mistral",
+                    equal_settings=(("sliding_window", None),), equal_unless=("attention_bias", "mlp_bias")),
     "mistral": Family(stream=LLAMA, programs=EVERYWHERE),
-    "phi": Family(
-        output="self_attn.dense",
-        neurons_in=("mlp.fc1",),
-        neurons_out="mlp.fc2",
-        no_heads_with=("qk_layernorm",),
-        no_stream=LAYER_NORM,
-        programs=Programs(BOTH, BOTH, NEITHER),
-    ),
-    "phi3": Family(
-        query=PACKED_QKV,
-        key=PACKED_QKV,
-        value=PACKED_QKV,
-        neurons_in=(PACKED_MLP, PACKED_MLP),
-        no_heads_with=("rope_parameters.long_factor",),  # one factor for each pair of that head_dim
-        stream=_stream((PACKED_QKV,), (PACKED_MLP,)),
-        programs=NO_HEADS_IN_GGUF,
-    ),
+    "phi": Family(output="self_attn.dense", neurons_in=("mlp.fc1",), neurons_out="mlp.fc2", no_stream=LAYER_NORM,
+                  no_heads_with=("qk_layernorm",), programs=Programs(BOTH, BOTH, NEITHER)),
+    # In the long versions of Phi-3 there is one factor for each pair of dimensions of that head_dim.
+    "phi3": Family(query=PACKED_QKV, key=PACKED_QKV, value=PACKED_QKV, neurons_in=(PACKED_MLP, PACKED_MLP),
+                   no_heads_with=("rope_parameters.long_factor",), stream=_stream((PACKED_QKV,), (PACKED_MLP,)),
+                   programs=NO_HEADS_IN_GGUF),
     "qwen2": Family(stream=LLAMA, programs=Programs(BOTH, "neurons", "neurons")),
     "qwen3": Family(stream=LLAMA, programs=EVERYWHERE),
     "gemma": Family(stream=replace(LLAMA, offset=1.0, root="embed_scale"), programs=EVERYWHERE),
@@ -126,67 +110,31 @@ FAMILIES = {
     "olmo2": Family(norms=QK_NORMS, spanning=True, no_stream=OUTPUT_NORM, adds=0.0, programs=NO_HEADS_IN_GGUF),
     "granite": Family(stream=LLAMA, adds="residual_multiplier", programs=NO_HEADS_IN_GGUF),
     "smollm3": Family(stream=LLAMA, programs=EVERYWHERE),
-    "starcoder2": Family(
-        neurons_in=("mlp.c_fc",), neurons_out="mlp.c_proj", no_stream=LAYER_NORM, programs=NO_HEADS_IN_GGUF
-    ),
+    "starcoder2": Family(neurons_in=("mlp.c_fc",), neurons_out="mlp.c_proj", no_stream=LAYER_NORM,
+                         programs=NO_HEADS_IN_GGUF),
     "cohere": Family(norms=QK_NORMS, no_stream=LAYER_NORM, programs=NO_HEADS_IN_GGUF),
-    "mixtral": Family(
-        no_neurons=EXPERTS,
-        stream=_stream(QKV, ROUTED, writes=("self_attn.o_proj", "mlp.experts.down_proj"), multiple=8),
-        adds=0.0,  # what experts write is not seen
-        programs=EVERYWHERE,
-    ),
-    "qwen3_moe": Family(
-        no_neurons=EXPERTS,
-        stream=_stream(  # a layer has one of the two MLPs
-            QKV, GATE_UP + ROUTED, writes=("self_attn.o_proj", "mlp.down_proj", "mlp.experts.down_proj"), multiple=8
-        ),
-        adds=0.0,
-        older=(("num_local_experts", "num_experts"),),
-        programs=EVERYWHERE,
-    ),
-    "gpt_neox": Family(
-        no_heads=FIXED,
-        layers="gpt_neox.layers",
-        output="attention.dense",
-        neurons_in=("mlp.dense_h_to_4h",),
-        neurons_out="mlp.dense_4h_to_h",
-        no_stream=LAYER_NORM,
-        older=(("rope_theta", "rotary_emb_base"), ("partial_rotary_factor", "rotary_pct")),
-        programs=NO_HEADS,
-    ),
-    "gpt2": Family(
-        no_heads=FIXED,
-        layers="transformer.h",
-        output="attn.c_proj",
-        neurons_in=("mlp.c_fc",),
-        neurons_out="mlp.c_proj",
-        width="n_inner",
-        no_stream=LAYER_NORM,
-        programs=Programs("neurons", "neurons", NEITHER),
-    ),
-    "opt": Family(
-        no_heads=FIXED,
-        layers="model.decoder.layers",
-        output="self_attn.out_proj",
-        neurons_in=("fc1",),
-        neurons_out="fc2",
-        width="ffn_dim",
-        no_stream=LAYER_NORM,
-        programs=Programs("neurons", "neurons", ABSENT),
-    ),
+    # What experts write is not seen, so nothing is known of the whole that a layer adds.
+    "mixtral": Family(no_neurons=EXPERTS, adds=0.0, programs=EVERYWHERE, stream=_stream(
+        QKV, ROUTED, writes=("self_attn.o_proj", "mlp.experts.down_proj"), multiple=8)),
+    # A layer has one of the two MLPs.
+    "qwen3_moe": Family(no_neurons=EXPERTS, adds=0.0, programs=EVERYWHERE, stream=_stream(
+        QKV, GATE_UP + ROUTED, writes=("self_attn.o_proj", "mlp.down_proj", "mlp.experts.down_proj"), multiple=8),
+        older=(("num_local_experts", "num_experts"),)),
+    "gpt_neox": Family(no_heads=FIXED, layers="gpt_neox.layers", output="attention.dense", no_stream=LAYER_NORM,
+                       neurons_in=("mlp.dense_h_to_4h",), neurons_out="mlp.dense_4h_to_h", programs=NO_HEADS,
+                       older=(("rope_theta", "rotary_emb_base"), ("partial_rotary_factor", "rotary_pct"))),
+    "gpt2": Family(no_heads=FIXED, layers="transformer.h", output="attn.c_proj", neurons_in=("mlp.c_fc",),
+                   neurons_out="mlp.c_proj", width="n_inner", no_stream=LAYER_NORM,
+                   programs=Programs("neurons", "neurons", NEITHER)),
+    "opt": Family(no_heads=FIXED, layers="model.decoder.layers", output="self_attn.out_proj", neurons_in=("fc1",),
+                  neurons_out="fc2", width="ffn_dim", no_stream=LAYER_NORM,
+                  programs=Programs("neurons", "neurons", ABSENT)),
     "stablelm": Family(no_heads=FIXED, no_stream=LAYER_NORM, programs=NO_HEADS),
-    "falcon": Family(
-        no_heads=FIXED,
-        layers="transformer.h",
-        output="self_attention.dense",
-        neurons_in=("mlp.dense_h_to_4h",),
-        neurons_out="mlp.dense_4h_to_h",
-        width="ffn_hidden_size",
-        no_stream=LAYER_NORM,
-        programs=Programs("neurons", NEITHER, NEITHER),
-    ),
+    "falcon": Family(no_heads=FIXED, layers="transformer.h", output="self_attention.dense", width="ffn_hidden_size",
+                     neurons_in=("mlp.dense_h_to_4h",), neurons_out="mlp.dense_4h_to_h", no_stream=LAYER_NORM,
+                     programs=Programs("neurons", NEITHER, NEITHER)),
 }
+# fmt: on
 
 
 def family_of(config: object) -> Family:
@@ -215,3 +163,8 @@ def family_of(config: object) -> Family:
             "neurons_in=…, neurons_out=…, layers=…) with its modules' names."
         )
     return FAMILIES[kind]
+
+
+def older_names_of(config: object) -> dict[str, str]:
+    """What transformers 4 called settings of this family, where it was not as in most."""
+    return dict(FAMILIES[kind].older) if (kind := getattr(config, "model_type", "")) in FAMILIES else {}

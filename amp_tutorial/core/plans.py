@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ..files.atomic import expanded, write_json
 from .anatomy import Anatomy
 from .scores import Scores
 
@@ -78,13 +79,14 @@ class Plan:
 
         return share(self.heads, other.heads), share(self.neurons, other.neurons)
 
-    def save(self, path: str | Path) -> None:
-        """Write the plan as JSON, beside the target first and then moved."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(path.name + ".part")
-        beside.write_text(json.dumps(asdict(self)) + "\n", encoding="utf-8")
-        beside.replace(path)
+    def save(self, path: str | Path, overwrite: bool = False) -> Path:
+        """Write the plan as JSON, beside the target first and then moved.
+
+        Raises:
+            ValueError: there is such a file, and `overwrite` is not set; or a folder of that name.
+            OSError: the file cannot be written. Nothing of it is left then.
+        """
+        return write_json(path, asdict(self), overwrite, indent=None)
 
     @classmethod
     def load(cls, path: str | Path) -> "Plan":
@@ -94,7 +96,7 @@ class Plan:
             ValueError: no such file, or one that holds no plan.
         """
         try:
-            stored = json.loads(Path(path).read_text(encoding="utf-8"))
+            stored = json.loads(expanded(path).read_text(encoding="utf-8"))
             stored["of"] = {"all": "parameters", "blocks": "block parameters"}.get(stored["of"], stored["of"])
             found = cls(**stored)
             lists = [*found.heads, *found.neurons, found.kept_layers]

@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ..files.atomic import expanded, written_file
 from .anatomy import Anatomy, weight_of
-from .checkpoint import reason
 from .criteria import Criterion, Measure, named
 from .sums import Batch, Pass, Sums, one_pass
 
@@ -47,22 +47,11 @@ class Scores:
             ValueError: there is such a file, and `overwrite` is not set; or a folder of that name.
             OSError: the file cannot be written, because the disk is full for example. Nothing of it is left then.
         """
-        path = Path(path)
-        if path.is_dir() or (path.exists() and not overwrite):
-            otherwise = "" if path.is_dir() else " or say overwrite=True"
-            raise ValueError(f"{path} is there already; choose another name{otherwise}.")
         tensors = {name: torch.stack(getattr(self, name)) for name in ("heads", "neurons")}
         about = {field.name: str(getattr(self, field.name)) for field in fields(self) if field.name not in tensors}
-        beside = path.with_name(f".{path.name}.part")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with written_file(path, overwrite) as beside:
             save_file(tensors, beside, about)
-            beside.replace(path)
-        except (OSError, SafetensorError) as error:
-            raise OSError(f"Could not write {path}: {reason(error)}; what was there is untouched.") from error
-        finally:
-            beside.unlink(missing_ok=True)
-        return path
+        return expanded(path)
 
     @classmethod
     def load(cls, path: str | Path) -> "Scores":
@@ -72,7 +61,7 @@ class Scores:
             ValueError: no such file, or one that holds no scores.
         """
         try:
-            with safe_open(path, framework="pt") as file:
+            with safe_open(expanded(path), framework="pt") as file:
                 stored = file.metadata() or {}
                 found: dict[str, Any] = {field.name: stored[field.name] for field in fields(cls)[2:]}
                 found |= {name: int(found[name]) for name in ("tokens", "prompts", "seed")}

@@ -19,10 +19,9 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrain
 from transformers.pytorch_utils import Conv1D
 
 from .anatomy import Anatomy, weight_of
-from .checkpoint import tokenizer_of, without_weights
+from .checkpoint import save, tokenizer_of, without_weights
 from .families import EACH_LAYER
 from .plans import Plan
-from .saving import save
 
 Cut = tuple[int, Int[Tensor, " kept"]]  # (axis, indices to keep)
 

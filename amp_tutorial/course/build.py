@@ -16,6 +16,7 @@ import nbformat
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 
+from ..files.atomic import written_file
 from ..files.paths import NOTEBOOKS, ROOT, SOURCES, STATIC
 from .sources import Source, notebook, parse
 
@@ -98,7 +99,8 @@ def build(stem: str, source: Source) -> float:
     for cell, fresh in zip(nb.cells, notebook(source, stem, minutes).cells, strict=True):
         cell.source = fresh.source
     nbformat.validate(nb)
-    nbformat.write(nb, NOTEBOOKS / f"{stem}.ipynb")
+    with written_file(NOTEBOOKS / f"{stem}.ipynb") as beside:
+        nbformat.write(nb, beside)
     return seconds
 
 

@@ -21,6 +21,7 @@ import papermill
 from nbconvert import HTMLExporter
 from tqdm import tqdm
 
+from ..files.atomic import write_json, write_text
 from ..files.paths import NOTEBOOKS, ROOT, STATIC, record_path
 
 LESSON_TIMEOUT = 900  # seconds; a lesson takes under 60
@@ -64,7 +65,7 @@ def run_lesson(path: Path, model: str, out: Path, preset: str) -> Outcome:
         outcome.notebook = str(executed.relative_to(out))
         if outcome.error:
             outcome.cell, outcome.error = _first_error(nb) or ("", outcome.error)
-        page.write_text(HTMLExporter(template_name="classic").from_notebook_node(nb)[0], encoding="utf-8")
+        write_text(page, HTMLExporter(template_name="classic").from_notebook_node(nb)[0])
         outcome.html = str(page.relative_to(out))
     if record.is_file():
         _close_record(record, outcome)
@@ -112,7 +113,7 @@ def _close_record(path: Path, outcome: Outcome) -> None:
         outcome.error = outcome.error or "its record was never finished; the last cell must call L.finish()"
         outcome.status = record["status"] = "failed"
         record["error"] = {"cell": outcome.cell, "message": outcome.error}
-        path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        write_json(path, record)
 
 
 def result(outcome: Outcome) -> str:
@@ -149,9 +150,8 @@ def run(paths: list[Path], models: list[str], out: Path, preset: str = "smallest
                 f"{outcome.lesson} on {outcome.model}: {outcome.status}, {outcome.seconds:.0f} s. {result(outcome)}"
             )
             bar.update()
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "summary.json").write_text(json.dumps([asdict(o) for o in outcomes], indent=1) + "\n", encoding="utf-8")
-    (out / "summary.md").write_text(table(outcomes), encoding="utf-8")
+    write_json(out / "summary.json", [asdict(o) for o in outcomes])
+    write_text(out / "summary.md", table(outcomes))
     return outcomes
 
 

@@ -1,29 +1,36 @@
 """Texts in the formats they come in: corpora of the field by name, files, and saved data sets, as rows with a text.
 
 A corpus is fetched by `datasets.load_dataset`, or read from a local copy: a folder that holds `alpaca`, `wikitext2`,
-`ptb` or `c4`, each a data set saved by `save_to_disk`, or a folder of its files (with the split in their names), or one
-file.
+`ptb` or `c4`, each a data set saved by `save_to_disk`, or a folder of its files (with the split as a word of their
+names), or one file (`c4.jsonl`, `c4.json.gz`, `c4.parquet`, …).
 """
 
-import gzip
 import hashlib
 import json
-from collections.abc import Iterable
+import os
+import re
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from .atomic import reason
+from .formats import ENDINGS, Row, of_file, of_library, of_memory, row
 from .paths import DATA
 
 SPLITS = ("calibration", "recovery", "validation")
-Row = dict[str, str]  # "text", and where they are known "prompt" and "response", of Alpaca also the columns it came in
-KEPT = ("text", "prompt", "response", "instruction", "input")
+WORDS = {  # of a file's name, the first that is found; all files with it are read
+    **dict.fromkeys(("calibration", "recovery"), ("train", "training")),
+    "validation": ("test", "validation", "valid", "val", "dev"),
+}
+Source = str | Path | Iterable[str | Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Where a corpus is on the hub, which of its splits stands for which of ours, and how perplexity joins it."""
+    """Where a corpus is on the hub, which of its splits stands for which of ours, and by what its rows are joined."""
 
     hub: str
     config: str | None = None
@@ -62,21 +69,55 @@ CORPORA = {
 MEASURED = {"c4": 1100}  # documents that perplexity reads
 
 
+def copy_of(name: str, local_copies: str | Path) -> Path | None:
+    """The local copy of a corpus: the entry of this folder that is called so, but for the ending of a file.
+
+    Raises:
+        ValueError: there are two.
+    """
+    if not Path(local_copies).is_dir():
+        return None
+    found = [path for path in sorted(Path(local_copies).iterdir()) if _named(path) == name]
+    if len(found) > 1:
+        raise ValueError(
+            f"{local_copies} holds {name} twice, as {' and as '.join(path.name for path in found)}; keep one there."
+        )
+    return found[0] if found else None
+
+
+def _named(path: Path) -> str:
+    """What a file or folder is a copy of, by its name: without the ending of a text."""
+    if path.is_dir():
+        return path.name
+    known = next((e for e in sorted(ENDINGS, key=len, reverse=True) if path.name.lower().endswith(e)), "")
+    return path.name[: len(path.name) - len(known)]
+
+
 def text_source(name: str, local_copies: str | Path = "") -> str:
     """What to give as a source: the path of the local copy if a folder of copies is given, else the name itself.
 
     Raises:
-        ValueError: the folder of copies does not hold this corpus.
+        ValueError: the folder of copies does not hold this corpus, or holds it twice.
     """
     if name not in CORPORA or not str(local_copies):
         return name
-    found = sorted(Path(local_copies).glob(f"{name}*"))
-    if not found:
+    found = copy_of(name, local_copies)
+    if found is None:
+        like = sorted(path.name for path in Path(local_copies).glob(f"{name}*"))
+        other = f" ({', '.join(like)} is not called exactly so)" if like else ""
         raise ValueError(
-            f"{local_copies} holds no {name}: put a data set saved by save_to_disk, or its files, there as {name}. "
-            f"Where there is a network, {CORPORA[name].fetch(CORPORA[name].splits['calibration'])} fetches it."
+            f"{local_copies} holds no {name}{other}: put a data set saved by save_to_disk, or its files, there as "
+            f"{name}, or one file as {name} with {', '.join(ENDINGS)}. Where there is a network, "
+            f"{CORPORA[name].fetch(CORPORA[name].splits['calibration'])} fetches it."
         )
-    return str(found[0])
+    return str(found)
+
+
+def corpus_of(source: Source) -> Corpus | None:
+    """The corpus that a source is: by its name, or a file or folder called as a local copy is."""
+    if not isinstance(source, str | Path):
+        return None
+    return CORPORA.get(str(source)) or (CORPORA.get(_named(Path(source))) if os.path.exists(source) else None)
 
 
 def perplexity_text(name: str, local_copies: str | Path = "") -> tuple[str | list[str], str | None]:
@@ -84,41 +125,105 @@ def perplexity_text(name: str, local_copies: str | Path = "") -> tuple[str | lis
     corpus, source = CORPORA.get(name), text_source(name, local_copies)
     if corpus is None:
         return source, None
-    documents = (row["text"] for row in rows(source, "validation"))
+    documents = (found["text"] for found in rows(source, "validation"))
     return list(islice(documents, MEASURED.get(name))), corpus.join
 
 
-def rows(source: str | Path, split: str) -> list[Row]:
+def rows(source: Source, split: str) -> list[Row]:
     """All rows of a source.
 
     Args:
-        source: "tinyworld", a name of `CORPORA`, a file (.txt, .json, .jsonl, .parquet, each of the last three with .gz
-            too but parquet), or a folder: a saved data set, or files with the split in their names.
+        source: "tinyworld", a name of `CORPORA`, a file (.txt, .json, .jsonl or .ndjson, each with .gz too, .parquet;
+            any other is one text), a folder (a saved data set, or files with the split as a word of their names), or in
+            memory a list, a generator or a `datasets.Dataset` of strings or of rows with known columns (see
+            `formats.row`).
+        split: "calibration", "recovery" or "validation". What is one file or in memory has no splits.
 
     Raises:
         ValueError: there is no such source, it cannot be fetched, or it is not what its name says.
     """
+    if split not in SPLITS:
+        raise ValueError(f"split={split!r} must be one of {', '.join(SPLITS)}.")
+    if not isinstance(source, str | Path):
+        return list(of_memory(source))
     if source == "tinyworld":
-        return _of_file(DATA / "world" / f"{split}.jsonl")
+        return list(of_file(DATA / "world" / f"{split}.jsonl"))
     if str(source) in CORPORA:
         return _of_hub(str(source), split)
     path = Path(source)
-    if path.is_dir():
-        return _of_folder(path, split)
-    if not path.is_file():
+    if not os.path.exists(path):
+        if len(str(source)) > 255 or "\n" in str(source):
+            said = f"{str(source)[:30]!r}…"
+            raise ValueError(f"{said} ({len(str(source)):,} characters) is a text and no source; give it as [text].")
         raise ValueError(
             f"No text source {str(source)!r}: it is neither 'tinyworld' nor a file or folder, nor one of "
-            f"{', '.join(CORPORA)}."
+            f"{', '.join(CORPORA)}. A text itself is given as [text]."
         )
-    return _of_file(path)
+    if _saved(path):
+        return _of_saved(path, split)
+    return [found for file in files_read(path, split) for found in of_file(file)]
 
 
-def fingerprint(source: str | Path, split: str) -> str:
+def fingerprint(source: Source, split: str) -> str:
     """SHA-256 of all texts of a source."""
     digest = hashlib.sha256()
-    for row in rows(source, split):
-        digest.update(json.dumps(row, sort_keys=True).encode())
+    for found in rows(source, split):
+        digest.update(json.dumps(found, sort_keys=True).encode())
     return digest.hexdigest()
+
+
+def files_read(path: Path, split: str) -> list[Path]:
+    """The files that `rows` reads of a file or folder, and no other: what a hash of the source has to cover.
+
+    Raises:
+        ValueError: a folder without a file for this split.
+    """
+    if not path.is_dir():
+        return [path]
+    every = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
+    words, known = WORDS[split], {word for some in WORDS.values() for word in some}
+    if _saved(path) or (len(every) == 1 and not known & _words(every[0].name)):  # all there is, as of Alpaca
+        return every
+    chosen = next((of for word in words if (of := [p for p in every if word in _words(p.name)])), [])
+    if not chosen:
+        raise ValueError(
+            f"{path} has no file with {' or '.join(words)} as a word of its name, and is no saved data set."
+        )
+    return chosen
+
+
+def files_of_all_splits(path: Path) -> list[Path]:
+    """The files that are read of a file or folder for one split or another; of a folder that says none, every file."""
+    found = set()
+    for split in SPLITS:
+        with suppress(ValueError):
+            found.update(files_read(path, split))
+    return sorted(found or (p for p in path.rglob("*") if p.is_file()))
+
+
+def _words(name: str) -> set[str]:
+    """Letters in a row: of "c4-train.00000-of-01024.json.gz" c, train, of, json, gz."""
+    return set(re.findall(r"[a-z]+", name.lower()))
+
+
+def _saved(path: Path) -> bool:
+    """Whether this is a data set as `save_to_disk` writes it."""
+    return any((path / name).is_file() for name in ("dataset_dict.json", "state.json"))
+
+
+def _of_saved(folder: Path, split: str) -> list[Row]:
+    from datasets import DatasetDict, load_from_disk
+
+    try:
+        found = load_from_disk(str(folder))
+    except Exception as error:  # of pyarrow, of datasets, of the system
+        raise ValueError(f"{folder} is a damaged data set ({reason(error)}); save it again.") from error
+    if isinstance(found, DatasetDict):
+        part = next((name for name in WORDS[split] if name in found), None)
+        if part is None:
+            raise ValueError(f"{folder} has splits {', '.join(found)}, none of {', '.join(WORDS[split])} for {split}.")
+        found = found[part]
+    return list(of_library(folder, lambda: found))
 
 
 def _of_hub(name: str, split: str) -> list[Row]:
@@ -130,90 +235,9 @@ def _of_hub(name: str, split: str) -> list[Row]:
     try:
         found = load_dataset(corpus.hub, corpus.config, revision=corpus.revision, data_files=files, split=theirs)
     except Exception as error:  # whatever the library raises: offline, gone, a script
-        why = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise ValueError(
-            f"{name} is neither cached nor to be had ({why}). Where there is a network, {corpus.fetch(theirs)} fetches "
-            f"it; or put a saved data set or its files into FOLDER/{name}, and say local_copies=FOLDER."
+            f"{name} is neither cached nor to be had ({reason(error)}). Where there is a network, "
+            f"{corpus.fetch(theirs)} fetches it; or put a saved data set or its files into FOLDER/{name}, and say "
+            "local_copies=FOLDER."
         ) from error
-    return [_row(row, f"{corpus.hub}, row {i}") for i, row in enumerate(islice(found, corpus.most))]
-
-
-def _of_folder(folder: Path, split: str) -> list[Row]:
-    """A data set saved by `save_to_disk`, or files whose names hold the split."""
-    wanted = ("test", "validation") if split == "validation" else ("train",)
-    if any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
-        from datasets import DatasetDict, load_from_disk
-
-        found = load_from_disk(str(folder))
-        if isinstance(found, DatasetDict):
-            part = next((name for name in wanted if name in found), None)
-            if part is None:
-                raise ValueError(f"{folder} has splits {', '.join(found)}, none of {', '.join(wanted)} for {split}.")
-            found = found[part]
-        return [_row(row, f"{folder}, row {i}") for i, row in enumerate(found)]
-    every = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
-    chosen = next((of for word in wanted if (of := [path for path in every if word in path.name])), [])
-    if not chosen and len(every) == 1:  # one file is all there is, as of Alpaca
-        chosen = every
-    if not chosen:
-        raise ValueError(f"{folder} has no file with {' or '.join(wanted)} in its name, and is no saved data set.")
-    return [row for path in chosen for row in _of_file(path)]
-
-
-def _of_file(path: Path) -> list[Row]:
-    suffix = "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
-    if suffix == ".parquet":
-        from datasets import load_dataset
-
-        found = load_dataset("parquet", data_files=str(path), split="train", streaming=True)  # so nothing is cached
-        return [_row(row, f"{path}, row {i}") for i, row in enumerate(found)]
-    try:
-        content = (gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()).decode("utf-8")
-    except (UnicodeDecodeError, gzip.BadGzipFile) as error:
-        byte = f" (byte {error.start})" if isinstance(error, UnicodeDecodeError) else ""
-        raise ValueError(f"{path} is not UTF-8{byte}; convert it first.") from error
-    if suffix in (".json", ".json.gz") and content.lstrip().startswith("["):
-        return _of_list(path, content)
-    if suffix in (".json", ".json.gz", ".jsonl", ".jsonl.gz"):
-        return list(_of_lines(path, content.splitlines()))
-    return [{"text": content}]
-
-
-def _of_list(path: Path, content: str) -> list[Row]:
-    try:
-        found = json.loads(content)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is no JSON: {error}.") from error
-    return [_row(row, f"{path}, row {i}") for i, row in enumerate(found)]
-
-
-def _of_lines(path: Path, lines: Iterable[str]) -> Iterable[Row]:
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:
-                row = None
-            yield _row(row, f"{path}, line {number}")
-
-
-def _row(row: Any, where: str) -> Row:
-    """The columns that are known: text; sentence (PTB); prompt, response; instruction, input, output (Alpaca).
-
-    An Alpaca row's text is its prompt alone: instruction and input, a line each. That is what AMP calibrates on.
-    """
-    if isinstance(row, dict):
-        if "instruction" in row and "output" in row:
-            prompt = "\n".join(filter(None, (row["instruction"], row.get("input"))))
-            row = row | {"text": prompt, "prompt": prompt, "response": row["output"]}
-        elif "text" not in row and "sentence" in row:
-            row = {"text": row["sentence"]}
-        elif "text" not in row and "prompt" in row and "response" in row:
-            row = row | {"text": f"{row['prompt']} {row['response']}"}
-        found = {key: row[key] for key in KEPT if row.get(key) is not None}
-        if "text" in found and all(isinstance(value, str) for value in found.values()):
-            return found
-    raise ValueError(
-        f"{where}: need a JSON object with 'text', or 'prompt' and 'response', or 'sentence', or 'instruction' and "
-        "'output'."
-    )
+    return [row(one, f"{corpus.hub}, row {i}") for i, one in enumerate(islice(found, corpus.most))]

@@ -5,7 +5,6 @@ Any criterion can be used here, not TransAct's alone.
 """
 
 import json
-import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -15,13 +14,13 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..core.anatomy import Anatomy
-from ..core.checkpoint import load
+from ..core.checkpoint import load, save
 from ..core.criteria import named
 from ..core.plans import Plan, keep
-from ..core.saving import save
 from ..core.scores import fingerprint, score
 from ..core.sums import Batch
 from ..core.surgery import Pruned, prune
+from ..files.atomic import new_folder, write_json
 from ..measure.check import preview
 from .lora import Recovery
 from .lora import recover as by_lora
@@ -242,11 +241,9 @@ def _recovered(small: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, recov
 
 def _keep(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, shot: Shot, kept: Path) -> None:
     """Model and record together beside their place, then moved: there is a folder only if it is complete."""
-    beside = kept.with_name(f".{kept.name}")
-    shutil.rmtree(beside, ignore_errors=True)  # of a run that was killed
-    save(model, tokenizer, beside)
-    (beside / RECORD).write_text(json.dumps(asdict(shot)) + "\n", encoding="utf-8")
-    beside.replace(kept)
+    with new_folder(kept) as beside:
+        save(model, tokenizer, beside)
+        write_json(beside / RECORD, asdict(shot), indent=None)
 
 
 def _folder(out: Path, settings: dict[str, Any]) -> Path:
@@ -262,10 +259,8 @@ def _folder(out: Path, settings: dict[str, Any]) -> Path:
         return out
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise ValueError(f"{out} is not empty and holds no shots; choose another folder.")
-    out.mkdir(parents=True, exist_ok=True)
-    beside = out.with_name(f".{out.name}.{SETTINGS}")  # outside, so that a kill leaves the folder empty
-    beside.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
-    beside.replace(path)
+    with new_folder(out) as beside:
+        write_json(beside / SETTINGS, settings)
     return out
 
 

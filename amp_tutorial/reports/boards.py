@@ -9,6 +9,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 
 from ..course.lesson import PALETTE
+from ..files.atomic import write_bytes, write_text
 from .standings import (
     CONTESTS,
     GOALS,
@@ -226,8 +227,8 @@ def write(records: Records, out: Path) -> str:
     text, fig, png = "\n".join(lines), picture(found), io.BytesIO()
     fig.savefig(png, format="png", dpi=130, metadata={"Software": None})
     plt.close(fig)
-    _put(out / "summary.md", text.encode())
-    _put(out / "picture.png", png.getvalue())
+    write_text(out / "summary.md", text)
+    write_bytes(out / "picture.png", png.getvalue())
     return text
 
 
@@ -242,11 +243,4 @@ def into_readme(readme: Path, out: Path) -> None:
     text = "\n".join(
         [f"![{alt_text(found)}]({(folder / 'picture.png').as_posix()})", "", *body(found, left_out, shown), more]
     )
-    _put(readme, f"{before}{BEGIN}\n{text}\n{END}{after}".encode())
-
-
-def _put(path: Path, content: bytes) -> None:
-    """Written beside its place and moved there."""
-    beside = path.with_name(f".{path.name}.part")
-    beside.write_bytes(content)
-    beside.replace(path)
+    write_text(readme, f"{before}{BEGIN}\n{text}\n{END}{after}")

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 from amp_tutorial import FAMILIES, Family
+from amp_tutorial.files.atomic import write_text
 
 BEGIN, END = "<!-- families:begin -->", "<!-- families:end -->"
 
@@ -45,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not (begin and end):
         print(f"{path} has no part between {BEGIN} and {END} to fill.", file=sys.stderr)
         return 1
-    path.write_text(f"{before}{BEGIN}\n{families_table()}\n{END}{after}", encoding="utf-8")
+    write_text(path, f"{before}{BEGIN}\n{families_table()}\n{END}{after}")
     return 0
 
 

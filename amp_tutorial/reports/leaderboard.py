@@ -26,8 +26,9 @@ from transformers import PreTrainedModel
 
 import amp_tutorial as amp
 
-from ..core.checkpoint import configuration, located
-from ..core.data import sha256, texts
+from ..core.checkpoint import configuration
+from ..core.data import texts
+from ..files.checkpoints import located, sha256
 from ..files.paths import DATA
 from . import boards, standings, summary
 from .results import _quiet

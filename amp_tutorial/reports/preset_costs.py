@@ -8,6 +8,7 @@ so the table is the same on every machine.
 import sys
 from pathlib import Path
 
+from ..files.atomic import write_text
 from ..runs.one import effective, notebook_named
 from ..runs.parameters import parameters_of
 from ..runs.presets import names
@@ -47,7 +48,7 @@ def main(arguments: list[str]) -> int:
     if not begin or not end:
         print(f"{page} has no part between {BEGIN} and {END}.", file=sys.stderr)
         return 1
-    page.write_text(f"{before}{BEGIN}\n{table()}\n{END}{after}", encoding="utf-8")
+    write_text(page, f"{before}{BEGIN}\n{table()}\n{END}{after}")
     return 0
 
 

@@ -13,6 +13,7 @@ import matplotlib.pyplot as plt
 import amp_tutorial as amp
 
 from ..course.lesson import HATCHES, PALETTE
+from ..files.atomic import write_json, write_text, written_file
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 CHANCE = sum(amp.CHANCE.values()) / len(amp.CHANCE)  # mean accuracy of guessing
@@ -206,13 +207,13 @@ def alt_text(found: dict[str, Any]) -> str:
 def write(records: dict[str, list[dict[str, Any]]], settings: dict[str, Any], out: Path) -> str:
     """Write `summary.json`, `summary.md` and `picture.png`; return the table."""
     found = summarise(records, settings)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "summary.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    write_json(out / "summary.json", found)
     text = table(found)
-    (out / "summary.md").write_text(text, encoding="utf-8")
+    write_text(out / "summary.md", text)
     with plt.style.context("default"), plt.rc_context({"axes.grid": True, "axes.axisbelow": True, "grid.alpha": 0.3}):
         fig = picture(found)
-        fig.savefig(out / "picture.png", dpi=160, metadata={"Software": None})
+        with written_file(out / "picture.png", ending=".part.png") as beside:
+            fig.savefig(beside, dpi=160, metadata={"Software": None})
     plt.close(fig)
     return text
 
@@ -237,4 +238,4 @@ def into_readme(readme: Path, out: Path) -> None:
     found = json.loads((out / "summary.json").read_text(encoding="utf-8"))
     link = Path(os.path.relpath(out / "picture.png", readme.resolve().parent)).as_posix()
     body = f"![{alt_text(found)}]({link})\n\n{main_table(found)}"
-    readme.write_text(f"{before}{BEGIN}\n{body}\n{END}{after}", encoding="utf-8")
+    write_text(readme, f"{before}{BEGIN}\n{body}\n{END}{after}")

@@ -16,6 +16,7 @@ from typing import Any
 
 import amp_tutorial
 
+from ..files.atomic import write_bytes, written_file
 from ..files.paths import DATA
 from . import groups, reference, rows
 from .groups import BASES, REMOVED, Folder, Group, Measured, setting, varying
@@ -129,7 +130,7 @@ class Table:
         """
         files = {name: png for name, (png, _) in self.pictures.items()}
         files |= {"table.md": self.markdown().encode(), "table.html": self.html().encode()}
-        return [_put(Path(out) / name, content) for name, content in files.items()]
+        return [write_bytes(Path(out) / name, content) for name, content in files.items()]
 
 
 def read(runs: str | Path = "", mix: bool = False, published: str | Path = reference.FOLDER) -> Table:
@@ -213,16 +214,6 @@ def grid(header: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(line)} |" for line in (header, ["---"] * len(header), *lines)]
 
 
-def _put(path: Path, content: bytes) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        beside.write_bytes(content)
-        return beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--runs", default="out/runs", metavar="FOLDER", help="folder of records (out/runs)")
     parser.add_argument("--out", default="out/table", metavar="FOLDER", help="where the table goes (out/table)")
@@ -257,17 +248,13 @@ def execute(parameters: Mapping[str, Any]) -> Path:
 
     inside, clone = (Path(amp_tutorial.__file__).parents[i] / "notebooks" / "table.ipynb" for i in (0, 1))
     place = Path(parameters["out"]) / "table.ipynb"
-    place.parent.mkdir(parents=True, exist_ok=True)
-    beside = place.with_name(f".{place.stem}.{os.getpid()}.part.ipynb")
     notebook = inside if inside.is_file() else clone
     try:
-        with _this_package():
+        with _this_package(), written_file(place, ending=".part.ipynb") as beside:
             papermill.execute_notebook(str(notebook), str(beside), dict(parameters), progress_bar=False)
-        return beside.replace(place)
     except PapermillExecutionError as error:
         raise RuntimeError(f"{error.ename}: {error.evalue}") from error
-    finally:
-        beside.unlink(missing_ok=True)
+    return place
 
 
 @contextmanager

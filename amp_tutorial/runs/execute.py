@@ -25,6 +25,7 @@ from typing import Any
 import psutil
 from filelock import FileLock, Timeout
 
+from ..files.atomic import write_json
 from ..files.paths import ROOT, STATIC
 from . import record as records
 from . import remains
@@ -185,7 +186,7 @@ def _run(
             remains.keep_failure(part, job.notebook, record, nb, cell, error, ended.log)
         else:
             records.check(record, str(final / RECORD))
-            records.store(part / RECORD, record)
+            write_json(part / RECORD, record)
         _publish(part, final, again=not error and finished(out, job.id) is not None)
     except (OSError, ValueError) as lost:
         error = f"{error}; and it could not be kept: {lost}" if error else f"it could not be kept: {lost}"

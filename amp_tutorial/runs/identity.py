@@ -7,18 +7,19 @@ the name; a record says it.
 
 import hashlib
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from ..files.paths import DATA
+from ..files.texts import CORPORA, copy_of, files_of_all_splits
 from .parameters import code_cells
 from .presets import names
 from .record import files_of
 
 CHANGES_NOTHING = ("out", "over_budget", "keep_model", "local_copies", "country")
-CORPORA = ("alpaca", "wikitext2", "ptb", "c4")
 SUMS = "SHA256.json"  # in the folder of each embedded model
 
 
@@ -41,7 +42,7 @@ def parts(notebook: Path, parameters: Mapping[str, Any]) -> dict[str, Any]:
 def data_of(parameters: Mapping[str, Any]) -> dict[str, str]:
     """SHA-256 of each text and task file, by the parameter that names it; the name itself of what is elsewhere."""
     copies = str(parameters.get("local_copies", ""))
-    data = {name: _text(str(value), copies) for name, value in parameters.items() if is_data(name)}
+    data = {name: _data(name, str(value), copies) for name, value in parameters.items() if is_data(name)}
     if not data:  # a lesson: it reads the embedded texts and tasks without asking
         return {"world": _tree(DATA / "world"), "tasks": _tree(DATA / "tasks")}
     if any(task.strip().startswith("tiny") for task in str(parameters.get("tasks", "")).split(",")):
@@ -73,14 +74,17 @@ def _sha(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def _text(source: str, copies: str) -> str:
-    """Hash of the files behind a source; of a corpus on the hub its name, as its content is not known yet."""
+def _data(name: str, source: str, copies: str) -> str:
+    """Hash of the files that are read of a text or a folder; of a corpus on the hub its name: it is not known yet."""
     if source == "tinyworld":
         return _tree(DATA / "world")
     if source in CORPORA:
-        found = [path for path in sorted(Path(copies).glob(f"{source}*")) if path.stem == source] if copies else []
-        return _tree(*found) if found else source
-    return _tree(Path(source)) if source and Path(source).exists() else source
+        found = copy_of(source, copies) if copies else None
+    else:
+        found = Path(source) if source and os.path.exists(source) else None
+    if found is None:
+        return source
+    return _files(found, files_of_all_splits(found)) if name.endswith("_text") else _tree(found)
 
 
 def _embedded(model: str) -> bool:
@@ -111,13 +115,14 @@ def _commit(name: str, revision: str) -> str | None:
         return None
 
 
-def _tree(*paths: Path) -> str:
-    """One hash over files, and over all files of folders with their names inside."""
-    files = [
-        (p, path) for path in paths for p in ([path] if path.is_file() else sorted(path.rglob("*"))) if p.is_file()
-    ]
-    sums = [(p.relative_to(top).as_posix(), _of_file(p, p.stat().st_size, p.stat().st_mtime_ns)) for p, top in files]
-    return _sha(sums)
+def _tree(top: Path) -> str:
+    """One hash over a file, or all files of a folder."""
+    return _files(top, [top] if top.is_file() else [path for path in sorted(top.rglob("*")) if path.is_file()])
+
+
+def _files(top: Path, paths: Iterable[Path]) -> str:
+    """One hash over files, with their names inside a folder."""
+    return _sha([(p.relative_to(top).as_posix(), _of_file(p, p.stat().st_size, p.stat().st_mtime_ns)) for p in paths])
 
 
 @cache

@@ -5,18 +5,18 @@
 
 import json
 import math
-import os
 import platform
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cache
 from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any
 
+from ..files.atomic import write_json
 from ..files.paths import DATA
 from .machine import GPU, device_name, peak_memory, reset_peak, uses_gpu, versions
 
@@ -156,13 +156,13 @@ class Record:
         data = self.data(status)
         check(data, str(path))
         self.written = data
-        return store(path, data)
+        return write_json(path, data)
 
     def show(self) -> None:
         """Display the record as last written, so that an executed notebook holds it."""
         from IPython.display import display
 
-        found = json.loads(_text(self.written or self.data("running")))
+        found = json.loads(json.dumps(self.written or self.data("running"), allow_nan=False))
         line = f"Record of {self.name}: {found['status']}, {len(self.metrics)} metrics, {found['seconds']:.0f} s."
         display({"application/json": found, "text/plain": line}, raw=True)
 
@@ -208,32 +208,8 @@ def amend(path: str | Path, **changes: Any) -> dict[str, Any]:
     """
     found = read(path) | changes
     check(found, str(path))
-    store(path, found)
+    write_json(path, found)
     return found
-
-
-def store(path: str | Path, data: dict[str, Any]) -> Path:
-    """Write JSON beside its place, force it to the disk, and move it there: it is whole or not there at all."""
-    path, text = Path(path), _text(data)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with beside.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    except OSError as error:
-        why = error.strerror or str(error)
-        raise OSError(f"The record {path} can't be written: {why}. What stood there before is as it was.") from error
-    finally:
-        with suppress(OSError):
-            beside.unlink()
-    return path
-
-
-def _text(data: dict[str, Any]) -> str:
-    return json.dumps(data, indent=1, allow_nan=False) + "\n"
 
 
 @cache

@@ -8,6 +8,7 @@ from typing import Any
 import nbformat
 from nbformat import NotebookNode
 
+from ..files.atomic import write_json
 from . import record as records
 from .kernel import NOTEBOOK
 
@@ -77,7 +78,7 @@ def keep_failure(
     log: str,
 ) -> None:
     """Put the failing cell and what was said on top of the notebook, and the record beside it."""
-    records.store(folder / RECORD, dict(record))
+    write_json(folder / RECORD, dict(record))
     nb = nb or nbformat.read(original, as_version=4)
     parts = ["# This run failed", error]
     parts += [f"Its cell:\n\n```python\n{cell.source}\n```"] if cell is not None else []

@@ -18,11 +18,12 @@ from huggingface_hub import constants
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from ..core.anatomy import Anatomy
-from ..core.checkpoint import configuration, located
+from ..core.checkpoint import configuration
 from ..core.criteria import named
 from ..core.plans import Plan, keep, widths_at
 from ..core.scores import score
 from ..core.surgery import smaller_config
+from ..files.checkpoints import located
 from ..files.paths import DATA
 from ..measure.check import matmul_speed
 from ..methods.official import widths as official_widths

@@ -14,8 +14,8 @@ from huggingface_hub import constants, try_to_load_from_cache
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..core.anatomy import Anatomy
-from ..core.checkpoint import located
 from ..core.criteria import named
+from ..files.checkpoints import located
 
 PAPER = ("piqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge")
 ITEMS = dict(zip(PAPER, (1838, 10042, 1267, 2376, 1172), strict=True))  # in the split that lm-eval takes

@@ -24,9 +24,11 @@ from transformers import (
 )
 
 from ..core.anatomy import Anatomy
-from ..core.checkpoint import configuration, matching, readable, reason
+from ..core.checkpoint import configuration
 from ..core.families import family_of
 from ..core.surgery import tied
+from ..files.atomic import reason
+from ..files.checkpoints import matching, readable
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 TOKENIZER = ("tokenizer*", "vocab.*", "*.model")  # any of these says that a folder has one

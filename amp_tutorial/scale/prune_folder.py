@@ -15,14 +15,15 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..core.anatomy import Anatomy
-from ..core.checkpoint import load, located, without_weights
+from ..core.checkpoint import check_generation, load, without_weights
 from ..core.criteria import named
 from ..core.data import calibration
 from ..core.plans import Plan, whole_plan
-from ..core.saving import check_generation, new_folder
 from ..core.scores import Scores, hash_of, score
 from ..core.sums import Batch
 from ..core.surgery import _fits, cut_layer, renumbered, smaller_config
+from ..files.atomic import new_folder
+from ..files.checkpoints import CHECKPOINT, located
 from ..methods.depth_and_width import planned
 from ..methods.hidden_size import Turn, sliced_config
 from ..methods.layerwise import Walk
@@ -90,7 +91,7 @@ def prune_folder(
         batches: calibration batches as in `score`; by default drawn from `text` by `calibration`.
         text: see `data.texts`.
         criterion, average, seed: as in `score`.
-        overwrite: replace what the target holds. Never the source.
+        overwrite: replace the checkpoint that the target holds, as `save` does. Never the source.
         progress: show a bar over layers.
 
     Returns:
@@ -119,7 +120,7 @@ def prune_folder(
                 raise ValueError(f"{source} has no tokenizer to read the text with; give batches=… instead.")
             batches = calibration(folder.tokenizer, text, seed=seed)
         held = list(batches or ())
-        with new_folder(Path(target), [source], overwrite) as beside:
+        with new_folder(target, [source], overwrite, CHECKPOINT) as beside:
             final = likely
             if choosing:
                 scores = score_folder(folder, held, criterion, average, seed, progress)

@@ -1,6 +1,5 @@
 """Write a stock checkpoint part by part, one file each, with an index: no more than a part is ever held."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,7 +8,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from ..core.saving import add_older_names
+from ..core.families import older_names_of
+from ..files.atomic import write_json
+from ..files.older_names import add_older_names
 from .checkpoint_on_disk import INDEX, WEIGHTS, blank
 
 
@@ -34,11 +35,11 @@ class Shards:
     def finish(self, tokenizer: PreTrainedTokenizerBase | None) -> None:
         """Write all else. What makes it a model for a reader, config.json, is moved to its place last."""
         index = {"metadata": {"total_size": self.total}, "weight_map": self.where}
-        (self.folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        write_json(self.folder / INDEX, index, indent=2, sort_keys=True)
         part = self.folder / "part"
         if tokenizer is not None:
             tokenizer.save_pretrained(part)
-        add_older_names(part)
+        add_older_names(part, older_names_of(self.small.config))
         for path in sorted(part.iterdir(), key=lambda path: path.name == "config.json"):
             path.replace(self.folder / path.name)
         part.rmdir()

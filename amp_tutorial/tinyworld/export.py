@@ -10,8 +10,8 @@ from pathlib import Path
 import yaml
 from safetensors import safe_open
 
-from ..core.checkpoint import SUMS
-from ..core.data import sha256
+from ..files.atomic import write_json, write_text
+from ..files.checkpoints import SUMS, sha256
 from .skills import TASKS, held_out, trained
 from .stories import documents, plain
 from .train import NAMES, VALIDATION_SEED
@@ -74,8 +74,7 @@ def recovery_rows(count: int = 2000, seed: int = VALIDATION_SEED + 2) -> list[di
 
 
 def write_jsonl(path: Path, rows: list[dict]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def export_texts(data: Path) -> None:
@@ -85,7 +84,7 @@ def export_texts(data: Path) -> None:
     for skill in TASKS:
         write_jsonl(data / "tasks" / f"tiny_{skill}.jsonl", task_items(skill))
         text = yaml.safe_dump(task_file(skill), sort_keys=False)
-        (data / "tasks" / f"tiny_{skill}.yaml").write_text(text, encoding="utf-8")
+        write_text(data / "tasks" / f"tiny_{skill}.yaml", text)
 
 
 def export_model(name: str, trained_folder: Path, data: Path) -> None:
@@ -97,7 +96,7 @@ def export_model(name: str, trained_folder: Path, data: Path) -> None:
         shutil.copyfile(trained_folder / file, target / file)
     write_card(target, name)
     sums = {file: sha256(target / file) for file in files}
-    (target / SUMS).write_text(json.dumps(sums, indent=1) + "\n", encoding="utf-8")
+    write_json(target / SUMS, sums)
 
 
 CARD = """---
@@ -137,7 +136,7 @@ def write_card(target: Path, name: str) -> None:
         tokens=curve[-1]["tokens"] / 1e6,
         loss=curve[-1]["loss"],
     )
-    (target / "README.md").write_text(card, encoding="utf-8")
+    write_text(target / "README.md", card)
 
 
 def main() -> None:

@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerFast as Fast
 
 from ..core.data import padded
+from ..files.atomic import write_json
 from .models import BOS, NAMES, PAD, build_model, build_tokenizer
 from .skills import TASKS, trained
 from .stories import BINDING, JUDGING, WRITERS, Writers, documents, echo, plain, register
@@ -252,7 +253,7 @@ def train(name: str, folder: Path, recipe: Recipe, stop_after: float | None = No
     model.eval()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    (folder / "curve.json").write_text(json.dumps(state.curve) + "\n")
+    write_json(folder / "curve.json", state.curve, indent=None)
     return state
 
 
@@ -263,13 +264,12 @@ def point(state: State, losses: list[float]) -> dict[str, float]:
 
 
 def keep(resume: Path, model: PreTrainedModel, optimizers: Optimizers, state: State) -> None:
-    """Write a resumable state; `state.json` is moved into place last, so a kill never leaves half of one."""
+    """Write a resumable state; `state.json` is written last, so a kill never leaves half of one."""
     resume.mkdir(parents=True, exist_ok=True)
     weights = {n: p.detach().clone() for n, p in model.named_parameters()}
     save_file(weights, resume / f"model-{state.chunk}.safetensors")
     save_file(optimizers.tensors(), resume / f"optimizer-{state.chunk}.safetensors")
-    (resume / "state.tmp").write_text(json.dumps(vars(state)))
-    (resume / "state.tmp").replace(resume / "state.json")
+    write_json(resume / "state.json", vars(state), indent=None)
     for old in resume.glob("*.safetensors"):
         if not old.stem.endswith(f"-{state.chunk}"):
             old.unlink()

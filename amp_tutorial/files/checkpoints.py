@@ -1,0 +1,111 @@
+"""Where a checkpoint lies, of which files it consists, and whether they may be read. Nothing here imports torch."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .paths import DATA
+
+MODELS = DATA / "models"
+EMBEDDED = ("tiny-llama", "tiny-llama-gqa", "tiny-phi")
+SUMS = "SHA256.json"
+CHECKPOINT = (  # the files that a checkpoint consists of, and that another one may replace
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "model-*-of-*.safetensors",
+    "model.safetensors.index.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "*.bpe.model",
+    "spiece.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "additional_chat_templates/*.jinja",
+)
+
+
+def located(name: str | Path) -> Path:
+    """The folder a name stands for; a hub id is returned as it is, and is no folder."""
+    name = str(name)
+    if name in EMBEDDED:
+        return MODELS / name
+    path = Path(name)
+    if not path.is_dir() and (name.count("/") != 1 or name.startswith((".", "/", "~"))):
+        raise ValueError(
+            f"Unknown model {name!r}: the embedded ones are {', '.join(EMBEDDED)}; otherwise give a local folder or "
+            "a hub id of the form owner/name."
+        )
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise ValueError(f"{name} is a folder without config.json, so no model.")
+    return path
+
+
+def readable(folder: Path) -> None:
+    """Refuse an embedded model that is damaged, and a folder with pickles alone, which can run code when read."""
+    if folder.parent == MODELS:
+        verify(folder)
+    pickles = sorted(path.name for path in folder.glob("*.bin"))
+    if pickles and not any(folder.glob("*.safetensors")):
+        raise ValueError(
+            f"{folder} has its weights only as pickles ({pickles[0]}), which are never read here: if you trust them, "
+            "convert once with AutoModelForCausalLM.from_pretrained(folder, use_safetensors=False)"
+            ".save_pretrained(other), and AutoTokenizer likewise."
+        )
+
+
+def verify(folder: Path) -> None:
+    """Compare a folder's files with the SHA-256 sums stored beside them.
+
+    Raises:
+        ValueError: a file is missing or differs.
+    """
+    for file, expected in json.loads((folder / SUMS).read_text()).items():
+        path = folder / file
+        if not path.is_file() or sha256(path) != expected:
+            raise ValueError(f"{path} is missing or damaged (SHA-256 differs from {SUMS}); fetch it again.")
+
+
+def sha256(*paths: Path) -> str:
+    """One SHA-256 over the bytes of files, in the order given."""
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+class MismatchError(ValueError):
+    """The weights are not those that the configuration asks for."""
+
+
+def matching(name: str | Path, load: Callable[[], tuple[Any, dict[str, Any]]]) -> Any:
+    """What a `from_pretrained` with `output_loading_info=True` loads, if it is all and only what it should be.
+
+    Raises:
+        MismatchError: weights are missing, unexpected, or of another shape.
+    """
+    try:
+        model, report = load()
+    except RuntimeError as error:
+        if "ignore_mismatched_sizes" not in str(error):
+            raise
+        raise MismatchError(
+            f"The weights of {str(name)!r} do not match its configuration; compare their shapes with head_dim, the "
+            "head counts, intermediate_size and vocab_size in config.json."
+        ) from error
+    wrong = [
+        f"{len(names)} {kind.replace('_', ' ')}, such as {min(map(str, names))}"
+        for kind, names in report.items()
+        if names
+    ]
+    if wrong:
+        raise MismatchError(f"The weights of {str(name)!r} do not match its configuration: {'; '.join(wrong)}.")
+    return model
