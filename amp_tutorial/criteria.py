@@ -113,6 +113,9 @@ def taylor(
 ) -> Float[Tensor, " structures"]:
     """First-order Taylor: Σ |w · ∂L/∂w| over all weights of a structure, L the mean loss over the calibration tokens.
 
+    Of a key and value that several query heads share each gets an equal part, so that the sum over a KV group's heads
+    (`combine="sum"`) is that over all of the group's weights, and a layer's that over all of its attention.
+
     Source: LLM-Pruner (arXiv 2305.11627), `param_first`, its default with sums over groups [not run here]. It needs a
     backward pass, and the gradients of all decoder layers at once.
     """

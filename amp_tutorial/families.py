@@ -308,8 +308,13 @@ class Anatomy:
         return sum(p.numel() for p in self.model.get_submodule(self.family.layers).parameters())
 
     @torch.no_grad()
-    def head_weights(self, i: int, of: Of = weight_of) -> Float[Tensor, "heads weights"]:
-        """All weights of each query head of layer i in one row; a shared key-value head counts for each of them."""
+    def head_weights(self, i: int, of: Of = weight_of, shared: float = 1.0) -> Float[Tensor, "heads weights"]:
+        """All weights of each query head of layer i in one row; a shared key-value head stands in the row of each.
+
+        `shared` multiplies what of a row is shared. With 1 / group_size sums over a KV group's rows count its key and
+        value once: the gradient of a shared weight is the sum of what its query heads add, and each gets an equal part.
+        A norm of weights wants 1: it asks how large all is that a head computes with, and norms of rows do not add up.
+        """
         block, parts = self.model.get_submodule(f"{self.family.layers}.{i}"), []
         for name, kinds in self.family.rows():
             if name in dict(self.family.norms) or "neurons" in kinds:
@@ -317,7 +322,7 @@ class Anatomy:
             weight = of(block.get_submodule(name))
             for kind, part in zip(kinds, weight.split([self.features(kind) for kind in kinds]), strict=True):
                 each = part.reshape(self.heads if kind == "query" else self.groups, -1)
-                parts.append(each if kind == "query" else each.repeat_interleave(self.group_size, dim=0))
+                parts.append(each if kind == "query" else (shared * each).repeat_interleave(self.group_size, dim=0))
         output = of(self.layer(i).output)
         return torch.cat([*parts, output.reshape(self.hidden, self.heads, -1).transpose(0, 1).flatten(1)], dim=1)
 

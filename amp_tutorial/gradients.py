@@ -32,10 +32,12 @@ def by_gradients(
             _weighted_loss(model, batch, average).backward()
         sums.check()
         layers = range(anatomy.layers)
-        heads, neurons = (
-            [criterion(get(i), get(i, gradient_of)).cpu() / sums.weight for i in layers]
-            for get in (anatomy.head_weights, anatomy.neuron_weights)
-        )
+        heads = [
+            criterion(anatomy.head_weights(i), anatomy.head_weights(i, gradient_of, 1 / anatomy.group_size))
+            for i in layers
+        ]
+        neurons = [criterion(anatomy.neuron_weights(i), anatomy.neuron_weights(i, gradient_of)) for i in layers]
+        heads, neurons = ([scores.cpu() / sums.weight for scores in part] for part in (heads, neurons))
     finally:
         for p, grad, wanted in before:
             p.grad = grad

@@ -97,10 +97,37 @@ def test_taylor_is_its_equation(shape: Shape) -> None:
             assert float(found.neurons[i][n]) == pytest.approx(wanted, rel=1e-3, abs=1e-7)
         for h in range(anatomy.heads if shape.family != "gpt2" else 0):
             d, g = anatomy.head_dim, h // anatomy.group_size
-            own = [(layer.query, h), (layer.key, g), (layer.value, g)]
-            wanted = sum(float((m.weight * m.weight.grad).abs()[n * d : (n + 1) * d].sum()) for m, n in own)
+            size = anatomy.group_size  # query heads that share a key and a value have an equal part in them
+            own = [(layer.query, h, 1), (layer.key, g, size), (layer.value, g, size)]
+            wanted = sum(float((m.weight * m.weight.grad).abs()[n * d : (n + 1) * d].sum()) / by for m, n, by in own)
             wanted += float((layer.output.weight * layer.output.weight.grad).abs()[:, h * d : (h + 1) * d].sum())
             assert float(found.heads[i][h]) == pytest.approx(wanted, rel=1e-3, abs=1e-7)
+
+
+GROUPED = [s for s in EVERY_FAMILY if not amp.FAMILIES[s.family].no_heads]
+
+
+@pytest.mark.parametrize("shape", GROUPED, ids=lambda s: s.family)
+def test_taylor_of_all_heads_is_the_sum_over_all_weights_of_attention(
+    shape: Shape, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each weight counts once, also a key's and a value's that several query heads share."""
+    model, seen = tiny(shape), dict[str, Tensor]()
+
+    def look(w: Tensor, gradient: Tensor) -> Tensor:
+        seen.update({name: (p * p.grad).abs() for name, p in model.named_parameters() if p.grad is not None})
+        return amp.CRITERIA["taylor"].gradient(w, gradient)  # type: ignore[misc]
+
+    monkeypatch.setitem(amp.CRITERIA, "watched", amp.Criterion(gradient=look, comparable=True))
+    found, anatomy = amp.score(model, BATCHES, "watched"), amp.Anatomy.of(model)
+    assert anatomy.group_size > 1
+    names = {module: name for name, module in model.named_modules()}
+    for i in range(shape.layers):
+        layer = anatomy.layer(i)
+        block = model.get_submodule(f"{anatomy.family.layers}.{i}")
+        packed = {block.get_submodule(getattr(anatomy.family, role)) for role in ("query", "key", "value", "output")}
+        total = sum(float(seen[f"{names[module]}.weight"].sum()) for module in packed) / found.tokens
+        assert float(found.heads[i].sum()) == pytest.approx(total, rel=1e-4) and layer.output in packed
 
 
 @pytest.mark.parametrize("criterion", FIELD)
