@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .families import exact
+
 
 @torch.no_grad()
 def projected_l1(
@@ -62,8 +64,11 @@ def squares(
 def moments(
     x: Float[Tensor, "tokens *structure"], output: Float[Tensor, "*structure hidden"]
 ) -> Float[Tensor, "tokens twice"]:
-    """Each input of an output projection, then the square of each."""
-    return torch.cat([x.flatten(1), x.flatten(1).square()], dim=1)
+    """Each input of an output projection, then the square of each; in float64, because a variance is what little is
+    left of their difference.
+    """
+    x = exact(x.flatten(1))
+    return torch.cat([x, x.square()], dim=1)
 
 
 def transact(
@@ -105,7 +110,7 @@ def fluctuation(
     first, second = mean.view(2, *output.shape[:2])
     metric = (second - first.square()).clamp(min=0) * output.square().sum(-1)
     metric = metric.square() if metric.shape[1] > 1 else metric
-    return ((metric - metric.mean()) / metric.std().clamp(min=1e-30)).mean(1)
+    return ((metric - metric.mean()) / metric.std().clamp(min=1e-30)).mean(1).float()
 
 
 def taylor(
@@ -127,6 +132,7 @@ Finish = Callable[[Tensor, Tensor, int], Tensor]
 Static = Callable[[Tensor], Tensor]
 Gradient = Callable[[Tensor, Tensor], Tensor]
 COLUMNS: dict[Measure, int] = {squares: 1, moments: 2}  # for each feature; other measures have one for each structure
+IN_FULL: set[Measure] = {moments}  # measured in float64, and the mean stays so
 
 
 @dataclass(frozen=True)

@@ -133,6 +133,11 @@ def gradient_of(module: nn.Module) -> Float[Tensor, "out in"]:
     return gradient.T if isinstance(module, Conv1D) else gradient
 
 
+def exact(x: Tensor) -> Tensor:
+    """In float64, on its own device if that has it: Apple's GPU has not, so from there it comes to the CPU."""
+    return (x.cpu() if x.device.type == "mps" else x).double()
+
+
 Of = Callable[[nn.Module], Tensor]  # `weight_of` or `gradient_of`
 
 

@@ -55,5 +55,5 @@ def _weighted_loss(model: PreTrainedModel, batch: Batch, average: str) -> Float[
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     logits = model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False).logits[:, :-1].float()
     nll = F.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
-    weight = weight_of_positions(mask.bool(), average).float()[:, 1:] * mask[:, :-1]
+    weight = weight_of_positions(mask.bool(), average).to(nll)[:, 1:] * mask[:, :-1]
     return (nll * weight).sum()

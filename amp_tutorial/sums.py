@@ -10,8 +10,8 @@ import torch.distributed as dist
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .criteria import COLUMNS, Measure, projected_l1
-from .families import Anatomy, Projection, weight_of
+from .criteria import COLUMNS, IN_FULL, Measure, projected_l1
+from .families import Anatomy, Projection, exact, weight_of
 
 Batch = Mapping[str, Tensor]
 CHUNK = 2**17  # float32 values in the largest buffer of a stretch of tokens: half a MB, which stays in a core's cache
@@ -30,7 +30,7 @@ class Sums:
         self.weight, self.tokens, self.prompts = 0.0, 0, 0
         self.digest = 0  # sum of the SHA-256 of all prompts: the same in every order
         self.real: Int[Tensor, " tokens"] | None = None  # positions of the batch that hold tokens; None: all do
-        self.weights: Float[Tensor, " tokens"] = torch.empty(0)
+        self.weights: Float[Tensor, " tokens"] = torch.empty(0, dtype=torch.float64)
 
     @property
     def projects(self) -> bool:
@@ -48,7 +48,7 @@ class Sums:
         self.digest += sum(int.from_bytes(hashlib.sha256(row).digest(), "big") for row in rows)
         self.digest %= 2**256
         self.real = None if bool(mask.all()) else mask.flatten().nonzero().flatten()
-        self.weights = weight[mask].float()
+        self.weights = weight[mask]
 
     def add(
         self,
@@ -62,13 +62,13 @@ class Sums:
 
         `total` takes the projection's output of all positions, which `projected_l1` computes on the way.
         """
-        weights = self.weights.to(x.device)
+        weights = self.weights
         if self.real is not None and total is None:
             x = x[self.real.to(x.device)]
         elif self.real is not None:  # all positions are measured, and padding counts for nothing
-            weights = torch.zeros(len(x), device=x.device).index_copy(0, self.real.to(x.device), weights)
+            weights = weights.new_zeros(len(x)).index_copy(0, self.real, weights)
         step = max(LEAST[part], self.chunk(x) // max(x[:1].numel(), output.shape[-1]))
-        exact = torch.device("cpu") if x.device.type == "mps" else x.device  # that one has no float64
+        of_dtype: dict[torch.dtype, Tensor] = {}  # the weights on the device, as each measure wants them
         for (measure, of), totals in self.totals.items():
             if of != part:
                 continue
@@ -76,10 +76,14 @@ class Sums:
             for start in range(0, len(x), step):
                 stretch = slice(start, start + step)
                 more = {"total": total[stretch]} if on_the_way else {}  # type: ignore[index]
-                per_token = measure(x[stretch].float(), output, **more).float()
+                per_token = measure(x[stretch].float(), output, **more)
+                per_token = per_token if measure in IN_FULL else per_token.float()
+                if per_token.dtype not in of_dtype:
+                    of_dtype[per_token.dtype] = weights.to(per_token.dtype).to(per_token.device)
+                weight = of_dtype[per_token.dtype][stretch]
                 if total is not None and self.real is not None:
-                    per_token = per_token.masked_fill(weights[stretch, None] == 0, 0.0)  # whatever padding held
-                summed = (weights[stretch] @ per_token).to(exact).double()
+                    per_token = per_token.masked_fill(weight[:, None] == 0, 0.0)  # whatever padding held
+                summed = exact(weight @ per_token)
                 totals[i] = summed if (before := totals[i]) is None else before + summed
 
     def chunk(self, x: Tensor) -> int:
@@ -95,7 +99,8 @@ class Sums:
         return torch.stack([zeros if total is None else total.cpu() for total in self.totals[measure, part]])
 
     def means(self, measure: Measure, part: str) -> Float[Tensor, "layers columns"]:
-        return (self.stacked(measure, part) / self.weight).float()
+        mean = self.stacked(measure, part) / self.weight
+        return mean if measure in IN_FULL else mean.float()
 
     def check(self) -> None:
         """Refuse sums that say nothing.
@@ -186,7 +191,7 @@ def watching(anatomy: Anatomy, sums: Sums) -> Iterator[None]:
 
 def weight_of_positions(mask: Bool[Tensor, "batch length"], average: str) -> Float[Tensor, "batch length"]:
     """What each position counts: 1 for a token and 0 for padding; 1/length where every prompt weighs the same."""
-    weight = mask.double()
+    weight = exact(mask)
     return weight if average == "tokens" else weight / weight.sum(1, keepdim=True).clamp(min=1)
 
 

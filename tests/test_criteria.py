@@ -67,6 +67,23 @@ def test_scores_are_their_equation(shape: Shape, criterion: str) -> None:
         torch.testing.assert_close(getattr(found, part)[i], wanted, atol=1e-4, rtol=2e-4)
 
 
+@pytest.mark.parametrize("average", ["tokens", "prompts"])
+def test_flap_sees_a_small_variance_about_a_large_mean(average: str) -> None:
+    """Neurons near 3,000 that vary by about 1: squares of 9,000,000, which float32 only holds to the nearest whole."""
+    model = tiny(Shape("phi", bias=True))
+    layer = amp.Anatomy.of(model).layer(1)
+    with torch.no_grad():
+        layer.neurons_in[0].bias += 3000.0
+    found, x = amp.score(model, BATCHES, "flap", average=average), seen(model)[1, "neurons"]
+    weight = torch.cat([torch.full((len(row),), 1.0 if average == "tokens" else 1 / len(row)) for row in ROWS]).double()
+    mean = (weight @ x) / weight.sum()
+    variance = weight @ (x - mean).square() / weight.sum()
+    assert float(mean.min()) > 2900 and 0 < float(variance.min()) < float(variance.max()) < 10
+    metric = variance * weight_of(layer.neurons_out).detach().double().square().sum(0)
+    wanted = (metric - metric.mean()) / metric.std()
+    torch.testing.assert_close(found.neurons[1], wanted.float(), atol=1e-3, rtol=1e-3)
+
+
 @pytest.mark.parametrize(
     "shape", [Shape(), Shape("phi", bias=True), Shape("qwen2", groups=2, group_size=2), Shape("gpt2")]
 )
