@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from .families import exact
+
 RIDGES = tuple(10.0**-k for k in range(7))  # λ is chosen among these
 LEAST = 1e-8  # of λ, while structures are chosen: the inverse must exist
 FLOOR = 1e-12  # of an input's energy: a pivot below it is rounding, not information
@@ -30,7 +32,7 @@ class Normal:
         self.yy, self.batches, self.tokens = 0.0, 0, 0
 
     def add(self, x: Float[Tensor, "tokens features"], y: Float[Tensor, "tokens hidden"]) -> None:
-        x, y = x.double(), y.double()
+        x, y = exact(x), exact(y)
         if self.bias:
             x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
         half, self.batches, self.tokens = self.batches % 2, self.batches + 1, self.tokens + len(x)
