@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .data import padded, texts, windows
-from .families import Anatomy
+from .families import Anatomy, exact
 
 
 @dataclass(frozen=True)
@@ -70,14 +70,22 @@ def perplexity(
         labels = ids[:, 1:].masked_fill(~counted[:, 1:], -100)
         loss = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=-100, reduction="none")
         counts = counted[:, 1:].sum(1).tolist()
-        sums += list(zip(loss.double().sum(1).tolist(), counts, strict=True))
+        sums += list(zip(exact(loss).sum(1).tolist(), counts, strict=True))
     low, high = _bootstrap(sums)
     loss_sum, tokens = (sum(column) for column in zip(*sums, strict=True))
     bos = "opened by BOS" if tokenizer.bos_token_id is not None else "first token uncounted, no BOS"
     step = "stride = window" if stride is None else f"stride {stride}"
     apart = "documents apart" if join is None else f"documents joined by {join!r}"
     protocol = f"{len(rows)} windows of at most {window} tokens, {step}, {apart}, {bos}"
-    return Perplexity(math.exp(loss_sum / tokens), low, high, int(tokens), protocol)
+    return Perplexity(_exp(loss_sum / tokens), low, high, int(tokens), protocol)
+
+
+def _exp(loss: float) -> float:
+    """e to the mean loss; infinite above 709 nats, which no float holds."""
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf
 
 
 def _bootstrap(sums: list[tuple[float, int]], resamples: int = 500) -> tuple[float, float]:
@@ -85,7 +93,9 @@ def _bootstrap(sums: list[tuple[float, int]], resamples: int = 500) -> tuple[flo
     loss, count = (torch.tensor(column, dtype=torch.float64) for column in zip(*sums, strict=True))
     drawn = torch.randint(len(sums), (resamples, len(sums)), generator=torch.Generator().manual_seed(0))
     values = (loss[drawn].sum(1) / count[drawn].sum(1)).exp()
-    low, high = torch.quantile(values, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    most = torch.finfo(values.dtype).max  # between two infinite values there is no quantile
+    ends = torch.quantile(values.clamp(max=most), torch.tensor([0.025, 0.975], dtype=torch.float64))
+    low, high = ends.masked_fill(ends == most, math.inf).tolist()
     return low, high
 
 
@@ -128,7 +138,7 @@ def size(model: PreTrainedModel, length: int = 128) -> Size:
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds: the median of the repeats, and their quartiles."""
+    """Seconds: the median of the repeats, and their quartiles; of a single repeat all three are that."""
 
     median: float
     low: float
@@ -143,7 +153,12 @@ def latency(
 
     Returns:
         "prefill": seconds for the whole prompt. "decode": seconds per new token of the batch.
+
+    Raises:
+        ValueError: no repeat.
     """
+    if repeats < 1:
+        raise ValueError(f"repeats={repeats} must be at least 1: a time is the median of that many measurements.")
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(model.config.vocab_size, (batch, prompt), generator=generator).to(device)
@@ -176,5 +191,5 @@ def _clock(run: Callable[[], object], device: torch.device) -> float:
 
 
 def _timing(seconds: list[float]) -> Timing:
-    low, _, high = statistics.quantiles(seconds, n=4)
+    low, _, high = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else 3 * seconds
     return Timing(statistics.median(seconds), low, high)
