@@ -63,7 +63,7 @@ FAULTS = (
     Fault(
         "padding counted",
         "core/sums.py",
-        "weight = mask.double()",
+        "weight = exact(mask)",
         "weight = torch.ones_like(mask, dtype=torch.float64)",
         "tests/test_scores.py",
         "02",

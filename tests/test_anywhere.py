@@ -27,6 +27,11 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 import amp_tutorial as amp
+from amp_tutorial.core.anatomy import exact
+from amp_tutorial.core.sums import weight_of_positions
+from amp_tutorial.methods.flap import moments
+from amp_tutorial.methods.normal_equations import Normal
+from amp_tutorial.methods.projections import stream
 
 ROWS = prompts()
 BATCHES = [batch(ROWS[:3]), batch(ROWS[3:])]
@@ -280,3 +285,29 @@ def test_every_family_attention_and_precision_saves_what_it_holds(shape: Shape, 
     for unit in units:
         small = cut(model, unit=unit)
         assert torch.equal(logits(reloaded(small)), logits(small))
+
+
+class OnApple(torch.Tensor):
+    """A tensor on Apple's GPU, as far as its precision goes."""
+
+    @property
+    def device(self) -> torch.device:  # type: ignore[override]
+        return torch.device("mps")
+
+    def cpu(self) -> torch.Tensor:  # type: ignore[override]
+        return self.as_subclass(torch.Tensor)
+
+    def double(self) -> torch.Tensor:
+        raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+
+
+def test_what_apples_gpu_cannot_hold_comes_to_the_cpu() -> None:
+    x = torch.tensor([[3.0, 4.0]] * 4).as_subclass(OnApple)
+    found = exact(x)
+    assert found.dtype == torch.float64 and found.device.type == "cpu" and found.tolist() == [[3.0, 4.0]] * 4
+    assert moments(x, torch.ones(2, 1))[0].tolist() == [3.0, 4.0, 9.0, 16.0]
+    assert weight_of_positions(torch.ones(1, 2).bool().as_subclass(OnApple), "prompts").tolist() == [[0.5, 0.5]]
+    normal = Normal()
+    normal.add(x, x)
+    assert normal.error(torch.eye(2).double()) < 1e-12
+    assert stream(x, {"neurons": (x, x)}, 1.0)["neurons"][1].tolist() == [[6.0, 8.0]] * 4

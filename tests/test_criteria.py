@@ -7,6 +7,7 @@ from torch import Tensor
 
 import amp_tutorial as amp
 from amp_tutorial.core.anatomy import weight_of
+from amp_tutorial.methods import taylor
 
 ROWS = prompts((9, 4, 7, 1, 6))
 BATCHES = [batch(ROWS[:2], left=True), batch(ROWS[2:])]
@@ -67,6 +68,23 @@ def test_scores_are_their_equation(shape: Shape, criterion: str) -> None:
         torch.testing.assert_close(getattr(found, part)[i], wanted, atol=1e-4, rtol=2e-4)
 
 
+@pytest.mark.parametrize("average", ["tokens", "prompts"])
+def test_flap_sees_a_small_variance_about_a_large_mean(average: str) -> None:
+    """Neurons near 3,000 that vary by about 1: squares of 9,000,000, which float32 only holds to the nearest whole."""
+    model = tiny(Shape("phi", bias=True))
+    layer = amp.Anatomy.of(model).layer(1)
+    with torch.no_grad():
+        layer.neurons_in[0].bias += 3000.0
+    found, x = amp.score(model, BATCHES, "flap", average=average), seen(model)[1, "neurons"]
+    weight = torch.cat([torch.full((len(row),), 1.0 if average == "tokens" else 1 / len(row)) for row in ROWS]).double()
+    mean = (weight @ x) / weight.sum()
+    variance = weight @ (x - mean).square() / weight.sum()
+    assert float(mean.min()) > 2900 and 0 < float(variance.min()) < float(variance.max()) < 10
+    metric = variance * weight_of(layer.neurons_out).detach().double().square().sum(0)
+    wanted = (metric - metric.mean()) / metric.std()
+    torch.testing.assert_close(found.neurons[1], wanted.float(), atol=1e-3, rtol=1e-3)
+
+
 @pytest.mark.parametrize(
     "shape", [Shape(), Shape("phi", bias=True), Shape("qwen2", groups=2, group_size=2), Shape("gpt2")]
 )
@@ -97,10 +115,38 @@ def test_taylor_is_its_equation(shape: Shape) -> None:
             assert float(found.neurons[i][n]) == pytest.approx(wanted, rel=1e-3, abs=1e-7)
         for h in range(anatomy.heads if shape.family != "gpt2" else 0):
             d, g = anatomy.head_dim, h // anatomy.group_size
-            own = [(layer.query, h), (layer.key, g), (layer.value, g)]
-            wanted = sum(float((m.weight * m.weight.grad).abs()[n * d : (n + 1) * d].sum()) for m, n in own)
+            size = anatomy.group_size  # query heads that share a key and a value have an equal part in them
+            own = [(layer.query, h, 1), (layer.key, g, size), (layer.value, g, size)]
+            wanted = sum(float((m.weight * m.weight.grad).abs()[n * d : (n + 1) * d].sum()) / by for m, n, by in own)
             wanted += float((layer.output.weight * layer.output.weight.grad).abs()[:, h * d : (h + 1) * d].sum())
             assert float(found.heads[i][h]) == pytest.approx(wanted, rel=1e-3, abs=1e-7)
+
+
+GROUPED = [s for s in EVERY_FAMILY if not amp.FAMILIES[s.family].no_heads]
+
+
+@pytest.mark.parametrize("shape", GROUPED, ids=lambda s: s.family)
+def test_taylor_of_all_heads_is_the_sum_over_all_weights_of_attention(
+    shape: Shape, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each weight counts once, also a key's and a value's that several query heads share."""
+    model, seen = tiny(shape), dict[str, Tensor]()
+
+    def look(w: Tensor, gradient: Tensor) -> Tensor:
+        seen.update({name: (p * p.grad).abs() for name, p in model.named_parameters() if p.grad is not None})
+        return plain(w, gradient)
+
+    plain = taylor.taylor
+    monkeypatch.setattr(taylor, "taylor", look)
+    found, anatomy = amp.score(model, BATCHES, "taylor"), amp.Anatomy.of(model)
+    assert anatomy.group_size > 1
+    names = {module: name for name, module in model.named_modules()}
+    for i in range(shape.layers):
+        layer = anatomy.layer(i)
+        block = model.get_submodule(f"{anatomy.family.layers}.{i}")
+        packed = {block.get_submodule(getattr(anatomy.family, role)) for role in ("query", "key", "value", "output")}
+        total = sum(float(seen[f"{names[module]}.weight"].sum()) for module in packed) / found.tokens
+        assert float(found.heads[i].sum()) == pytest.approx(total, rel=1e-4) and layer.output in packed
 
 
 @pytest.mark.parametrize("criterion", FIELD)

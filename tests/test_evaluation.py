@@ -52,6 +52,20 @@ def test_documents_are_kept_apart_and_weigh_by_their_tokens() -> None:
     assert first.value == pytest.approx(math.exp(sum(each[0]) / len(each[0])), rel=1e-5)
 
 
+def test_a_perplexity_that_no_float_holds_is_infinite() -> None:
+    model = tiny()
+    model.lm_head.weight.data *= 1e6
+    found = amp.perplexity(model, TOKENIZER, [TEXT], window=31)
+    assert found.value == found.low == found.high == math.inf and found.tokens == len(TOKENIZER(TEXT)["input_ids"])
+
+
+def test_a_single_repeat_is_its_own_median_and_quartiles() -> None:
+    for time in amp.latency(tiny(), prompt=4, new=2, repeats=1).values():
+        assert 0 < time.low == time.median == time.high
+    with pytest.raises(ValueError, match="repeats=0 must be at least 1"):
+        amp.latency(tiny(), repeats=0)
+
+
 def test_an_untrained_uniform_model_has_the_vocabulary_as_perplexity() -> None:
     model = tiny()
     model.lm_head.weight.data.zero_()

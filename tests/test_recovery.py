@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 import amp_tutorial as amp
-from amp_tutorial.methods.lora import IGNORE, encode
+from amp_tutorial.methods.lora import IGNORE, adapted, encode, seeded
 
 TOKENIZER = byte_tokenizer()
 
@@ -105,6 +105,47 @@ def test_the_same_seed_gives_the_same_model_and_another_does_not(rows: Path) -> 
     first, again, other = (recovered(model, rows, seed=seed) for seed in (0, 0, 1))
     assert first.history == again.history and equal(weights(first.model), weights(again.model))
     assert first.history != other.history
+
+
+def test_the_callers_random_numbers_go_on(rows: Path) -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    model = tiny()
+    torch.set_rng_state(before)
+    first = recovered(model, rows, seed=3)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.rand(7)  # whatever the caller drew before does not matter to the result
+    assert equal(weights(recovered(model, rows, seed=3).model), weights(first.model))
+    before = torch.get_rng_state()
+    with pytest.raises(ValueError, match="The recovery loss is (nan|inf) at step"):
+        recovered(model, rows, lr=1e30)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_numbers_are_those_of_the_seed_in_torchs_own_generator(rows: Path) -> None:
+    """What is drawn is what `torch.manual_seed` gives, so that recorded runs stay what they were."""
+    model = tiny()
+    torch.manual_seed(4)
+    wanted = [p.detach().clone() for name, p in adapted(model).named_parameters() if "lora_A" in name]
+    torch.manual_seed(9)
+    with seeded(model, 4):
+        found = [p for name, p in adapted(model).named_parameters() if "lora_A" in name]
+    assert wanted and all(torch.equal(a, b) for a, b in zip(wanted, found, strict=True))
+
+
+@pytest.mark.parametrize("bos", [True, False])
+def test_only_labels_that_bear_a_loss_are_counted(rows: Path, bos: bool) -> None:
+    """A row's first token, BOS or not, is predicted by nothing."""
+    tokenizer, lengths = byte_tokenizer(), []
+    if not bos:
+        tokenizer.bos_token = None
+    for line in rows.read_text().splitlines():
+        row = json.loads(line)
+        [(ids, _)] = encode(tokenizer, row["prompt"], row["response"], "text", 512)
+        assert (ids[0] == 0) == bos
+        lengths.append(len(ids))
+    found = amp.recover(tiny(), tokenizer, rows, samples=12, epochs=1, batch_size=4, loss="text", progress=False)
+    assert found.tokens == sum(lengths) - len(lengths)
 
 
 def test_the_loss_falls(rows: Path) -> None:

@@ -28,6 +28,11 @@ def gradient_of(module: nn.Module) -> Float[Tensor, "out in"]:
     return gradient.T if isinstance(module, Conv1D) else gradient
 
 
+def exact(x: Tensor) -> Tensor:
+    """In float64, on its own device if that has it: Apple's GPU has not, so from there it comes to the CPU."""
+    return (x.cpu() if x.device.type == "mps" else x).double()
+
+
 Of = Callable[[nn.Module], Tensor]  # `weight_of` or `gradient_of`
 
 
@@ -208,8 +213,13 @@ class Anatomy:
         return sum(self.layer_parameters)
 
     @torch.no_grad()
-    def head_weights(self, i: int, of: Of = weight_of) -> Float[Tensor, "heads weights"]:
-        """All weights of each query head of layer i in one row; a shared key-value head counts for each of them."""
+    def head_weights(self, i: int, of: Of = weight_of, shared: float = 1.0) -> Float[Tensor, "heads weights"]:
+        """All weights of each query head of layer i in one row; a shared key-value head stands in the row of each.
+
+        `shared` multiplies what of a row is shared. With 1 / group_size sums over a KV group's rows count its key and
+        value once: the gradient of a shared weight is the sum of what its query heads add, and each gets an equal part.
+        A norm of weights wants 1: it asks how large all is that a head computes with, and norms of rows do not add up.
+        """
         block, parts = self.model.get_submodule(f"{self.family.layers}.{i}"), []
         for name, kinds in self.family.rows():
             if name in dict(self.family.norms) or "neurons" in kinds:
@@ -217,7 +227,7 @@ class Anatomy:
             weight = of(block.get_submodule(name))
             for kind, part in zip(kinds, weight.split([self.features(kind) for kind in kinds]), strict=True):
                 each = part.reshape(self.heads if kind == "query" else self.groups, -1)
-                parts.append(each if kind == "query" else each.repeat_interleave(self.group_size, dim=0))
+                parts.append(each if kind == "query" else (shared * each).repeat_interleave(self.group_size, dim=0))
         output = of(self.layer(i).output)
         return torch.cat([*parts, output.reshape(self.hidden, self.heads, -1).transpose(0, 1).flatten(1)], dim=1)
 

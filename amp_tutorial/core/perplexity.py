@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from .anatomy import exact
 from .data import padded, texts, windows
 
 
@@ -65,14 +66,22 @@ def perplexity(
         labels = ids[:, 1:].masked_fill(~counted[:, 1:], -100)
         loss = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=-100, reduction="none")
         counts = counted[:, 1:].sum(1).tolist()
-        sums += list(zip(loss.double().sum(1).tolist(), counts, strict=True))
+        sums += list(zip(exact(loss).sum(1).tolist(), counts, strict=True))
     low, high = _bootstrap(sums)
     loss_sum, tokens = (sum(column) for column in zip(*sums, strict=True))
     bos = "opened by BOS" if tokenizer.bos_token_id is not None else "first token uncounted, no BOS"
     step = "stride = window" if stride is None else f"stride {stride}"
     apart = "documents apart" if join is None else f"documents joined by {join!r}"
     protocol = f"{len(rows)} windows of at most {window} tokens, {step}, {apart}, {bos}"
-    return Perplexity(math.exp(loss_sum / tokens), low, high, int(tokens), protocol)
+    return Perplexity(_exp(loss_sum / tokens), low, high, int(tokens), protocol)
+
+
+def _exp(loss: float) -> float:
+    """e to the mean loss; infinite above 709 nats, which no float holds."""
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf
 
 
 def _bootstrap(sums: list[tuple[float, int]], resamples: int = 500) -> tuple[float, float]:
@@ -80,5 +89,7 @@ def _bootstrap(sums: list[tuple[float, int]], resamples: int = 500) -> tuple[flo
     loss, count = (torch.tensor(column, dtype=torch.float64) for column in zip(*sums, strict=True))
     drawn = torch.randint(len(sums), (resamples, len(sums)), generator=torch.Generator().manual_seed(0))
     values = (loss[drawn].sum(1) / count[drawn].sum(1)).exp()
-    low, high = torch.quantile(values, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    most = torch.finfo(values.dtype).max  # between two infinite values there is no quantile
+    ends = torch.quantile(values.clamp(max=most), torch.tensor([0.025, 0.975], dtype=torch.float64))
+    low, high = ends.masked_fill(ends == most, math.inf).tolist()
     return low, high

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from .anatomy import Anatomy, weight_of
+from .anatomy import Anatomy, exact, weight_of
 from .criteria import COLUMNS, Measure
 
 Batch = Mapping[str, Tensor]
@@ -29,7 +29,8 @@ class Sums:
         self.weight, self.tokens, self.prompts = 0.0, 0, 0
         self.digest = 0  # sum of the SHA-256 of all prompts: the same in every order
         self.real: Int[Tensor, " tokens"] | None = None  # positions of the batch that hold tokens; None: all do
-        self.weights: Float[Tensor, " tokens"] = torch.empty(0)
+        self.weights: Float[Tensor, " tokens"] = torch.empty(0, dtype=torch.float64)
+        self.in_full: set[tuple[Measure, str]] = set()  # measured in float64, so that the means stay so
 
     def begin(self, batch: Batch, average: str) -> None:
         """Count the next batch, and say what each of its tokens weighs."""
@@ -42,7 +43,7 @@ class Sums:
         self.digest += sum(int.from_bytes(hashlib.sha256(row).digest(), "big") for row in rows)
         self.digest %= 2**256
         self.real = None if bool(mask.all()) else mask.flatten().nonzero().flatten()
-        self.weights = weight[mask].float()
+        self.weights = weight[mask]
 
     def add(
         self,
@@ -57,12 +58,11 @@ class Sums:
         `but` names a measure that somebody else takes (`accumulate`).
         """
         x = x if self.real is None else x[self.real.to(x.device)]
-        weights = self.weights.to(x.device)
         for measure, of in self.totals:
             if of == part and measure is not but:
                 for stretch in self.stretches(part, x, output.shape[-1]):
                     per_token = measure(x[stretch].float(), output)
-                    self.accumulate(i, measure, part, weights[stretch], per_token)
+                    self.accumulate(i, measure, part, self.weights[stretch], per_token)
 
     def accumulate(
         self,
@@ -73,8 +73,12 @@ class Sums:
         per_token: Float[Tensor, "stretch columns"],
     ) -> None:
         """Add what a measure gives for some tokens of layer i."""
-        exact = torch.device("cpu") if per_token.device.type == "mps" else per_token.device  # that one has no float64
-        summed, before = (weights @ per_token.float()).to(exact).double(), self.totals[measure, part][i]
+        if per_token.dtype == torch.float64:
+            self.in_full.add((measure, part))
+        else:
+            per_token = per_token.float()
+        weights = weights.to(per_token.dtype).to(per_token.device)
+        summed, before = exact(weights @ per_token), self.totals[measure, part][i]
         self.totals[measure, part][i] = summed if before is None else before + summed
 
     def stretches(self, part: str, x: Float[Tensor, "positions ..."], hidden: int) -> Iterator[slice]:
@@ -95,7 +99,8 @@ class Sums:
         return torch.stack([zeros if total is None else total.cpu() for total in self.totals[measure, part]])
 
     def means(self, measure: Measure, part: str) -> Float[Tensor, "layers columns"]:
-        return (self.stacked(measure, part) / self.weight).float()
+        mean = self.stacked(measure, part) / self.weight
+        return mean if (measure, part) in self.in_full else mean.float()
 
     def check(self) -> None:
         """Refuse sums that say nothing.
@@ -179,5 +184,5 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 def weight_of_positions(mask: Bool[Tensor, "batch length"], average: str) -> Float[Tensor, "batch length"]:
     """What each position counts: 1 for a token and 0 for padding; 1/length where every prompt weighs the same."""
-    weight = mask.double()
+    weight = exact(mask)
     return weight if average == "tokens" else weight / weight.sum(1, keepdim=True).clamp(min=1)

@@ -130,7 +130,7 @@ def size(model: PreTrainedModel, length: int = 128) -> Size:
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds: the median of the repeats, and their quartiles."""
+    """Seconds: the median of the repeats, and their quartiles; of a single repeat all three are that."""
 
     median: float
     low: float
@@ -145,7 +145,12 @@ def latency(
 
     Returns:
         "prefill": seconds for the whole prompt. "decode": seconds per new token of the batch.
+
+    Raises:
+        ValueError: no repeat.
     """
+    if repeats < 1:
+        raise ValueError(f"repeats={repeats} must be at least 1: a time is the median of that many measurements.")
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(model.config.vocab_size, (batch, prompt), generator=generator).to(device)
@@ -178,5 +183,5 @@ def _clock(run: Callable[[], object], device: torch.device) -> float:
 
 
 def _timing(seconds: list[float]) -> Timing:
-    low, _, high = statistics.quantiles(seconds, n=4)
+    low, _, high = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else 3 * seconds
     return Timing(statistics.median(seconds), low, high)

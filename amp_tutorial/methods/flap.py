@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..core.anatomy import Anatomy
+from ..core.anatomy import Anatomy, exact
 from ..core.criteria import COLUMNS, CRITERIA, Criterion
 from ..core.scores import Scores
 
@@ -12,8 +12,11 @@ from ..core.scores import Scores
 def moments(
     x: Float[Tensor, "tokens *structure"], output: Float[Tensor, "*structure hidden"]
 ) -> Float[Tensor, "tokens twice"]:
-    """Each input of an output projection, then the square of each."""
-    return torch.cat([x.flatten(1), x.flatten(1).square()], dim=1)
+    """Each input of an output projection, then the square of each; in float64, because a variance is what little is
+    left of their difference.
+    """
+    x = exact(x.flatten(1))
+    return torch.cat([x, x.square()], dim=1)
 
 
 def fluctuation(
@@ -31,7 +34,7 @@ def fluctuation(
     first, second = mean.view(2, *output.shape[:2])
     metric = (second - first.square()).clamp(min=0) * output.square().sum(-1)
     metric = metric.square() if metric.shape[1] > 1 else metric
-    return ((metric - metric.mean()) / metric.std().clamp(min=1e-30)).mean(1)
+    return ((metric - metric.mean()) / metric.std().clamp(min=1e-30)).mean(1).float()
 
 
 def joint_share(anatomy: Anatomy, scores: Scores, target: float) -> float:

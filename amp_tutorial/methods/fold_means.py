@@ -42,7 +42,7 @@ def prune_and_fold(model: PreTrainedModel, plan: Plan, batches: Iterable[Batch])
             old, module = (_projection(a, n, part) for a, n in ((anatomy, i), (cut, new)))
             stay = torch.zeros(len(mean), dtype=torch.bool)
             stay[_kept(anatomy, plan, i)[rows[part]]] = True
-            gone = weight_of(old)[:, ~stay].float() @ mean[~stay].to(old.weight.device)
+            gone = weight_of(old)[:, ~stay].float() @ mean[~stay].float().to(old.weight.device)
             module.bias.add_(gone.to(module.bias.dtype))
     return pruned
 

@@ -25,7 +25,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
-from ..core.anatomy import Anatomy
+from ..core.anatomy import Anatomy, exact
 from ..core.checkpoint import without_weights
 from ..core.families import Stream
 from ..core.plans import a_ratio, whole_plan
@@ -152,10 +152,10 @@ def sliced(
     weight = torch.full(q.shape[1:], 1 / s - stream.offset, dtype=old.dtype, device=old.device)
     if role.part == "norm":
         return weight
-    exact = torch.device("cpu") if old.device.type == "mps" else old.device  # that one has no float64
-    w, q = old.to(exact).double(), q.to(exact)
+    w = exact(old)
+    q = q.to(w.device)
     if role.part == "reads":
-        folded = dense[f"{role.norm}.weight"].to(exact).double() + stream.offset
+        folded = exact(dense[f"{role.norm}.weight"]) + stream.offset
         rounding = 1 / s / (weight[0].item() + stream.offset)  # of the new norm weight, in half precision
         turned = w * folded
         turned *= rounding
@@ -207,9 +207,9 @@ def projected(model: PreTrainedModel, rotation: Rotation, hidden: int) -> Iterat
     q, stream = kept_directions(anatomy, rotation, hidden), stream_of(anatomy)
 
     def project(_: nn.Module, args: object, output: Tensor) -> Tensor:
-        exact = torch.float32 if output.device.type == "mps" else torch.float64
-        kept = q.to(output.device, exact)
-        return (output.to(exact) @ kept @ kept.T).to(output.dtype)
+        full = torch.float32 if output.device.type == "mps" else torch.float64
+        kept = q.to(output.device, full)
+        return (output.to(full) @ kept @ kept.T).to(output.dtype)
 
     writers = [model.get_input_embeddings()]
     for i in range(anatomy.layers):
@@ -231,10 +231,10 @@ def _compare(model: PreTrainedModel, small: PreTrainedModel, rotation: Rotation)
     probe, training = rotation.probe.to(next(model.parameters()).device), model.training
     try:
         with projected(model.eval(), rotation, small.config.hidden_size):
-            expected = model(input_ids=probe, use_cache=False).logits[0].double()
+            expected = exact(model(input_ids=probe, use_cache=False).logits[0])
     finally:
         model.train(training)
-    found = small.eval()(input_ids=probe, use_cache=False).logits[0].double()
+    found = exact(small.eval()(input_ids=probe, use_cache=False).logits[0])
     # The median over tokens: where experts are chosen, rounding may send a token to another one.
     error = ((found - expected).norm(dim=-1) / expected.norm(dim=-1)).median().item()
     if not error < (1e-2 if model.dtype in (torch.float32, torch.float64) else 0.2):

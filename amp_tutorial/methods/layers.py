@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from ..core.anatomy import Anatomy
+from ..core.anatomy import Anatomy, exact
 from ..core.plans import OF, Plan, a_ratio, counted, one_of, whole_plan
 from ..core.sums import Batch, evaluating
 from .depth_and_width import with_layers
@@ -209,7 +209,7 @@ def _influence(passes: Iterable[Pass], candidates: Sequence[int]) -> dict[int, f
         tokens += int(mask.sum())
         for i in candidates:
             cosine = F.cosine_similarity(one.before[i][mask].float(), one.after[i][mask].float(), dim=-1)
-            sums[i] += float((1 - cosine.double()).sum())
+            sums[i] += float((1 - exact(cosine)).sum())
     return {i: total / _some(tokens) for i, total in sums.items()}
 
 
@@ -221,7 +221,7 @@ def _perplexity(passes: Iterable[Pass], candidates: Sequence[int]) -> dict[int, 
         for i in candidates:
             with one.without(i):
                 logits = one.of_tokens(one.run(one.model).logits)
-            sums[i] += float(F.cross_entropy(logits, labels.to(logits.device), reduction="none").double().sum())
+            sums[i] += float(exact(F.cross_entropy(logits, labels.to(logits.device), reduction="none")).sum())
     return {i: math.exp(min(total / _some(tokens), 700)) for i, total in sums.items()}
 
 

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..core.anatomy import Anatomy
+from ..core.anatomy import Anatomy, exact
 from ..core.sums import Batch
 
 
@@ -92,7 +92,8 @@ class Walk:
         """What a sliced stream is of this; all of it, where nothing is sliced."""
         if self.turn is None:
             return hidden
-        return (hidden.to(self.turn.dtype) @ self.turn.to(hidden.device)).to(hidden.dtype)
+        full = exact(hidden)
+        return (full @ self.turn.to(full)).to(hidden)
 
     def step(self, b: int) -> tuple[Float[Tensor, "batch length hidden"], Float[Tensor, "batch length hidden"]]:
         """What enters and what leaves the layer for batch b."""

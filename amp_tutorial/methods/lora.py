@@ -3,6 +3,8 @@
 import copy
 import random
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,7 +65,7 @@ class Recovery:
     model: PreTrainedModel  # adapter merged: a stock model again
     history: list[dict[str, float]]  # step, loss in nats per trained token
     trainable: int  # parameters of the adapter
-    tokens: int  # tokens trained on, all epochs together
+    tokens: int  # labels that bear a loss, all epochs together; a row's first token, which nothing predicts, does not
     seconds: float
 
 
@@ -96,38 +98,60 @@ def recover(
     if not examples:
         raise ValueError(f"Every prompt in {source} fills length={c.length} tokens; raise length to reach a response.")
     examples = rng.sample(examples, min(c.samples or len(examples), len(examples)))
-    torch.manual_seed(c.seed)
-    tuned = adapted(model, c.rank, c.alpha, c.dropout)
-    trainable = [p for p in tuned.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trainable, lr=c.learning_rate, weight_decay=0.0)
-    order = [i for _ in range(c.epochs) for i in rng.sample(range(len(examples)), len(examples))]
-    steps = [order[i : i + c.batch_size] for i in range(0, len(order), c.batch_size)]
-    warmup = max(1, min(100, len(steps) // 10))
-    history, tokens, started = [], 0, time.perf_counter()
-    device = next(model.parameters()).device
-    tuned.train()
-    for step, chosen in enumerate(tqdm(steps, desc="recovery", disable=not progress, leave=False)):
-        at_once, value = c.rows_at_once or len(chosen), 0.0
-        counted = sum(label != IGNORE for i in chosen for label in examples[i][1][1:])
-        for start in range(0, len(chosen), at_once):
-            batch = _batch(tokenizer, [examples[i] for i in chosen[start : start + at_once]], device)
-            part = summed_loss(tuned, **batch) / counted
-            if not part.isfinite():
-                why = "lower learning_rate or use float32"
-                raise ValueError(f"The recovery loss is {part.item()} at step {step}; {why}.")
-            part.backward()
-            value += part.item()
-            tokens += int((batch["labels"] != IGNORE).sum())
-        torch.nn.utils.clip_grad_norm_(trainable, 1.0)
-        for group in optimizer.param_groups:
-            group["lr"] = c.learning_rate * min((step + 1) / warmup, 1.0) * (1 - step / len(steps))
-        optimizer.step()
-        optimizer.zero_grad()
-        history.append({"step": float(step), "loss": value})
+    with seeded(model, c.seed):
+        tuned = adapted(model, c.rank, c.alpha, c.dropout)
+        trainable = [p for p in tuned.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(trainable, lr=c.learning_rate, weight_decay=0.0)
+        order = [i for _ in range(c.epochs) for i in rng.sample(range(len(examples)), len(examples))]
+        steps = [order[i : i + c.batch_size] for i in range(0, len(order), c.batch_size)]
+        warmup = max(1, min(100, len(steps) // 10))
+        history, tokens, started = [], 0, time.perf_counter()
+        device = next(model.parameters()).device
+        tuned.train()
+        for step, chosen in enumerate(tqdm(steps, desc="recovery", disable=not progress, leave=False)):
+            at_once, value = c.rows_at_once or len(chosen), 0.0
+            counted = sum(label != IGNORE for i in chosen for label in examples[i][1][1:])
+            for start in range(0, len(chosen), at_once):
+                batch = _batch(tokenizer, [examples[i] for i in chosen[start : start + at_once]], device)
+                part = summed_loss(tuned, **batch) / counted
+                if not part.isfinite():
+                    raise ValueError(f"The recovery loss is {part.item()} at step {step}; lower learning_rate.")
+                part.backward()
+                value += part.item()
+                tokens += int((batch["labels"][:, 1:] != IGNORE).sum())  # nothing comes before the first
+            torch.nn.utils.clip_grad_norm_(trainable, 1.0)
+            for group in optimizer.param_groups:
+                group["lr"] = c.learning_rate * min((step + 1) / warmup, 1.0) * (1 - step / len(steps))
+            optimizer.step()
+            optimizer.zero_grad()
+            history.append({"step": float(step), "loss": value})
     merged = tuned.merge_and_unload().eval()
     for parameter in merged.parameters():
         parameter.requires_grad_(True)
     return Recovery(merged, history, sum(p.numel() for p in trainable), tokens, time.perf_counter() - started)
+
+
+@contextmanager
+def seeded(model: torch.nn.Module, seed: int) -> Iterator[None]:
+    """While it lasts, torch draws by this seed on the CPU and the model's devices; then the caller's numbers go on.
+
+    PEFT's first weights and every dropout draw from torch's global generators and take no other.
+    """
+    devices = {p.device for p in model.parameters()}
+    gpus = sorted({device.index for device in devices if device.type == "cuda"})
+    on_apple = any(device.type == "mps" for device in devices)
+    apples = torch.mps.get_rng_state() if on_apple else None
+    with torch.random.fork_rng(devices=gpus):
+        torch.default_generator.manual_seed(seed)
+        for gpu in gpus:
+            torch.cuda.default_generators[gpu].manual_seed(seed)
+        if on_apple:
+            torch.mps.manual_seed(seed)
+        try:
+            yield
+        finally:
+            if apples is not None:
+                torch.mps.set_rng_state(apples)
 
 
 def adapted(model: PreTrainedModel, rank: int = 8, alpha: int = 16, dropout: float = 0.05) -> PeftModel:

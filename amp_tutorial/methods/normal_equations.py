@@ -4,11 +4,16 @@ import copy
 from functools import reduce
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from ..core.anatomy import exact
 
 RIDGES = tuple(10.0**-k for k in range(7))  # λ is chosen among these
 LEAST = 1e-8  # of λ, while structures are chosen: the inverse must exist
+FLOOR = 1e-12  # of an input's energy: a pivot below it is rounding, not information
+SILENT = 1e-24  # of the loudest input's energy: an input below it counts as one that is always 0
+DRIFT = 1e-6  # how far H C may be from the identity before C is computed anew
 
 
 class Normal:
@@ -27,7 +32,7 @@ class Normal:
         self.yy, self.batches, self.tokens = 0.0, 0, 0
 
     def add(self, x: Float[Tensor, "tokens features"], y: Float[Tensor, "tokens hidden"]) -> None:
-        x, y = x.double(), y.double()
+        x, y = exact(x), exact(y)
         if self.bias:
             x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
         half, self.batches, self.tokens = self.batches % 2, self.batches + 1, self.tokens + len(x)
@@ -92,8 +97,35 @@ def _damped(xx: Tensor, penalty: Tensor) -> Tensor:
 def _solve(xx: Tensor, xy: Tensor, prior: Tensor, ridge: float) -> Tensor:
     energy = xx.diagonal()
     penalty = ridge * energy.clamp(min=1e-12 * float(energy.max().clamp(min=1e-300)))  # silent inputs keep their weight
-    factor = torch.linalg.cholesky(_damped(xx, penalty))
+    factor, penalty = _cholesky(xx, penalty)
     return torch.cholesky_solve(xy + penalty[:, None] * prior.T, factor).T
+
+
+def _cholesky(
+    xx: Float[Tensor, "features features"], penalty: Float[Tensor, " features"]
+) -> tuple[Float[Tensor, "features features"], Float[Tensor, " features"]]:
+    """The factor of XᵀX + diag(penalty), and the penalty that it took.
+
+    A pivot is the part of an input's energy that no input before it explains. Where one is below `FLOOR` of that energy
+    the equations are singular but for rounding: duplicates, fewer tokens than inputs, means far above the deviations.
+    Then each input's penalty grows by 10 · `FLOOR` of its own energy, and by ten times as much until no pivot is.
+
+    Raises:
+        ValueError: XᵀX is not finite.
+    """
+    energy = xx.diagonal()
+    energy = energy.clamp(min=1e-12 * float(energy.max().clamp(min=1e-300)))
+    more = 0.0
+    while bool(energy.isfinite().all()) and more <= 1:
+        taken = penalty + more * energy
+        factor, failed = torch.linalg.cholesky_ex(_damped(xx, taken))
+        if bool((failed == 0) & (factor.diagonal().square() >= FLOOR * (xx.diagonal() + taken)).all()):
+            return factor, taken
+        more = 10 * max(FLOOR, more)
+    raise ValueError(
+        "The inputs of an output projection are NaN, infinite or too large to be squared; repair in float32 or "
+        "bfloat16, and check the checkpoint."
+    )
 
 
 def eliminate(
@@ -106,31 +138,88 @@ def eliminate(
 ) -> list[int]:
     """Take structures (blocks of `size` features) away one by one, always the one that costs least after refit.
 
-    Optimal brain surgeon for blocks: with the best W for what is left, and C the inverse of its XᵀX, removing block b
-    adds tr(W_b C_bb⁻¹ W_bᵀ) to the squared error. Then W and C are brought up to date.
+    Optimal brain surgeon for blocks: with the best W for what is left, and C the inverse of its H = XᵀX, removing block
+    b adds tr(W_b C_bb⁻¹ W_bᵀ) to the squared error. Then W and C are brought up to date.
+
+    Inputs are scaled to H_jj = 1 and a ridge of `LEAST` is added. So C exists, and no C_jj is below 1 / (1 + LEAST),
+    whatever the units. Bringing up to date adds rounding to rounding. So W and C are computed anew, for what is left,
+    when a sixteenth of the structures has gone since, and when H C of the block to go is further than `DRIFT` from the
+    identity, or its C_bb is not positive definite.
 
     Args:
         pools: the pool each structure belongs to; `keep` of every pool stay.
+
+    Raises:
+        ValueError: XᵀX is not finite.
     """
     energy = xx.diagonal()
-    penalty = LEAST * energy.clamp(min=1e-6 * float(energy.max().clamp(min=1e-300)))
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(_damped(xx, penalty)))
-    w = (inverse @ (xy + penalty[:, None] * prior.T)).T
-    count = len(pools)
-    left = torch.ones(count, dtype=torch.bool, device=xx.device)
-    filler = torch.eye(size, dtype=xx.dtype, device=xx.device)
+    scale = energy.clamp(min=SILENT * float(energy.max().clamp(min=1e-200))).rsqrt()
+    within = torch.arange(size, device=xx.device)
+
+    def anew() -> tuple[Tensor, Tensor, Tensor]:
+        """C and W of the structures in `held`, and the ridge."""
+        rows = (held[:, None] * size + within).flatten()
+        h = xx[rows][:, rows].mul_(scale[rows, None]).mul_(scale[rows])
+        factor, ridge = _cholesky(h, torch.full_like(scale[rows], LEAST))
+        target = xy[rows] * scale[rows, None] + (ridge / scale[rows])[:, None] * prior.T[rows]
+        return torch.cholesky_inverse(factor), torch.cholesky_solve(target, factor), ridge
+
+    held = torch.arange(len(pools), device=xx.device)  # the structures that C and W hold
+    left, fresh = torch.ones_like(held, dtype=torch.bool), True  # whether each is left; whether all are
+    inverse, w, ridge = anew()
     while True:
-        there = torch.zeros(int(pools.max()) + 1, dtype=torch.long, device=xx.device).index_add(0, pools, left.long())
-        may_go = left & (there[pools] > keep)
+        there = torch.zeros(int(pools.max()) + 1, dtype=torch.long, device=xx.device)
+        may_go = left & (there.index_add_(0, pools[held], left.long())[pools[held]] > keep)
         if not bool(may_go.any()):
-            return left.nonzero().flatten().tolist()
+            return held[left].tolist()
+        count = len(held)
         blocks = inverse.view(count, size, count, size).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
-        columns = w.T.view(count, size, -1)
-        solved = torch.linalg.solve(torch.where(left[:, None, None], blocks, filler), columns)
-        cost = (columns * solved).sum((1, 2)).masked_fill(~may_go, torch.inf)
-        b = int(cost.argmin())
+        lower, sound = _lower(blocks, left, fresh)
+        b = int(_costs(lower, w).masked_fill(~may_go, torch.inf).argmin())
         gone = slice(b * size, (b + 1) * size)
-        step = torch.linalg.solve(inverse[gone, gone], inverse[gone])
-        w -= w[:, gone] @ step
-        inverse -= inverse[:, gone] @ step
-        left[b] = False
+        if not fresh:
+            rows = (held[:, None] * size + within).flatten()
+            h = xx[rows[gone]][:, rows].mul_(scale[rows[gone], None]).mul_(scale[rows])
+            product = h @ inverse[:, gone] + ridge[gone, None] * inverse[gone, gone]
+            product.diagonal().sub_(1)
+            many = int(left.sum()) <= count * 15 // 16
+            if many or not sound or not bool(product.abs().max() < DRIFT):
+                held = held[left]
+                left, fresh = torch.ones_like(held, dtype=torch.bool), True
+                inverse, w, ridge = anew()
+                continue
+        u, v = (_divide(part[gone], lower[b]) for part in (inverse, w))  # C_b = L Lᵀ: of C goes uᵀu, of W uᵀv
+        w.addmm_(u.T, v, alpha=-1)
+        inverse.addmm_(u.T, u, alpha=-1)
+        for part in (w[gone], inverse[gone], inverse[:, gone]):
+            part.zero_()
+        left[b] = fresh = False
+
+
+def _lower(
+    blocks: Float[Tensor, "structures size size"], left: Bool[Tensor, " structures"], fresh: bool
+) -> tuple[Float[Tensor, "structures size size"], bool]:
+    """The Cholesky factor of each C_bb that is left, and whether all have one; of what is gone any."""
+    if blocks.shape[-1] == 1:
+        blocks = torch.where(left[:, None, None], blocks, 1.0)
+        return blocks.clamp(min=0.5).sqrt(), bool((blocks > 0.5).all())
+    eye = torch.eye(blocks.shape[-1], dtype=blocks.dtype, device=blocks.device)
+    lower, failed = torch.linalg.cholesky_ex(torch.where(left[:, None, None], blocks, eye))
+    if fresh:  # computing C anew would not help
+        for b in failed.nonzero().flatten().tolist():
+            lower[b] = _cholesky(blocks[b], torch.zeros_like(blocks[b, 0]))[0]
+    return lower, not bool(failed.any())
+
+
+def _divide(part: Float[Tensor, "*structures size n"], lower: Float[Tensor, "*structures size size"]) -> Tensor:
+    """L⁻¹ times a part."""
+    return part / lower if lower.shape[-1] == 1 else torch.linalg.solve_triangular(lower, part, upper=False)
+
+
+def _costs(
+    lower: Float[Tensor, "structures size size"], w: Float[Tensor, "features hidden"]
+) -> Float[Tensor, " structures"]:
+    """tr(W_b C_bb⁻¹ W_bᵀ) of each block."""
+    if lower.shape[-1] == 1:
+        return (torch.linalg.vector_norm(w, dim=1) / lower[:, 0, 0]).square()  # no second matrix of W's size
+    return torch.linalg.vector_norm(_divide(w.view(*lower.shape[:2], -1), lower), dim=(1, 2)).square()

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..core.anatomy import Layer, Projection
+from ..core.anatomy import Layer, Projection, exact
 
 Seen = dict[Any, tuple[Tensor, Tensor]]  # of each part or place: the input and the output of a linear map
 
@@ -47,7 +47,7 @@ def ends(modules: dict[Any, Projection]) -> Iterator[Seen]:
 
 def with_bias(weight: Float[Tensor, "hidden features"], bias: Tensor | None) -> Float[Tensor, "hidden inputs"]:
     """A bias is one more column, of an input that is always 1."""
-    return weight.clone() if bias is None else torch.cat([weight, bias.to(weight.dtype)[:, None]], dim=1)
+    return weight.clone() if bias is None else torch.cat([weight, bias.to(weight)[:, None]], dim=1)
 
 
 def residual_scale(entered: Tensor, left: Tensor, seen: Seen) -> float:
@@ -56,20 +56,20 @@ def residual_scale(entered: Tensor, left: Tensor, seen: Seen) -> float:
     Measured, not looked up: 1 in most families, another factor in Granite. Gemma 2 norms the outputs first, and of
     experts the output is not seen; there each projection is fitted to its own dense output alone.
     """
-    written = torch.stack([output.reshape_as(entered) for _, output in seen.values()]).double().sum(0).flatten()
-    change = (left.double() - entered.double()).flatten()
+    written = exact(torch.stack([output.reshape_as(entered) for _, output in seen.values()])).sum(0).flatten()
+    change = (exact(left) - exact(entered)).flatten()
     scale = float(change @ written / written.square().sum().clamp(min=1e-300))
-    exact = float((change - scale * written).norm()) <= 0.02 * float(change.norm())
-    return scale if exact else 0.0
+    simple = float((change - scale * written).norm()) <= 0.02 * float(change.norm())
+    return scale if simple else 0.0
 
 
 def stream(entered: Tensor, seen: Seen, scale: float) -> dict[str, tuple[Tensor | float, Tensor]]:
     """Of each part: the residual stream before and after it is added; without a scale 0 and its own output."""
     if not scale:
-        return {part: (0.0, output.reshape_as(entered).double()) for part, (_, output) in seen.items()}
+        return {part: (0.0, exact(output.reshape_as(entered))) for part, (_, output) in seen.items()}
     found: dict[str, tuple[Tensor | float, Tensor]] = {}
-    before = entered.double()
+    before = exact(entered)
     for part in sorted(seen):  # "heads" before "neurons"; in a block that runs both at once the order is free
-        found[part] = (before, before + scale * seen[part][1].reshape_as(entered).double())
+        found[part] = (before, before + scale * exact(seen[part][1].reshape_as(entered)))
         before = found[part][1]
     return found

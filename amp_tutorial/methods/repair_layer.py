@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from ..core.anatomy import Anatomy, Layer, weight_of
+from ..core.anatomy import Anatomy, Layer, exact, weight_of
 from ..core.plans import Plan
 from ..core.sums import Batch
 from ..core.surgery import _kept, narrowed
@@ -145,8 +145,8 @@ class Refits:
                 with self.ours.only(i, block), watch(ours) as seen:
                     entered, _ = self.ours.step(b)
                 wanted = (wanted - stream(entered, seen, scale)[part][0]) / (scale or 1.0)
-            real = mask.to(entered.device)
-            normal.add(seen[part][0].reshape(*mask.shape, -1)[real], wanted[real])
+            x = seen[part][0].reshape(*mask.shape, -1)
+            normal.add(x[mask.to(x.device)], wanted[mask.to(wanted.device)])
         return normal, scale
 
     def _read(self, i: int, part: str, block: nn.Module) -> None:
@@ -163,7 +163,7 @@ class Refits:
             real = mask.to(given[0][0].device)
             y = torch.cat([output.reshape(*mask.shape, -1)[real] for _, output in wanted.values()], dim=-1)
             normal.add(given[0][0].reshape(*mask.shape, -1)[real], y)
-        prior = torch.cat([with_bias(weight_of(module).double(), module.bias) for module in ours])
+        prior = torch.cat([with_bias(exact(weight_of(module)), module.bias) for module in ours])
         fitted = self._solved(i, f"into {part}", normal, prior)
         for module, rows in zip(ours, fitted.split([len(weight_of(module)) for module in ours]), strict=True):
             weight_of(module).copy_(rows[:, :-1] if normal.bias else rows)
@@ -195,10 +195,10 @@ class Refits:
             y = self.dense.last(b)
             x, real = self.ours.last(b) if norm is None else norm(self.ours.hidden[b]), mask.to(y.device)
             normal.add(x[real], y[real])
-        normal.xy = [xy @ head.weight.double().T for xy in normal.xy]
-        prior = weight.double()
+        normal.xy = [xy @ exact(head.weight).T for xy in normal.xy]
+        prior = exact(weight)
         ridge = normal.ridge(prior) if self.options.ridge is None else self.options.ridge
-        return {f"{names[head]}.weight": normal.solve(prior, ridge).to(weight.dtype)}
+        return {f"{names[head]}.weight": normal.solve(prior, ridge).to(weight)}
 
     def _solved(self, i: int, part: str, normal: Normal, prior: Tensor) -> Tensor:
         ridge = normal.ridge(prior) if self.options.ridge is None else self.options.ridge
@@ -209,16 +209,17 @@ class Refits:
     def _refit(self, i: int, part: str, ours: Layer, normal: Normal) -> None:
         module, heads = projection(ours, part), part == "heads"
         weight, count = weight_of(module), weight_of(module).shape[1]
-        dense = with_bias(weight.double(), module.bias)
+        dense = with_bias(exact(weight), module.bias)
         rows = "query" if heads else "neurons"
         some_go = len(_kept(self.anatomy, self.plan, i)[rows]) < count
         if self.options.reselect and some_go and not (heads and self.anatomy.family.spanning):
             self._choose(i, heads, normal, dense)
         kept = _kept(self.anatomy, self.plan, i)[rows].to(weight.device)
-        columns = kept if module.bias is None else torch.cat([kept, kept.new_tensor([count])])
+        columns = kept.to(dense.device)
+        columns = columns if module.bias is None else torch.cat([columns, columns.new_tensor([count])])
         fitted = self._solved(i, part, normal.of(columns), dense[:, columns])
         weight.zero_()
-        weight[:, kept] = fitted[:, : len(kept)].to(weight.dtype)
+        weight[:, kept] = fitted[:, : len(kept)].to(weight)
         if module.bias is not None:
             module.bias.copy_(fitted[:, -1])
         if normal.tokens < len(kept) and not self.short:

@@ -48,10 +48,12 @@ def by_gradients(anatomy: Anatomy, batches: Iterable[Batch], average: str) -> tu
             _weighted_loss(model, batch, average).backward()
         sums.check()
         layers = range(anatomy.layers)
-        heads, neurons = (
-            [taylor(get(i), get(i, gradient_of)).cpu() / sums.weight for i in layers]
-            for get in (anatomy.head_weights, anatomy.neuron_weights)
-        )
+        heads = [
+            taylor(anatomy.head_weights(i), anatomy.head_weights(i, gradient_of, 1 / anatomy.group_size))
+            for i in layers
+        ]
+        neurons = [taylor(anatomy.neuron_weights(i), anatomy.neuron_weights(i, gradient_of)) for i in layers]
+        heads, neurons = ([scores.cpu() / sums.weight for scores in part] for part in (heads, neurons))
     finally:
         for p, grad, wanted in before:
             p.grad = grad
@@ -68,7 +70,7 @@ def _weighted_loss(model: PreTrainedModel, batch: Batch, average: str) -> Float[
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
     logits = model(**inputs).logits[:, :-1].float()
     nll = F.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
-    weight = weight_of_positions(mask.bool(), average).float()[:, 1:] * mask[:, :-1]
+    weight = weight_of_positions(mask.bool(), average).to(nll)[:, 1:] * mask[:, :-1]
     return (nll * weight).sum()
 
 

@@ -54,13 +54,15 @@ def sharing(anatomy: Anatomy, sums: Sums) -> Iterator[None]:
             total = x.new_empty(*x.shape[:-1], anatomy.hidden)
             flat, h = total.view(-1, anatomy.hidden), x.reshape(-1, anatomy.heads, anatomy.head_dim)
             output = weight_of(module).T.contiguous().view(anatomy.heads, anatomy.head_dim, -1)
-            weights = sums.weights.to(x.device)
+            weights = sums.weights
             if sums.real is not None:  # all positions are projected, and padding counts for nothing
-                weights = torch.zeros(len(h), device=x.device).index_copy(0, sums.real.to(x.device), weights)
+                weights = weights.new_zeros(len(h)).index_copy(0, sums.real, weights)
             for stretch in sums.stretches("heads", h, anatomy.hidden):
                 per_token = added_l1(h[stretch], output, flat[stretch])
                 if sums.real is not None:
-                    per_token = per_token.masked_fill(weights[stretch, None] == 0, 0.0)  # whatever padding held
+                    per_token = per_token.masked_fill(
+                        weights[stretch, None].to(x.device) == 0, 0.0
+                    )  # whatever padding held
                 sums.accumulate(i, projected_l1, "heads", weights[stretch], per_token)
             return total if module.bias is None else total.add_(module.bias)
 
