@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 import torch
+from accelerate.hooks import add_hook_to_module
 from torch import Tensor, nn
 
 from .families import Anatomy, Layer, exact, weight_of
@@ -109,6 +110,8 @@ class Refits:
             block: nn.Module = type(dense)(config, i)  # type: ignore[call-arg]
         whole = {f"{prefix}{name}": tensor.detach() for name, tensor in dense.named_parameters()}
         block.load_state_dict({n.removeprefix(prefix): t for n, t in self.turn(whole).items()}, assign=True)
+        if hasattr(dense, "_hf_hook"):  # a deep copy has accelerate's hooks, a new one needs them
+            add_hook_to_module(block, copy.deepcopy(dense._hf_hook))
         return block.eval()
 
     def warn(self) -> None:

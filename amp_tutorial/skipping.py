@@ -1,6 +1,6 @@
 """Run a model without one of its decoder layers, and without running those before it again."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +12,21 @@ from transformers import PreTrainedModel
 from .families import Anatomy
 from .scores import Batch
 from .surgery import pass_by
+
+
+@contextmanager
+def replaced(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+    """Each module runs another forward while this lasts; then its own again, or what accelerate put in its place."""
+    own = {module: vars(module).get("forward") for module in forwards}
+    try:
+        for module, forward in forwards.items():
+            module.forward = forward
+        yield
+    finally:
+        for module, before in own.items():
+            vars(module).pop("forward", None)  # the class's own is seen again
+            if before is not None:
+                module.forward = before
 
 
 class Pass:
@@ -60,16 +75,8 @@ class Pass:
             return wrapped(hidden_states)
 
         changed = {i: known if i <= skipped else passed for i in range(len(self.layers))}
-        own = {i: self.layers[i].__dict__.get("forward") for i in changed if i <= skipped or i not in self.present}
-        try:
-            for i in own:
-                self.layers[i].forward = changed[i]
+        with replaced({self.layers[i]: changed[i] for i in changed if i <= skipped or i not in self.present}):
             yield
-        finally:
-            for i, forward in own.items():
-                del self.layers[i].forward  # the class's own is seen again
-                if forward is not None:  # unless accelerate had put another in its place
-                    self.layers[i].forward = forward
 
     @property
     def followed(self) -> Bool[Tensor, "batch length"]:

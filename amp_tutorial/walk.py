@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from .families import Anatomy, exact
+from .skipping import replaced
 from .sums import Batch
 
 
@@ -62,7 +63,9 @@ class Walk:
         """
         self._batch = 0
         layer = None if i is None else self.layers[i]
-        ran: Any = layer if block is None else block
+        forward: Any = getattr(
+            layer if block is None else block, "forward", None
+        )  # accelerate's, if it has hooks there
 
         def skip(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor]:
             given = self.hidden[self._batch] if i is None else hidden_states
@@ -70,9 +73,10 @@ class Walk:
 
         def run(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
             self._entered = self.hidden[self._batch] if i else self.turned(hidden_states)
-            output = type(ran).forward(ran, self._entered, *args, **kwargs)
+            output = forward(self._entered, *args, **kwargs)
             self.in_tuple = isinstance(output, tuple)
             self._left = output[0] if self.in_tuple else output
+            self._entered = self._entered.to(self._left.device)  # where layers lie on several, hooks move what enters
             if go_on:
                 self.hidden[self._batch] = self._left
             self._batch += 1
@@ -80,13 +84,8 @@ class Walk:
                 return (hidden_states,) if self.in_tuple else hidden_states
             return output
 
-        try:
-            for other in self.layers:
-                other.forward = run if other is layer else skip
+        with replaced({other: run if other is layer else skip for other in self.layers}):
             yield
-        finally:
-            for other in self.layers:
-                del other.forward  # the class's own is seen again
 
     def turned(self, hidden: Float[Tensor, "*positions hidden"]) -> Float[Tensor, "*positions kept"]:
         """What a sliced stream is of this; all of it, where nothing is sliced."""
