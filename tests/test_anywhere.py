@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import dispatch_model
+from accelerate.hooks import ModelHook, add_hook_to_module
 from helpers import (
     EVERY_FAMILY,
     KNOWN,
@@ -274,6 +275,41 @@ def test_a_model_dispatched_in_parts_is_scored_masked_and_cut_alike(shape: Shape
     assert small.hf_device_map == places and hasattr(small.model.layers[1], "_hf_hook")
     assert torch.equal(logits(small), logits(amp.prune(model, plan).model))
     assert torch.equal(logits(reloaded(small)), logits(small))
+
+
+class Counting(ModelHook):
+    """A hook of accelerate's that counts how often its module runs."""
+
+    runs = 0
+
+    def pre_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+        self.runs += 1
+        return args, kwargs
+
+
+@pytest.mark.parametrize(("shape", "hidden"), [(KINDS[0], 24), *((shape, None) for shape in KINDS)], ids=str)
+def test_repair_runs_through_accelerates_hooks_and_leaves_them(shape: Shape, hidden: int | None) -> None:
+    model, parts = tiny(shape), tiny(shape)
+    dispatch_model(parts, {"": "cpu"}, force_hooks=True)
+    layers, counting = parts.get_submodule(amp.FAMILIES[shape.family].layers), Counting()
+    add_hook_to_module(layers[1], counting, append=True)
+    own = {
+        name: {key: vars(module)[key] for key in ("_hf_hook", "_old_forward", "forward")}
+        for name, module in parts.named_modules()
+        if hasattr(module, "_hf_hook")
+    }
+    assert len(own) > shape.layers
+    plan = some_plan(model, heads=2, neurons=11)
+    wanted, found = (
+        amp.repair(dense, plan, BATCHES, reads=True, hidden=hidden, progress=False).model for dense in (model, parts)
+    )
+    assert equal(weights(found), weights(wanted))
+    assert counting.runs > 0
+    for name, entries in own.items():
+        module = parts.get_submodule(name)
+        assert all(vars(module)[key] is entry for key, entry in entries.items())
+    counting.runs = 0
+    assert torch.equal(logits(parts), logits(model)) and counting.runs == 1
 
 
 @pytest.mark.slow

@@ -197,6 +197,12 @@ class Anatomy:
         return [h for h in range(1, self.heads + 1) if anything or self.hidden % h == 0]
 
     @property
+    def residual_scale(self) -> float:
+        """By what both projections' outputs are multiplied when they are added to the residual stream; 0: not so."""
+        adds = self.family.adds
+        return float(getattr(self.model.config, adds)) if isinstance(adds, str) else adds
+
+    @property
     def equal_type(self) -> str:
         """The architecture that can stand in for this one with any number of heads; "" if there is none."""
         f, config = self.family, self.model.config

@@ -14,21 +14,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..core.anatomy import Anatomy, exact
-from ..core.sums import Batch
+from ..core.sums import Batch, model_inputs
+from .skip_layer import replaced
 
 
 @torch.no_grad()
 def run_decoder(model: PreTrainedModel, batch: Batch) -> Float[Tensor, "batch length hidden"]:
-    """Run all but the output head, and return what it would read; left padding shifts no position."""
-    device = next(model.parameters()).device
-    mask = batch["attention_mask"].to(device).long()
-    output = model.base_model(
-        input_ids=batch["input_ids"].to(device),
-        attention_mask=mask,
-        position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
-        use_cache=False,
-    )
-    last: Tensor = output[0]
+    """Run all but the output head, and return what it would read."""
+    last: Tensor = model.base_model(**model_inputs(model, batch))[0]
     return last
 
 
@@ -62,7 +55,9 @@ class Walk:
         """
         self._batch = 0
         layer = None if i is None else self.layers[i]
-        ran: Any = layer if block is None else block
+        forward: Any = getattr(
+            layer if block is None else block, "forward", None
+        )  # accelerate's, if it has hooks there
 
         def skip(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor]:
             given = self.hidden[self._batch] if i is None else hidden_states
@@ -70,9 +65,10 @@ class Walk:
 
         def run(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
             self._entered = self.hidden[self._batch] if i else self.turned(hidden_states)
-            output = type(ran).forward(ran, self._entered, *args, **kwargs)
+            output = forward(self._entered, *args, **kwargs)
             self.in_tuple = isinstance(output, tuple)
             self._left = output[0] if self.in_tuple else output
+            self._entered = self._entered.to(self._left.device)  # where layers lie on several, hooks move what enters
             if go_on:
                 self.hidden[self._batch] = self._left
             self._batch += 1
@@ -80,13 +76,8 @@ class Walk:
                 return (hidden_states,) if self.in_tuple else hidden_states
             return output
 
-        try:
-            for other in self.layers:
-                other.forward = run if other is layer else skip
+        with replaced({other: run if other is layer else skip for other in self.layers}):
             yield
-        finally:
-            for other in self.layers:
-                del other.forward  # the class's own is seen again
 
     def turned(self, hidden: Float[Tensor, "*positions hidden"]) -> Float[Tensor, "*positions kept"]:
         """What a sliced stream is of this; all of it, where nothing is sliced."""

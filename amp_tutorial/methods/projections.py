@@ -50,21 +50,15 @@ def with_bias(weight: Float[Tensor, "hidden features"], bias: Tensor | None) -> 
     return weight.clone() if bias is None else torch.cat([weight, bias.to(weight)[:, None]], dim=1)
 
 
-def residual_scale(entered: Tensor, left: Tensor, seen: Seen) -> float:
-    """By what factor both projections' outputs are added to the residual stream; 0 where it is not so simple.
-
-    Measured, not looked up: 1 in most families, another factor in Granite. Gemma 2 norms the outputs first, and of
-    experts the output is not seen; there each projection is fitted to its own dense output alone.
-    """
-    written = exact(torch.stack([output.reshape_as(entered) for _, output in seen.values()])).sum(0).flatten()
-    change = (exact(left) - exact(entered)).flatten()
-    scale = float(change @ written / written.square().sum().clamp(min=1e-300))
-    simple = float((change - scale * written).norm()) <= 0.02 * float(change.norm())
-    return scale if simple else 0.0
-
-
 def stream(entered: Tensor, seen: Seen, scale: float) -> dict[str, tuple[Tensor | float, Tensor]]:
-    """Of each part: the residual stream before and after it is added; without a scale 0 and its own output."""
+    """Of each part: the residual stream before and after it is added; without a scale 0 and its own output.
+
+    Without: Gemma 2 norms what it adds, and of experts the output is not seen; there each projection is fitted to its
+    own dense output alone.
+
+    Args:
+        scale: `Anatomy.residual_scale`.
+    """
     if not scale:
         return {part: (0.0, exact(output.reshape_as(entered))) for part, (_, output) in seen.items()}
     found: dict[str, tuple[Tensor | float, Tensor]] = {}

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 import torch
+from accelerate.hooks import add_hook_to_module
 from torch import Tensor, nn
 
 from ..core.anatomy import Anatomy, Layer, exact, weight_of
@@ -16,7 +17,7 @@ from ..core.surgery import _kept, narrowed
 from .hidden_size import Turn
 from .layerwise import Walk
 from .normal_equations import Normal, eliminate
-from .projections import ends, projection, readers, residual_scale, stream, watch, with_bias
+from .projections import ends, projection, readers, stream, watch, with_bias
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Refits:
             return {}
         prefix = f"{self.anatomy.family.layers}.{i}."
         block = self._block(i)
-        dense, ours, scale = self.anatomy.layer(i), self.anatomy.layer(i, block), None
+        dense, ours = self.anatomy.layer(i), self.anatomy.layer(i, block)
         changed = [projection(ours, part) for part in self.parts]
         with ExitStack() as hooks:
             for handle in narrowed(self.anatomy, self.plan, i, block):
@@ -87,8 +88,7 @@ class Refits:
                 if self.options.refit_inputs:
                     self._read(i, part, block)
                     changed += readers(ours, part)
-                normal, scale = self._equations(i, part, dense, block, scale)
-                self._refit(i, part, ours, normal)
+                self._refit(i, part, ours, self._equations(i, part, dense, block))
             if self.options.sequential:
                 with self.ours.only(i, block, go_on=True):
                     for b in range(len(self.masks)):
@@ -110,6 +110,8 @@ class Refits:
             block: nn.Module = type(dense)(config, i)  # type: ignore[call-arg]
         whole = {f"{prefix}{name}": tensor.detach() for name, tensor in dense.named_parameters()}
         block.load_state_dict({n.removeprefix(prefix): t for n, t in self.turn(whole).items()}, assign=True)
+        if hasattr(dense, "_hf_hook"):  # a deep copy has accelerate's hooks, a new one needs them
+            add_hook_to_module(block, copy.deepcopy(dense._hf_hook))
         return block.eval()
 
     def warn(self) -> None:
@@ -129,17 +131,14 @@ class Refits:
                 if i == 0:
                     self.ours.hidden[b] = self.ours.turned(entered)
 
-    def _equations(
-        self, i: int, part: str, dense: Layer, block: nn.Module, scale: float | None
-    ) -> tuple[Normal, float | None]:
+    def _equations(self, i: int, part: str, dense: Layer, block: nn.Module) -> Normal:
         """X and Y of an output projection. The dense layer runs once for each part: its outputs are never all held."""
         ours, go_on = self.anatomy.layer(i, block), part == self.parts[-1]
+        scale = self.anatomy.residual_scale if self.options.sequential else 0.0
         normal = Normal(projection(dense, part).bias is not None)
         for b, mask in enumerate(self.masks):
             with self.dense.only(i, go_on=go_on), watch(dense) as seen:
-                entered, left = self.dense.step(b)
-            if scale is None:
-                scale = residual_scale(entered, left, seen) if self.options.sequential else 0.0
+                entered, _ = self.dense.step(b)
             wanted = self.ours.turned(stream(entered, seen, scale)[part][1])
             if self.options.sequential:
                 with self.ours.only(i, block), watch(ours) as seen:
@@ -147,7 +146,7 @@ class Refits:
                 wanted = (wanted - stream(entered, seen, scale)[part][0]) / (scale or 1.0)
             x = seen[part][0].reshape(*mask.shape, -1)
             normal.add(x[mask.to(x.device)], wanted[mask.to(wanted.device)])
-        return normal, scale
+        return normal
 
     def _read(self, i: int, part: str, block: nn.Module) -> None:
         """Refit the matrices before the heads or neurons together, as all read the same."""

@@ -1,17 +1,31 @@
 """Run a model without one of its decoder layers, and without running those before it again."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from ..core.anatomy import Anatomy
-from ..core.scores import Batch
+from ..core.sums import Batch, model_inputs
 from ..core.surgery import pass_by
+
+
+@contextmanager
+def replaced(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+    """Each module runs another forward while this lasts; then its own again, or what accelerate put in its place."""
+    own = {module: vars(module).get("forward") for module in forwards}
+    try:
+        for module, forward in forwards.items():
+            module.forward = forward
+        yield
+    finally:
+        for module, before in own.items():
+            vars(module).pop("forward", None)  # the class's own is seen again
+            if before is not None:
+                module.forward = before
 
 
 class Pass:
@@ -20,7 +34,7 @@ class Pass:
     def __init__(self, anatomy: Anatomy, batch: Batch, present: Sequence[int]) -> None:
         self.model, self.present = anatomy.model, present
         self.layers: list[nn.Module] = list(anatomy.model.get_submodule(anatomy.family.layers))
-        self.ids, self.mask = batch["input_ids"], batch["attention_mask"].bool()
+        self.batch, self.ids, self.mask = batch, batch["input_ids"], batch["attention_mask"].bool()
         self.before: dict[int, Tensor] = {}  # hidden states given to each layer (batch, length, hidden)
         self.after: dict[int, Tensor] = {}
         self.in_tuple = False  # some families' layers return a tuple
@@ -41,10 +55,7 @@ class Pass:
         return hook
 
     def run(self, model: nn.Module) -> Any:
-        device = next(model.parameters()).device
-        mask = self.mask.to(device).long()
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)  # left padding shifts no position
-        return model(input_ids=self.ids.to(device), attention_mask=mask, position_ids=positions, use_cache=False)
+        return model(**model_inputs(model, self.batch))
 
     @contextmanager
     def without(self, skipped: int) -> Iterator[None]:
@@ -60,16 +71,8 @@ class Pass:
             return wrapped(hidden_states)
 
         changed = {i: known if i <= skipped else passed for i in range(len(self.layers))}
-        own = {i: self.layers[i].__dict__.get("forward") for i in changed if i <= skipped or i not in self.present}
-        try:
-            for i in own:
-                self.layers[i].forward = changed[i]
+        with replaced({self.layers[i]: changed[i] for i in changed if i <= skipped or i not in self.present}):
             yield
-        finally:
-            for i, forward in own.items():
-                del self.layers[i].forward  # the class's own is seen again
-                if forward is not None:  # unless accelerate had put another in its place
-                    self.layers[i].forward = forward
 
     @property
     def followed(self) -> Bool[Tensor, "batch length"]:
@@ -78,15 +81,3 @@ class Pass:
 
     def of_tokens(self, hidden: Float[Tensor, "batch length hidden"]) -> Float[Tensor, "tokens hidden"]:
         return hidden[self.followed.to(hidden.device)].float()
-
-
-@contextmanager
-def evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """In inference mode, without gradients, while it lasts."""
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(training)
