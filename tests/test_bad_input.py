@@ -137,7 +137,7 @@ def test_impossible_plans(words: str, asked: dict, here: Path) -> None:
         ("broken.jsonl", b'{"text": "a"}\n{"text": \n', "broken.jsonl, line 2"),
         ("other.jsonl", b'{"body": "a"}\n', "other.jsonl, line 1: need"),
         ("list.jsonl", b'["a"]\n', "list.jsonl, line 1: need"),
-        ("number.jsonl", b'{"text": 3}\n', "number.jsonl, line 1: need"),
+        ("number.jsonl", b'{"text": 3}\n', "number.jsonl, line 1: 'text' must be a string, not int"),
     ],
 )
 def test_bad_text_files(name: str, content: bytes, words: str, here: Path) -> None:
@@ -279,8 +279,8 @@ def test_an_output_folder_that_is_not_empty(here: Path) -> None:
     (here / "out").mkdir()
     (here / "out" / "mine.txt").write_text("mine")
     (here / "file").write_text("mine")
-    for folder in ("out", "file", here / "out"):
-        refused(here, "is not empty", partial(amp.save, tiny(), TOKENIZER, folder))
+    for folder, words in (("out", "is not empty"), ("file", "is a file"), (here / "out", "is not empty")):
+        refused(here, words, partial(amp.save, tiny(), TOKENIZER, folder))
 
 
 def test_scores_of_another_model(here: Path) -> None:

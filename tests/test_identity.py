@@ -1,5 +1,6 @@
 """The name of a run: the same for the same run, wherever its files lie and whatever is cached; another for another."""
 
+import gzip
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,35 @@ def test_local_copies_count_by_content(notebook: Path, tmp_path: Path) -> None:
     assert first != parts("") == {"my_text": "alpaca"}
     (tmp_path / "copies" / "alpaca.jsonl").write_text('{"text": "three"}\n', encoding="utf-8")
     assert parts(str(tmp_path / "copies")) != first
+
+
+def test_the_hash_of_a_local_copy_is_of_the_file_that_is_read(notebook: Path, tmp_path: Path) -> None:
+    def data() -> Any:
+        return identity.parts(notebook, {"my_text": "c4", "local_copies": str(tmp_path)})["data"]
+
+    def put(name: str, text: str) -> None:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(gzip.compress(text.encode()) if name.endswith("gz") else text.encode())
+
+    put("c4-notes.txt", "notes")
+    assert data() == {"my_text": "c4"}, "the notes are no copy"
+    put("c4.json.gz", '{"text": "one"}')
+    first = data()
+    put("c4-notes.txt", "other notes")
+    assert data() == first != {"my_text": "c4"}
+    put("c4.json.gz", '{"text": "another"}')
+    assert data() != first
+    (tmp_path / "c4.json.gz").unlink()
+    put("c4/train.jsonl", '{"text": "one"}')
+    put("c4/test.jsonl", '{"text": "two"}')
+    first = data()
+    put("c4/constraints.txt", "read by nobody")
+    assert data() == first
+    put("c4/test.jsonl", '{"text": "three"}')
+    assert data() != first
+    put("c4.jsonl", '{"text": "one"}')
+    with pytest.raises(ValueError, match="holds c4 twice, as c4 and as c4.jsonl"):
+        data()
 
 
 def test_the_parts_say_why_two_runs_differ(notebook: Path) -> None:

@@ -330,11 +330,15 @@ def test_a_target_that_is_a_link(tmp_path: Path) -> None:
 def test_what_is_there_is_replaced_only_on_demand(tmp_path: Path) -> None:
     source = checkpoint(tmp_path / "dense")
     (tmp_path / "streamed").mkdir()
-    (tmp_path / "streamed" / "stale").touch()
+    (tmp_path / "streamed" / "vocab.json").touch()
     with pytest.raises(ValueError, match="streamed is not empty; choose another folder or say overwrite=True"):
         amp.prune_folder(source, tmp_path / "streamed", 0.2, batches=BATCHES)
+    (tmp_path / "streamed" / "notes.txt").touch()
+    with pytest.raises(ValueError, match="streamed holds more than what is replaced: notes.txt; move that away"):
+        amp.prune_folder(source, tmp_path / "streamed", 0.2, batches=BATCHES, overwrite=True)
+    (tmp_path / "streamed" / "notes.txt").unlink()
     amp.prune_folder(source, tmp_path / "streamed", 0.2, batches=BATCHES, overwrite=True, progress=False)
-    assert not (tmp_path / "streamed" / "stale").exists() and (tmp_path / "streamed" / "config.json").is_file()
+    assert not (tmp_path / "streamed" / "vocab.json").exists() and (tmp_path / "streamed" / "config.json").is_file()
 
 
 def test_what_is_private_in_transformers_is_there() -> None:
@@ -448,7 +452,7 @@ def test_a_bad_target_or_no_folder(tmp_path: Path) -> None:
         amp.prune_folder(source, tmp_path / "x" / ".." / "dense", 0.2)
     with pytest.raises(ValueError, match="is not empty"):
         amp.prune_folder(source, checkpoint(tmp_path / "other"), 0.2)
-    with pytest.raises(ValueError, match="is not empty"):
+    with pytest.raises(ValueError, match="config.json is a file, and a folder is needed"):
         amp.prune_folder(source, source / "config.json", 0.2)
     with pytest.raises(ValueError, match="no local folder; fetch it first: hf download owner/model"):
         amp.prune_folder("owner/model", tmp_path / "small", 0.2)

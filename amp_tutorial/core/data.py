@@ -48,7 +48,7 @@ def pairs(source: Source, split: str = "recovery") -> list[tuple[str, str]]:
 
 
 def _said(source: Source) -> str:
-    return str(source) if isinstance(source, str | Path) else f"The {type(source).__name__} given"
+    return str(source) if isinstance(source, str | Path) else f"The given {type(source).__name__}"
 
 
 class Window(NamedTuple):

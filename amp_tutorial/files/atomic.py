@@ -162,7 +162,7 @@ def _rights(path: Path) -> int:
 def _movable(target: Path, shown: Path) -> None:
     """Refuse what is a folder and can't be moved aside, or would be moved from under the process."""
     if target.is_file():
-        raise ValueError(f"{shown} is not empty: it is a file, and a folder is needed; choose another name.")
+        raise ValueError(f"{shown} is a file, and a folder is needed; choose another name.")
     if target.is_dir() and Path.cwd().is_relative_to(target):
         raise ValueError(f"{shown} is or holds the working folder, which can't be replaced; choose a folder inside it.")
     if target.is_dir() and (os.path.ismount(target) or _mounted(target)):

@@ -8,8 +8,9 @@ import gzip
 import json
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from io import TextIOWrapper
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from .atomic import reason
 
@@ -74,7 +75,7 @@ def of_library(path: Path, load: Any) -> Iterator[Row]:
     yield from (row(one, f"{path}, row {i}") for i, one in enumerate(loaded()))
 
 
-def of_memory(given: Iterable[Any]) -> Iterator[Row]:
+def of_memory(given: Any) -> Iterator[Row]:
     """The rows of a list, a generator, or a `datasets.Dataset`: strings, or mappings with the known columns.
 
     Raises:
@@ -154,9 +155,10 @@ def _parsed(content: str, where: str, lines: bool = False) -> Any:
         raise ValueError(f"{where}: this JSON can't be read: {reason(error)}.") from error
 
 
-def _opened(path: Path) -> TextIO:
+def _opened(path: Path) -> TextIOWrapper:
     opened: Any = gzip.open if path.suffix.lower() == ".gz" else open
-    return opened(path, "rt", encoding="utf-8-sig", newline=None)  # None: lines end at \n, \r\n and \r, nowhere else
+    # newline=None: lines end at \n, \r\n and \r, and nowhere else.
+    return TextIOWrapper(opened(path, "rb"), encoding="utf-8-sig", newline=None)
 
 
 def _lines(path: Path) -> Iterator[str]:

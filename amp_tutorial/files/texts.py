@@ -187,7 +187,7 @@ def files_read(path: Path, split: str) -> list[Path]:
     chosen = next((of for word in words if (of := [p for p in every if word in _words(p.name)])), [])
     if not chosen:
         raise ValueError(
-            f"{path} has no file with {' or '.join(words)} as a word of its name, and is no saved data set."
+            f"{path} has no file with the word {' or '.join(words)} in its name, and is no saved data set."
         )
     return chosen
 

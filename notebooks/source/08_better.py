@@ -72,7 +72,7 @@ def drawn(s):
 
 
 def batches_of(texts, size=16):
-    return amp.calibration(tokenizer, texts, samples=len(texts), batch_size=size)
+    return amp.calibration(tokenizer, texts, samples=len(texts), batch_size=size, join=None)  # a text a row
 
 
 def perplexity(what, texts=test_texts):
