@@ -1,16 +1,17 @@
 """Small models of every family, a tokenizer of bytes, and batches: what the unit tests run on."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from amp_tutorial import FAMILIES, Anatomy, Plan, plan, score
+from amp_tutorial import FAMILIES, Anatomy, Family, Plan, plan, score
 
 VOCABULARY = 259  # three special tokens and all bytes
 KNOWN = tuple(FAMILIES)
@@ -64,7 +65,56 @@ def every(families: Sequence[str], groups: int = 2, group_size: int = 2, **setti
     return [s if FAMILIES[s.family].no_heads else replace(s, groups=groups, group_size=group_size) for s in shapes]
 
 
-EVERY_FAMILY = every(KNOWN)
+# What a row does not show: one family that has it.
+UNSEEN = {
+    "qwen2": "biases on query, key and value alone",
+    "gemma2": "norms of one plus their weight, on both sides; a scaled embedding; soft caps; windows in some layers",
+    "granite": "what a layer adds is scaled",
+    "cohere": "layer norms, and one for the queries of each head; attention and MLP side by side",
+    "gpt2": "matrices stored the other way round; positions that are learned",
+}
+
+
+def traits(row: Family) -> set[tuple[str, object]]:
+    """What a row says that one of all defaults does not: names count as other names, tuples by their shape."""
+    found: set[tuple[str, object]] = {("packed", True)} if row.query == row.key else set()
+    for field in fields(row):
+        value = getattr(row, field.name)
+        if value != field.default:
+            size = (len(value), len(set(value))) if isinstance(value, tuple) else bool(value)
+            found.add((field.name, size))
+    return found
+
+
+def covering() -> list[str]:
+    """Families that have all between them that rows can say: those of `UNSEEN`, then each with a trait of its own."""
+    chosen, seen = list(UNSEEN), set[tuple[str, object]]()
+    for family in UNSEEN:
+        seen |= traits(FAMILIES[family])
+    for family, row in FAMILIES.items():
+        if not traits(row) <= seen:
+            chosen.append(family)
+            seen |= traits(row)
+    return chosen
+
+
+COVERING = covering()
+
+
+def grid(*values: Any) -> list[Any]:
+    """Values for parametrize that run only in the whole grid, with `make test-all`; a tuple is several at once."""
+    return [pytest.param(*(v if isinstance(v, tuple) else (v,)), marks=pytest.mark.grid) for v in values]
+
+
+def families(shapes: Sequence[Shape]) -> list[Any]:
+    """For parametrize: these shapes; those of families outside `COVERING` run only in the whole grid.
+
+    What every family must do is in `test_surgery.test_every_family_is_cut_as_masked_and_by_the_plan_and_loads_again`.
+    """
+    return [shape if shape.family in COVERING else grid(shape)[0] for shape in shapes]
+
+
+EVERY_FAMILY = families(every(KNOWN))
 
 
 def sayable(shape: Shape, heads: int) -> bool:

@@ -1,4 +1,4 @@
-"""The folders of the package stand in one line: a module imports from its own and from those before it, in no circle."""
+"""The folders of the package stand in one line: a module imports from its own and those before it, in no circle."""
 
 import ast
 import re
