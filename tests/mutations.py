@@ -95,7 +95,6 @@ FAULTS = (
         "cls(vectors.flip(1), energy",
         "cls(vectors, energy",
         "tests/test_slicing.py::test_the_rotation_is_that_of_the_summed_moments_of_all_norm_outputs[1.0]",
-        "08",
     ),
     Fault(
         "norms of one in a smaller stream",
@@ -103,7 +102,6 @@ FAULTS = (
         "torch.full(q.shape[1:], 1 / s - stream.offset",
         "torch.full(q.shape[1:], 1 - stream.offset",
         "tests/test_slicing.py::test_norms_hold_the_ratio_of_sizes",
-        "08",
     ),
     Fault(
         "an offset of norms left out",
