@@ -86,11 +86,11 @@ def work(arguments: argparse.Namespace) -> None:
     print(json.dumps(held), flush=True)
     start, cpu_start = time.perf_counter(), time.process_time()
     if arguments.work == "streamed":
-        amp.prune_folder(arguments.source, arguments.target, remove=arguments.remove, batches=batches)
+        amp.prune_folder(arguments.source, arguments.target, pruning_ratio=arguments.remove, batches=batches)
     else:
         model = AutoModelForCausalLM.from_pretrained(arguments.source, dtype="auto").eval()
-        plan = amp.plan(model, amp.score(model, batches), remove=arguments.remove)
-        amp.save(amp.prune(model, plan), None, arguments.target)
+        plan = amp.plan(model, amp.score(model, batches), pruning_ratio=arguments.remove)
+        amp.save(amp.prune(model, plan).model, None, arguments.target)
     spent = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu_start}
     print(json.dumps(spent), flush=True)
 

@@ -47,9 +47,12 @@ def runs_of(name: str, model: PreTrainedModel, prompt: int, new: int, batch: int
 def variants(dense: PreTrainedModel, ratio: float, aligns: tuple[int, ...]) -> dict[str, tuple[amp.Plan, int]]:
     """Plans at one ratio, one for each alignment; which structures stay does not matter for the time."""
     drawn = amp.score(dense, [], "random")
-    found = {f"align {a}": (amp.plan(dense, drawn, remove=ratio, of="blocks", align=a), a) for a in aligns}
+    of = "block parameters"
+    found = {
+        f"align {a}": (amp.keep(dense, drawn, *amp.widths_at(dense, ratio, of, align=a), of=of), a) for a in aligns
+    }
     if ratio <= HEADS_ALONE:
-        found["heads only"] = (amp.plan(dense, drawn, remove=ratio, of="blocks", parts="heads"), 1)
+        found["heads only"] = (amp.plan(dense, drawn, pruning_ratio=ratio, of=of, parts="heads"), 1)
     return found
 
 
@@ -64,7 +67,7 @@ def compare(
 ) -> list[dict[str, Any]]:
     """One row for each alignment: widths, ideal and measured speed-up of blocks and of the whole model."""
     chosen = variants(dense, ratio, aligns)
-    models = {name: amp.prune(dense, plan) for name, (plan, _) in chosen.items()}
+    models = {name: amp.prune(dense, plan).model for name, (plan, _) in chosen.items()}
     runs = runs_of("dense", dense, prompt, new, batch)
     for name, small in models.items():
         runs |= runs_of(name, small, prompt, new, batch)

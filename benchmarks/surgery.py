@@ -22,7 +22,7 @@ def measure(smoke: bool = False) -> dict[str, Any]:
     rows = []
     for hidden, layers in SMOKE if smoke else SHAPES:
         model = common.llama(hidden, layers, 16 if smoke else 64)
-        plan = amp.plan(model, amp.score(model, [], "random"), remove=0.3)
+        plan = amp.plan(model, amp.score(model, [], "random"), pruning_ratio=0.3)
         with tempfile.TemporaryDirectory() as name:
             dense, copy, small = Path(name) / "dense", Path(name) / "copy", Path(name) / "small"
             amp.save(model, None, dense)
@@ -33,11 +33,11 @@ def measure(smoke: bool = False) -> dict[str, Any]:
                 save_file(load_file(file), copy / "model.safetensors", metadata={"format": "pt"})
 
             def prune_and_save(model: Any = model, plan: amp.Plan = plan, small: Path = small) -> None:
-                amp.save(amp.prune(model, plan), None, small, overwrite=True)
+                amp.save(amp.prune(model, plan).model, None, small, overwrite=True)
 
             def streamed(dense: Path = dense, small: Path = small) -> None:
                 shutil.rmtree(small, ignore_errors=True)
-                amp.prune_folder(dense, small, remove=0.3, criterion="random", progress=False)
+                amp.prune_folder(dense, small, pruning_ratio=0.3, criterion="random", progress=False)
 
             runs: dict[str, common.Run] = {
                 "read and write": read_and_write,

@@ -1,7 +1,7 @@
 """Small models of every family, a tokenizer of bytes, and batches: what the unit tests run on."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import pytest
@@ -11,8 +11,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from amp_tutorial import FAMILIES, Anatomy, Family, Plan, plan, score
+from amp_tutorial import FAMILIES, Anatomy, Family, Plan, score
+from amp_tutorial.methods.depth_and_width import planned
 
+SLICED = tuple(name for name, row in FAMILIES.items() if row.stream)
 VOCABULARY = 259  # three special tokens and all bytes
 KNOWN = tuple(FAMILIES)
 WITH_HEADS = tuple(name for name, row in FAMILIES.items() if not row.no_heads)
@@ -68,21 +70,23 @@ def every(families: Sequence[str], groups: int = 2, group_size: int = 2, **setti
 # What a row does not show: one family that has it.
 UNSEEN = {
     "qwen2": "biases on query, key and value alone",
-    "gemma2": "norms of one plus their weight, on both sides; a scaled embedding; soft caps; windows in some layers",
-    "granite": "what a layer adds is scaled",
     "cohere": "layer norms, and one for the queries of each head; attention and MLP side by side",
     "gpt2": "matrices stored the other way round; positions that are learned",
 }
+ELSEWHERE = ("programs", "older", "no_stream")  # of a row: who else loads it, older names, a sentence
 
 
-def traits(row: Family) -> set[tuple[str, object]]:
+def traits(row: Any) -> set[tuple[str, object]]:
     """What a row says that one of all defaults does not: names count as other names, tuples by their shape."""
-    found: set[tuple[str, object]] = {("packed", True)} if row.query == row.key else set()
+    packed = isinstance(row, Family) and row.query == row.key
+    found: set[tuple[str, object]] = {("packed", True)} if packed else set()
     for field in fields(row):
         value = getattr(row, field.name)
-        if value != field.default:
-            size = (len(value), len(set(value))) if isinstance(value, tuple) else bool(value)
-            found.add((field.name, size))
+        if value == field.default or field.name in ELSEWHERE:
+            continue
+        found.add((field.name, (len(value), len(set(value))) if isinstance(value, tuple) else bool(value)))
+        if is_dataclass(value):
+            found |= {(f"{field.name}.{name}", size) for name, size in traits(value)}
     return found
 
 
@@ -188,7 +192,7 @@ def some_plan(model: PreTrainedModel, heads: int | None, neurons: int | None, se
     drawn = score(model, [], "random", seed=seed)
     if row.no_heads or row.no_neurons:
         heads, neurons = None if row.no_heads else heads, None if row.no_neurons else neurons
-    return plan(model, drawn, heads=heads, neurons=neurons, **settings)
+    return planned(model, drawn, heads=heads, neurons=neurons, **settings)
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:

@@ -66,7 +66,7 @@ FAULTS = (
     ),
     Fault(
         "Wanda's weights without abs",
-        "core/criteria.py",
+        "methods/wanda.py",
         "(output.abs().mean(-1) * mean",
         "(output.mean(-1) * mean",
         "tests/test_criteria.py::test_scores_are_their_equation[llama-wanda]",

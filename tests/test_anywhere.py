@@ -42,7 +42,7 @@ def close(a: amp.Scores, b: amp.Scores, rtol: float, atol: float = 0.0) -> None:
 
 
 def cut(model: PreTrainedModel, **settings: Any) -> PreTrainedModel:
-    return amp.prune(model, some_plan(model, heads=2, neurons=11, **settings))
+    return amp.prune(model, some_plan(model, heads=2, neurons=11, **settings)).model
 
 
 def reloaded(model: PreTrainedModel, **settings: Any) -> PreTrainedModel:
@@ -82,7 +82,7 @@ def test_half_precision_scores_and_cuts_like_full(shape: Shape, dtype: str, tole
         for a, b in zip(mine, theirs, strict=True):
             torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance * float(b.mean()))
     plan = some_plan(half, heads=2, neurons=11)
-    gap = (logits(amp.prune(half, plan)).float() - logits(amp.prune(full, plan))).abs().mean()
+    gap = (logits(amp.prune(half, plan).model).float() - logits(amp.prune(full, plan).model)).abs().mean()
     assert gap < tolerance * logits(full).std()
 
 
@@ -140,7 +140,7 @@ def test_stretched_rotary_frequencies_survive(kind: str, family: str) -> None:
     plan = some_plan(model, heads=3, neurons=11)
     with amp.masked(model, plan):
         masked = logits(model, rows)
-    small = amp.prune(model, plan)
+    small = amp.prune(model, plan).model
     torch.testing.assert_close(logits(small, rows), masked, rtol=1e-5, atol=1e-5)
     loaded = reloaded(small)
     assert equal(buffers(loaded), buffers(small)) and equal(buffers(small), buffers(model))
@@ -186,7 +186,7 @@ def test_padding_on_either_side_changes_no_token(shape: Shape) -> None:
 @pytest.mark.parametrize("family", ["llama", "phi3"])
 def test_a_compiled_model_is_the_same_and_scores_the_same(family: str, backend: str) -> None:
     model = tiny(Shape(family, groups=4))
-    small = amp.prune(model, some_plan(model, heads=3, neurons=11))
+    small = amp.prune(model, some_plan(model, heads=3, neurons=11)).model
     wanted, scores, dense = logits(small), amp.score(small, BATCHES), amp.score(model, BATCHES)
     torch.compiler.reset()
     small.compile(backend=backend)
@@ -194,7 +194,7 @@ def test_a_compiled_model_is_the_same_and_scores_the_same(family: str, backend: 
     torch.testing.assert_close(logits(small), wanted, rtol=1e-5, atol=1e-5)
     close(amp.score(small, BATCHES), scores, rtol=1e-5)
     close(amp.score(model, BATCHES), dense, rtol=1e-5)
-    assert torch.equal(logits(amp.prune(model, some_plan(model, heads=3, neurons=11))), wanted)
+    assert torch.equal(logits(amp.prune(model, some_plan(model, heads=3, neurons=11)).model), wanted)
     torch.compiler.reset()
 
 
@@ -228,7 +228,12 @@ def test_recovery_trains_with_gradient_checkpointing() -> None:
         small = cut(tiny())
         if recompute:
             small.gradient_checkpointing_enable()
-        found = amp.recover(small, byte_tokenizer(), samples=8, epochs=1, batch_size=4, dropout=0.0, progress=False)
+        found = amp.recover(
+            small,
+            byte_tokenizer(),
+            config=amp.RecoveryConfig(samples=8, epochs=1, batch_size=4, dropout=0.0),
+            progress=False,
+        )
         losses.append([entry["loss"] for entry in found.history])
         assert not equal(weights(found.model), weights(small))
     assert losses[0] == pytest.approx(losses[1], rel=1e-5) and len(losses[0]) == 2
@@ -261,9 +266,9 @@ def test_a_model_dispatched_in_parts_is_scored_masked_and_cut_alike(shape: Shape
         with amp.masked(dense, plan):
             outputs.append(logits(dense))
     assert torch.equal(*outputs)
-    small = amp.prune(parts, plan)
+    small = amp.prune(parts, plan).model
     assert small.hf_device_map == places and hasattr(small.model.layers[1], "_hf_hook")
-    assert torch.equal(logits(small), logits(amp.prune(model, plan)))
+    assert torch.equal(logits(small), logits(amp.prune(model, plan).model))
     assert torch.equal(logits(reloaded(small)), logits(small))
 
 

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 import amp_tutorial as amp
 from amp_tutorial.core import checkpoint
+from amp_tutorial.methods.depth_and_width import planned
 
 TOKENIZER = byte_tokenizer()
 
@@ -72,8 +73,14 @@ NOWHERE = "no-such-model"
         ("Unknown average 'median'; choose 'tokens'", lambda: amp.score(idle(), BATCHES, average="median")),
         ("hold no tokens", lambda: amp.score(tiny(), [])),
         ("Unknown task 'tiny_tol'; the nearest are tiny_tool", lambda: amp.accuracy(idle(), TOKENIZER, ["tiny_tol"])),
-        ("'answers' must be 'responses' or 'text'", lambda: amp.recover(idle(), TOKENIZER, loss="answers")),
-        ("fills length=4 tokens; raise length", lambda: amp.recover(idle(), TOKENIZER, length=4)),
+        (
+            "'answers' must be 'responses' or 'text'",
+            lambda: amp.recover(idle(), TOKENIZER, config=amp.RecoveryConfig(loss="answers")),
+        ),
+        (
+            "fills length=4 tokens; raise length",
+            lambda: amp.recover(idle(), TOKENIZER, config=amp.RecoveryConfig(length=4)),
+        ),
         ("No text source 'missing.txt'", lambda: amp.calibration(TOKENIZER, "missing.txt")),
         ("No text source 'missing.jsonl'", lambda: amp.recover(idle(), TOKENIZER, "missing.jsonl")),
         ("No text source 'missing.txt'", lambda: amp.perplexity(idle(), TOKENIZER, "missing.txt")),
@@ -94,29 +101,29 @@ def test_refused(words: str, call: Callable[[], object], here: Path) -> None:
 @pytest.mark.parametrize("remove", [0.0, 1.0, -0.1, 1.5, 30.0, float("nan"), float("inf")])
 def test_ratios_outside_0_and_1(remove: float, here: Path) -> None:
     model = idle()
-    refused(here, "must lie between 0 and 1", lambda: amp.plan(model, scores(model), remove=remove))
+    refused(here, "must lie between 0 and 1", lambda: amp.plan(model, scores(model), pruning_ratio=remove))
 
 
 @pytest.mark.parametrize(
     ("words", "asked"),
     [
-        ("without a head", dict(remove=0.9, of="blocks")),
-        ("without a head", dict(remove=0.6, parts="heads", of="blocks")),
-        ("without a neuron", dict(remove=0.7, parts="neurons", of="blocks")),
+        ("without a head", dict(pruning_ratio=0.9, of="block parameters")),
+        ("without a head", dict(pruning_ratio=0.6, parts="heads", of="block parameters")),
+        ("without a neuron", dict(pruning_ratio=0.7, parts="neurons", of="block parameters")),
         ("heads=3 is not possible: keep a multiple of 2", dict(heads=3)),
         ("heads=0 is not possible", dict(heads=0)),
         ("heads=6 is not possible", dict(heads=6)),
         ("neurons=0 is not possible", dict(neurons=0)),
         ("neurons=25 is not possible", dict(neurons=25)),
-        ("not both and not neither", dict()),
-        ("not both and not neither", dict(remove=0.3, heads=2)),
-        ("one of both, heads, neurons", dict(remove=0.3, parts="all")),
-        ("must be one of all, blocks", dict(remove=0.3, of="heads")),
+        ("Say either pruning_ratio=…", dict()),
+        ("Say either pruning_ratio=…", dict(pruning_ratio=0.3, heads=2)),
+        ("one of both, heads, neurons, scored", dict(pruning_ratio=0.3, parts="all")),
+        ("must be one of parameters, block parameters", dict(pruning_ratio=0.3, of="heads")),
     ],
 )
 def test_impossible_plans(words: str, asked: dict, here: Path) -> None:
     model = idle(Shape(groups=2, group_size=2))
-    refused(here, words, lambda: amp.plan(model, scores(model), **asked))
+    refused(here, words, lambda: planned(model, scores(model), **asked))
 
 
 @pytest.mark.parametrize(
@@ -144,7 +151,9 @@ def test_bad_text_files(name: str, content: bytes, words: str, here: Path) -> No
 def saved(here: Path) -> Path:
     """A pruned model in a folder: 3 of 4 heads of 8 dimensions, so that hidden / heads is not head_dim."""
     model = tiny(Shape("mistral"))
-    return amp.save(amp.prune(model, amp.plan(model, scores(model), heads=3, neurons=9)), TOKENIZER, here / "saved")
+    return amp.save(
+        amp.prune(model, amp.keep(model, scores(model), heads=3, neurons=9)).model, TOKENIZER, here / "saved"
+    )
 
 
 def edit(folder: Path, **settings: object) -> None:
@@ -244,7 +253,7 @@ def test_costs_of_a_family_without_a_row() -> None:
 
 def test_a_plan_for_another_model(here: Path) -> None:
     plan = some_plan(tiny(Shape(layers=3)), heads=2, neurons=9)
-    refused(here, "the model has \\(2, 4, 4, 24\\); plan anew", lambda: amp.check(idle(), plan))
+    refused(here, "the model has \\(2, 4, 4, 24\\); plan anew", lambda: amp.preview(idle(), plan))
 
 
 def test_a_folder_without_a_tokenizer(here: Path) -> None:
@@ -276,7 +285,7 @@ def test_an_output_folder_that_is_not_empty(here: Path) -> None:
 
 def test_scores_of_another_model(here: Path) -> None:
     found = replace(scores(tiny()), neurons=[torch.ones(3)] * 2)
-    refused(here, "The scores are for 2 layers of", lambda: amp.plan(tiny(), found, remove=0.3))
+    refused(here, "The scores are for 2 layers of", lambda: amp.plan(tiny(), found, pruning_ratio=0.3))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
@@ -292,7 +301,11 @@ def test_activations_that_are_not_finite(value: float, where: str, kind: str, he
 def test_a_loss_that_is_not_finite(here: Path) -> None:
     model = tiny()
     model.lm_head.weight.data[3, 0] = float("nan")
-    refused(here, "recovery loss is nan at step 0", lambda: amp.recover(model, TOKENIZER, progress=False, samples=4))
+    refused(
+        here,
+        "recovery loss is nan at step 0",
+        lambda: amp.recover(model, TOKENIZER, config=amp.RecoveryConfig(samples=4), progress=False),
+    )
 
 
 def test_padding_alone_is_no_text(here: Path) -> None:

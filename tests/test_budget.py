@@ -7,16 +7,16 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import SLICED, batch, byte_tokenizer, equal, hooks, logits, prompts, tiny, weights
 from helpers import Shape as Tiny
-from helpers import batch, byte_tokenizer, equal, hooks, logits, prompts, tiny, weights
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 import amp_tutorial as amp
-from amp_tutorial.core.perplexity import Timing
+from amp_tutorial.measure.costs import Timing
 from amp_tutorial.methods import budget
-from amp_tutorial.methods.hidden_size import STREAMS
+from amp_tutorial.methods.depth_and_width import planned
 from amp_tutorial.methods.shapes import CUT, OF, Shape, Shapes
 
 ROWS = prompts([12] * 16)
@@ -48,10 +48,10 @@ def built(model: Any, shape: Shape) -> Any:
     unit = Shapes(model, 0.01, "parameters", ["neurons", "layers"], 4, 0).unit
     layers = list(range(shape.layers))
     drawn = amp.score(model, [], "random")
-    plan = amp.plan(model, drawn, heads=shape.heads, neurons=shape.neurons, layers=layers, unit=unit)
-    small = amp.prune(model, plan)
+    plan = planned(model, drawn, heads=shape.heads, neurons=shape.neurons, layers=layers, unit=unit)
+    small = amp.prune(model, plan).model
     if shape.hidden < model.config.hidden_size:
-        small = amp.slice_hidden(small, amp.rotation(small, BATCHES), shape.hidden)
+        small = amp.slice_hidden(small, amp.rotation(small, BATCHES), shape.hidden).model
     return small
 
 
@@ -62,7 +62,7 @@ def test_every_candidate_meets_the_target_and_none_is_smaller_than_need_be(
 ) -> None:
     """Whatever the losses are: at most so many trials, none twice, and the winner is the least."""
     remove, trials = data.draw(st.sampled_from((0.01, 0.1, 0.3, 0.5, 0.75))), data.draw(st.integers(1, 12))
-    if tiny_shape.family not in STREAMS:
+    if tiny_shape.family not in SLICED:
         cut -= {"hidden"}
     assume(cut and (of != "cache" or cut & {"heads", "layers"}))
     with pytest.MonkeyPatch.context() as patch:
@@ -93,7 +93,7 @@ def test_every_candidate_meets_the_target_and_none_is_smaller_than_need_be(
 @given(st.sampled_from(SEVERAL), st.data())
 def test_amounts_are_those_of_the_built_model(tiny_shape: Tiny, data: st.DataObject) -> None:
     model = tiny(tiny_shape)
-    cut = [name for name in CUT if name != "hidden" or tiny_shape.family in STREAMS]
+    cut = [name for name in CUT if name != "hidden" or tiny_shape.family in SLICED]
     shapes = Shapes(model, 0.01, "parameters", cut, 5, 0)
     shape = Shape(**{name: data.draw(st.sampled_from(values)) for name, values in shapes.values.items()})
     assume(math.isfinite(shapes.amount(shape)))
@@ -134,33 +134,38 @@ def test_time_is_that_of_the_dense_model_beside_it(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.fixture(scope="module")
-def found() -> amp.Fitted:
+def found() -> amp.Pruned:
     return amp.fit_budget(tiny(GROUPED), BATCHES, 0.4, trials=5, cut=("hidden", *CUT[:2], "neurons"), progress=False)
 
 
-def test_the_winner_is_the_least_and_is_what_it_says(found: amp.Fitted) -> None:
+def test_the_winner_is_the_least_and_is_what_it_says(found: amp.Pruned) -> None:
     dense = tiny(GROUPED)
     a = amp.Anatomy.of(found.model)
-    assert found.loss == min(t.loss for t in found.trials) and len(found.trials) <= 5
-    assert all(t.amount >= 0.4 for t in found.trials) and len({t.shape for t in found.trials}) == len(found.trials)
-    assert found.shape == Shape(a.hidden, a.layers, a.heads, a.neurons) and found.hidden == a.hidden
-    assert found.amount == 1 - found.model.num_parameters() / dense.num_parameters()
+    assert found.report.loss == min(t.loss for t in found.report.trials) and len(found.report.trials) <= 5
+    assert all(t.amount >= 0.4 for t in found.report.trials) and len({t.shape for t in found.report.trials}) == len(
+        found.report.trials
+    )
+    assert (
+        found.report.shape == Shape(a.hidden, a.layers, a.heads, a.neurons)
+        and found.model.config.hidden_size == a.hidden
+    )
+    assert found.report.amount == 1 - found.model.num_parameters() / dense.num_parameters()
     assert (len(found.plan.kept_layers), found.plan.widths[0], found.plan.widths[2]) == (a.layers, a.heads, a.neurons)
     lines = str(found).splitlines()
-    assert len(lines) == 2 + len(found.trials) and f"removes {found.amount:.2%} of parameters" in lines[0]
-    assert [line.endswith("<") for line in lines[2:]] == [t.shape == found.shape for t in found.trials]
+    assert len(lines) == 2 + len(found.report.trials) and f"removes {found.report.amount:.2%} of parameters" in lines[0]
+    assert [line.endswith("<") for line in lines[2:]] == [t.shape == found.report.shape for t in found.report.trials]
 
 
-def test_the_same_seed_gives_the_same_model_and_the_dense_one_stays(found: amp.Fitted) -> None:
+def test_the_same_seed_gives_the_same_model_and_the_dense_one_stays(found: amp.Pruned) -> None:
     model = tiny(GROUPED).train()
     before = weights(model)
     again = amp.fit_budget(model, BATCHES, 0.4, trials=5, cut=CUT, progress=False)
     assert equal(weights(model), before) and hooks(model) == 0 and model.training and again.model.training
     assert equal(weights(again.model), weights(found.model)) and again.plan == found.plan
-    assert [replace(t, seconds=0) for t in again.trials] == [replace(t, seconds=0) for t in found.trials]
+    assert [replace(t, seconds=0) for t in again.report.trials] == [replace(t, seconds=0) for t in found.report.trials]
 
 
-def test_a_stock_checkpoint(found: amp.Fitted, tmp_path: Path) -> None:
+def test_a_stock_checkpoint(found: amp.Pruned, tmp_path: Path) -> None:
     amp.save(found.model, byte_tokenizer(), tmp_path / "small")
     loaded, report = AutoModelForCausalLM.from_pretrained(tmp_path / "small", dtype="auto", output_loading_info=True)
     assert not any(report.values()) and type(loaded).__module__.startswith("transformers.models")
@@ -182,7 +187,7 @@ def test_layers_go_where_they_add_nothing() -> None:
     own = [batch(text[i : i + 8]) for i in range(0, 32, 8)]
     gone = sum(p.numel() for p in model.model.layers[1:3].parameters()) / model.num_parameters()
     result = amp.fit_budget(model, own, gone - 1e-6, trials=12, progress=False)
-    assert result.plan.kept_layers == [0, 3] and result.shape.neurons == 24
+    assert result.plan.kept_layers == [0, 3] and result.report.shape.neurons == 24
     torch.testing.assert_close(logits(result.model), logits(model), rtol=1e-3, atol=1e-3)
 
 
@@ -195,7 +200,7 @@ def test_layers_of_different_kinds_count_as_what_they_are(of: str) -> None:
         model = tiny(Tiny("gemma3_text", layers=4, groups=2, group_size=2))
     result = amp.fit_budget(model, BATCHES, 0.3, of, ["layers"], progress=False, length=20)
     pair = [m.num_parameters() if of == "parameters" else amp.kv_cache_bytes(m, 20) for m in (result.model, model)]
-    assert result.amount == 1 - pair[0] / pair[1] >= 0.3 and result.shape.layers < 4
+    assert result.report.amount == 1 - pair[0] / pair[1] >= 0.3 and result.report.shape.layers < 4
 
 
 def test_text_kept_apart_makes_no_candidate(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,7 +247,11 @@ def test_a_loss_that_is_no_number_never_wins(monkeypatch: pytest.MonkeyPatch) ->
     losses = iter([math.nan, 2.0, *[3.0] * 9])
     monkeypatch.setattr(budget, "loss", lambda *_: next(losses))
     result = amp.fit_budget(tiny(), BATCHES, 0.15, trials=3, cut=("heads", "neurons"), progress=False)
-    assert result.trials[0].loss == math.inf and result.loss == 2.0 and result.shape == result.trials[1].shape
+    assert (
+        result.report.trials[0].loss == math.inf
+        and result.report.loss == 2.0
+        and result.report.shape == result.report.trials[1].shape
+    )
 
 
 EMPTY = batch(prompts((5, 5)))
@@ -256,8 +265,8 @@ EMPTY["attention_mask"] *= 0
         (dict(cut=["experts"]), "cut='experts' is unknown; choose from heads, layers, hidden, neurons"),
         (dict(cut=[]), "must be a list of what may go"),
         (dict(cut="heads"), "must be a list of what may go"),
-        (dict(remove=0), "remove=0 is not a share"),
-        (dict(remove=1.0), "remove=1.0 is not a share"),
+        (dict(pruning_ratio=0), "pruning_ratio=0 is not a ratio"),
+        (dict(pruning_ratio=1.0), "pruning_ratio=1.0 is not a ratio"),
         (dict(trials=0), "trials=0 must be at least 1"),
         (dict(batches=BATCHES[:1]), "1 given, give at least two"),
         (dict(batches=[*BATCHES, EMPTY, EMPTY]), "hold no text"),
@@ -266,7 +275,7 @@ EMPTY["attention_mask"] *= 0
         (dict(family="gpt2", cut=["hidden"]), "hidden size of a gpt2 cannot be sliced"),
         (dict(family="gpt2", cut=["heads"]), r"removes 30% of parameters; the smallest removes 0.0%"),
         (
-            dict(remove=0.9, cut=["neurons"]),
+            dict(pruning_ratio=0.9, cut=["neurons"]),
             "No shape of fewer neurons removes 90% .* or add heads or layers or hidden",
         ),
         (dict(of="operations", length=0), "length=0"),

@@ -29,21 +29,21 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrainedModel, pipeline
 
 import amp_tutorial as amp
-from amp_tutorial.core.stock import Check, matmul_speed
 from amp_tutorial.course import run
 from amp_tutorial.files.paths import NOTEBOOKS
+from amp_tutorial.measure.check import Preview, matmul_speed
 
 
 def cut(model: PreTrainedModel) -> PreTrainedModel:
-    return amp.prune(model, some_plan(model, heads=3, neurons=9))
+    return amp.prune(model, some_plan(model, heads=3, neurons=9)).model
 
 
-def answer(found: Check, where: str) -> str:
+def answer(found: Preview, where: str) -> str:
     (one,) = [loads for loads in found.loads if loads.where == where]
     return one.answer
 
 
-def reason(found: Check, where: str) -> str:
+def reason(found: Preview, where: str) -> str:
     (one,) = [loads for loads in found.loads if loads.where == where]
     return one.reason
 
@@ -55,8 +55,8 @@ def reason(found: Check, where: str) -> str:
 def test_what_is_said_before_is_so_after(shape: Shape, tmp_path: Path) -> None:
     dense = tiny(shape)
     plan = some_plan(dense, heads=2, neurons=8)
-    found = amp.check(dense, plan)
-    small = amp.prune(dense, plan)
+    found = amp.preview(dense, plan)
+    small = amp.prune(dense, plan).model
     before, after = amp.size(dense), amp.size(small)
     assert found.possible
     assert found.parameters == (before.parameters, after.parameters)
@@ -81,17 +81,17 @@ def test_shapes_are_enough(shape: Shape) -> None:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(tiny(shape).config)
     dense = tiny(shape)
-    assert amp.check(model, some_plan(model, heads=2, neurons=8)) == amp.check(
+    assert amp.preview(model, some_plan(model, heads=2, neurons=8)) == amp.preview(
         dense, some_plan(dense, heads=2, neurons=8)
     )
 
 
 def test_a_llama_that_becomes_a_mistral_is_told_why() -> None:
     model = tiny(Shape(groups=4, hidden=32))
-    found = amp.check(model, some_plan(model, heads=3, neurons=9))
+    found = amp.preview(model, some_plan(model, heads=3, neurons=9))
     assert found.model_types == ("llama", "mistral") and found.architecture == "MistralForCausalLM"
     assert "divide the hidden size 32; mistral with sliding_window=None computes the same" in str(found)
-    found = amp.check(model, some_plan(model, heads=2, neurons=9))
+    found = amp.preview(model, some_plan(model, heads=2, neurons=9))
     assert found.model_types == ("llama", "llama") and found.why == "as the source"
 
 
@@ -109,16 +109,16 @@ def test_a_llama_that_becomes_a_mistral_is_told_why() -> None:
 def test_heads_that_cannot_be_said(shape: Shape, settings: dict, kept: list[int], counts: list[int], why: str) -> None:
     model = tiny(shape, **settings)
     whole = some_plan(model, heads=None, neurons=9)
-    found = amp.check(model, replace(whole, heads=[kept] * shape.layers))
+    found = amp.preview(model, replace(whole, heads=[kept] * shape.layers))
     assert not found.possible and found.head_counts == counts and not found.loads
     assert why in found.why and f"Keep {', '.join(map(str, counts))} heads" in str(found)
     for heads in counts:  # what is called possible is
-        assert amp.check(model, some_plan(model, heads=heads, neurons=9, nearest=False)).possible
+        assert amp.preview(model, some_plan(model, heads=heads, neurons=9, nearest=False)).possible
 
 
 def test_heads_of_every_group_are_counted_in_their_own_units() -> None:
     model = tiny(Shape("gemma2", groups=2, group_size=3, hidden=36))
-    found = amp.check(model, some_plan(model, heads=4, neurons=9, unit="queries"))
+    found = amp.preview(model, some_plan(model, heads=4, neurons=9, unit="queries"))
     assert found.groups == (2, 2) and found.heads == (6, 4) and found.head_counts == [2, 4, 6]
 
 
@@ -133,8 +133,8 @@ def test_readers_that_guess_the_size_of_a_head(shape: Shape) -> None:
         "llama.cpp": {"phi", "phi3", "qwen2", "olmo2", "granite", "starcoder2", "cohere"},
         "transformers 4": set(),
     }
-    heads = amp.check(dense, some_plan(dense, heads=2, neurons=None))
-    nothing = amp.check(dense, some_plan(dense, heads=4, neurons=24))
+    heads = amp.preview(dense, some_plan(dense, heads=2, neurons=None))
+    nothing = amp.preview(dense, some_plan(dense, heads=4, neurons=24))
     for where, families in guess.items():
         assert answer(heads, where) == ("no" if shape.family in families else "yes")
         if shape.family != "phi" or where != "llama.cpp":
@@ -146,16 +146,16 @@ def test_readers_that_guess_the_size_of_a_head(shape: Shape) -> None:
 @pytest.mark.parametrize(("family", "where"), [("phi", "llama.cpp"), ("gpt2", "llama.cpp"), ("falcon", "vLLM")])
 def test_readers_that_guess_the_number_of_neurons(family: str, where: str) -> None:
     dense = tiny(Shape(family, neurons=4 * 32))
-    assert answer(amp.check(dense, some_plan(dense, heads=None, neurons=100)), where) == "no"
-    assert answer(amp.check(dense, some_plan(dense, heads=None, neurons=128)), where) == "yes"
+    assert answer(amp.preview(dense, some_plan(dense, heads=None, neurons=100)), where) == "no"
+    assert answer(amp.preview(dense, some_plan(dense, heads=None, neurons=128)), where) == "yes"
 
 
 def test_readers_that_guess_the_scale_of_attention() -> None:
     dense = tiny(Shape("gemma2"), query_pre_attn_scalar=8)
-    assert answer(amp.check(dense, some_plan(dense, heads=2, neurons=9)), "llama.cpp") == "yes"
+    assert answer(amp.preview(dense, some_plan(dense, heads=2, neurons=9)), "llama.cpp") == "yes"
     dense = tiny(Shape("gemma2"), query_pre_attn_scalar=9)
-    assert answer(amp.check(dense, some_plan(dense, heads=2, neurons=9)), "llama.cpp") == "no"
-    assert answer(amp.check(dense, some_plan(dense, heads=2, neurons=9)), "vLLM") == "yes"
+    assert answer(amp.preview(dense, some_plan(dense, heads=2, neurons=9)), "llama.cpp") == "no"
+    assert answer(amp.preview(dense, some_plan(dense, heads=2, neurons=9)), "vLLM") == "yes"
 
 
 def test_a_family_that_nobody_looked_up_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,21 +165,21 @@ def test_a_family_that_nobody_looked_up_is_unknown(monkeypatch: pytest.MonkeyPat
         num_key_value_heads=4, head_dim=8, pad_token_id=2,
     )  # fmt: skip
     model = AutoModelForCausalLM.from_config(config)
-    found = amp.check(model, some_plan(model, heads=2, neurons=9))
+    found = amp.preview(model, some_plan(model, heads=2, neurons=9))
     assert [loads.answer for loads in found.loads] == ["yes", "unknown", "unknown", "unknown"]
     model = tiny(Shape("opt"))
-    assert answer(amp.check(model, some_plan(model, heads=None, neurons=9)), "llama.cpp") == "no"
+    assert answer(amp.preview(model, some_plan(model, heads=None, neurons=9)), "llama.cpp") == "no"
 
 
 def test_tensor_parallel_sizes_and_block_types() -> None:
     model = tiny(Shape(groups=4, group_size=4, head_dim=16, hidden=256, neurons=768, layers=1))
-    found = amp.check(model, some_plan(model, heads=8, neurons=512))  # 2 groups
+    found = amp.preview(model, some_plan(model, heads=8, neurons=512))  # 2 groups
     assert reason(found, "vLLM").endswith("neurons: 1, 2, 4, 8")
     assert "some tensors fall back" in reason(found, "llama.cpp")  # 128 is 4 blocks of 32, and half a block of 256
-    found = amp.check(model, some_plan(model, heads=12, neurons=510))  # 3 groups
+    found = amp.preview(model, some_plan(model, heads=12, neurons=510))  # 3 groups
     assert reason(found, "vLLM").endswith("neurons: 1, 3, 6")
     assert "some tensors stay F16" in reason(found, "llama.cpp")
-    found = amp.check(model, some_plan(model, heads=None, neurons=256))
+    found = amp.preview(model, some_plan(model, heads=None, neurons=256))
     assert reason(found, "llama.cpp").endswith("every quantised type")
 
 

@@ -54,7 +54,7 @@ def test_a_configuration_needs_no_weights(tmp_path: Path) -> None:
 def small_llama(tied: bool = False, dtype: str = "float32", **settings: Any) -> PreTrainedModel:
     """Three heads of four, which only the equal architecture can say."""
     model = tiny(Shape(groups=4, hidden=32, tied=tied, dtype=dtype), **settings)
-    return amp.prune(model, some_plan(model, heads=3, neurons=9))
+    return amp.prune(model, some_plan(model, heads=3, neurons=9)).model
 
 
 def test_save_then_load(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_generation_settings_chat_template_and_special_tokens_are_carried_over(t
     model.generation_config.update(do_sample=True, temperature=0.7, max_new_tokens=5, eos_token_id=[1, 260])
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|user|>", "<|end|>"]})
     tokenizer.chat_template = "{% for m in messages %}<|user|>{{ m['content'] }}<|end|>{% endfor %}"
-    small = amp.prune(model, some_plan(model, heads=2, neurons=9))
+    small = amp.prune(model, some_plan(model, heads=2, neurons=9)).model
     folder = amp.save(small, tokenizer, tmp_path / "saved")
     settings = AutoModelForCausalLM.from_pretrained(folder).generation_config
     assert (settings.do_sample, settings.temperature, settings.max_new_tokens) == (True, 0.7, 5)
@@ -126,7 +126,7 @@ def test_large_models_are_split_over_files_with_an_index(tmp_path: Path) -> None
 def test_the_older_names_alone_say_the_same(shape: Shape, tmp_path: Path) -> None:
     """transformers 4 knows only these; transformers 5 still reads them, so it can show that nothing is missing."""
     model = tiny(shape, rope_theta=500.0, rope_local_base_freq=50.0)  # no family's default
-    small = amp.prune(model, some_plan(model, heads=2, neurons=8))
+    small = amp.prune(model, some_plan(model, heads=2, neurons=8)).model
     folder = amp.save(small, byte_tokenizer(), tmp_path / "saved")
     path = folder / "config.json"
     config = json.loads(path.read_text())
@@ -192,7 +192,7 @@ def largest_file(size: int) -> Iterator[None]:
 def test_a_full_disk_is_one_sentence_and_leaves_nothing(size: int, tmp_path: Path) -> None:
     source = amp.save(tiny(seed=1), byte_tokenizer(), tmp_path / "source")
     model, tokenizer = amp.load(source, device="cpu")
-    small = amp.prune(model, some_plan(model, heads=2, neurons=9))
+    small = amp.prune(model, some_plan(model, heads=2, neurons=9)).model
     target = amp.save(tiny(seed=2), byte_tokenizer(), tmp_path / "target")
     with largest_file(size), pytest.raises(OSError, match="Could not write .*target: .*File too large") as caught:
         amp.save(small, tokenizer, target, overwrite=True)
@@ -304,7 +304,7 @@ def test_the_source_is_never_overwritten(cut: bool, with_tokenizer: bool, tmp_pa
     source = amp.save(tiny(), byte_tokenizer(), tmp_path / "models" / "source")
     (tmp_path / "link").symlink_to(source)
     model, tokenizer = amp.load(source, device="cpu")
-    model = amp.prune(model, some_plan(model, heads=2, neurons=9)) if cut else model
+    model = amp.prune(model, some_plan(model, heads=2, neurons=9)).model if cut else model
     for target in (source, source.parent, tmp_path / "link", source / ".." / "source"):
         with pytest.raises(ValueError, match="this model was loaded from"):
             amp.save(model, tokenizer if with_tokenizer else None, target, overwrite=True)

@@ -13,7 +13,7 @@ BATCHES = [batch(prompts((9, 4))), batch(prompts((7, 3, 5), seed=1), left=True)]
 def test_the_bias_takes_what_goes_on_average(shape: Shape) -> None:
     model = tiny(shape)
     plan = some_plan(model, 2, 15)
-    before, folded, cut = weights(model), amp.prune_and_fold(model, plan, BATCHES), amp.prune(model, plan)
+    before, folded, cut = weights(model), amp.prune_and_fold(model, plan, BATCHES).model, amp.prune(model, plan).model
     dense, small, plain = (amp.Anatomy.of(m) for m in (model, folded, cut))
     x: dict[int, list[torch.Tensor]] = {i: [] for i in range(shape.layers)}
     for i in x:
@@ -39,7 +39,9 @@ def test_neurons_that_never_change_are_made_up_for() -> None:
             amp.Anatomy.of(model).layer(i).neurons_in[0].weight[:9] = 0.0  # these give what their bias says
     plan = some_plan(model, 4, 15)
     plan = amp.Plan(**vars(plan) | {"neurons": [list(range(9, 24))] * 2})
-    torch.testing.assert_close(logits(amp.prune_and_fold(model, plan, BATCHES)), logits(model), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        logits(amp.prune_and_fold(model, plan, BATCHES).model), logits(model), atol=1e-4, rtol=1e-4
+    )
 
 
 def test_without_biases_it_says_what_to_use() -> None:

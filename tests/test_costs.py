@@ -52,7 +52,7 @@ def test_flops_agree_with_the_estimate() -> None:
 
 def test_a_cut_model_needs_fewer_operations() -> None:
     model = tiny()
-    small = amp.prune(model, amp.plan(model, amp.score(model, [], "random"), heads=2, neurons=12))
+    small = amp.prune(model, amp.keep(model, amp.score(model, [], "random"), heads=2, neurons=12)).model
     dense, cut = amp.flops(model, 16), amp.flops(small, 16)
     assert cut.prefill < dense.prefill and cut.decode < dense.decode
     assert amp.kv_cache_bytes(small, 16) == amp.kv_cache_bytes(model, 16) / 2

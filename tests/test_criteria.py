@@ -6,7 +6,7 @@ from helpers import EVERY_FAMILY, KNOWN, Shape, batch, equal, hooks, prompts, ti
 from torch import Tensor
 
 import amp_tutorial as amp
-from amp_tutorial.core.families import weight_of
+from amp_tutorial.core.anatomy import weight_of
 
 ROWS = prompts((9, 4, 7, 1, 6))
 BATCHES = [batch(ROWS[:2], left=True), batch(ROWS[2:])]
@@ -119,7 +119,7 @@ def test_scoring_leaves_everything_as_it_was(criterion: str) -> None:
 
 def test_criteria_that_share_a_measure_are_scored_as_if_alone() -> None:
     model = tiny()
-    together = amp.score(model, BATCHES, ("amp", *FIELD, "reversed"))
+    together = amp.score_many(model, BATCHES, ("amp", *FIELD, "reversed"))
     for name, scores in together.items():
         alone = amp.score(model, BATCHES, name)
         for part in ("heads", "neurons"):

@@ -18,7 +18,7 @@ SHAPES = [Shape(groups=2, group_size=2), Shape("llama"), Shape("phi"), Shape("gp
 @pytest.fixture(params=SHAPES, ids=["groups", "llama saved as mistral", "phi", "gpt2"])
 def pruned(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[PreTrainedModel, Path]:
     dense = tiny(request.param)
-    small = amp.prune(dense, some_plan(dense, heads=3 if request.param.groups == 4 else 2, neurons=9))
+    small = amp.prune(dense, some_plan(dense, heads=3 if request.param.groups == 4 else 2, neurons=9)).model
     return small, amp.save(small, byte_tokenizer(), tmp_path / "pruned")
 
 

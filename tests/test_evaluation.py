@@ -14,7 +14,6 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 import amp_tutorial as amp
-from amp_tutorial.core import perplexity as evaluation
 
 TOKENIZER = byte_tokenizer()
 
@@ -139,7 +138,7 @@ def test_the_cache_has_the_size_said(shape: Shape, dtype: str) -> None:
 
 def test_a_cut_model_is_smaller_in_every_respect() -> None:
     model = tiny()
-    small = amp.prune(model, amp.plan(model, amp.score(model, [], "random"), heads=2, neurons=12))
+    small = amp.prune(model, amp.keep(model, amp.score(model, [], "random"), heads=2, neurons=12)).model
     dense, cut = vars(amp.size(model)), vars(amp.size(small))
     assert all(cut[name] < dense[name] for name in dense)
     assert cut["kv_cache_bytes_per_token"] == dense["kv_cache_bytes_per_token"] / 2
@@ -150,7 +149,7 @@ def test_latency_counts_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
     model, ticks = tiny(), itertools.count()
     passes = [0]
     model.register_forward_pre_hook(lambda *_: passes.__setitem__(0, next(ticks)))
-    monkeypatch.setattr(evaluation.time, "perf_counter", lambda: float(passes[0]))
+    monkeypatch.setattr(costs.time, "perf_counter", lambda: float(passes[0]))
     found = amp.latency(model, prompt=6, new=5, repeats=3)
     assert vars(found["prefill"]) == dict(median=1.0, low=1.0, high=1.0)
     assert vars(found["decode"]) == dict(median=1.0, low=1.0, high=1.0)

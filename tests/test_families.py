@@ -41,7 +41,7 @@ def test_the_tests_know_every_family() -> None:
 def test_the_families_that_always_run_have_every_trait_and_a_new_one_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     said = set[tuple[str, object]]().union(*map(traits, amp.FAMILIES.values()))
     assert set[tuple[str, object]]().union(*(traits(amp.FAMILIES[name]) for name in COVERING)) == said
-    assert COVERING == covering() and len(set(COVERING)) == len(COVERING) <= len(KNOWN) // 2
+    assert COVERING == covering() and len(set(COVERING)) == len(COVERING) < 0.6 * len(KNOWN)
     monkeypatch.setitem(amp.FAMILIES, "plain", amp.Family())
     assert covering() == COVERING
     monkeypatch.setitem(amp.FAMILIES, "new", amp.Family(norms=(("ln", "query"),)))
@@ -251,7 +251,7 @@ def test_settings_that_tie_head_dim_to_the_heads_keep_heads_whole(family: str, n
     plan = some_plan(model, heads=None, neurons=11)
     with amp.masked(model, plan):
         masked = logits(model)
-    torch.testing.assert_close(logits(amp.prune(model, plan)), masked, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(logits(amp.prune(model, plan).model), masked, rtol=1e-5, atol=1e-5)
     with pytest.raises(ValueError, match=f"No stock configuration of {family} says 3 heads"):
         amp.prune(model, replace(plan, heads=[[0, 1, 2]] * 2))
 

@@ -11,7 +11,8 @@ import pytest
 import amp_tutorial
 
 PACKAGE = Path(amp_tutorial.__file__).parent
-LINE = ["files", "core", "measure", "methods", "scale", "runs", "reports", "course"]
+# Older calls wrap those of the five folders before them, and go with the next version.
+LINE = ["files", "core", "measure", "methods", "scale", "older_calls", "runs", "reports", "course"]
 # Made the embedded models and texts: it may use the core, and nothing that the package does may need it.
 MAY_USE = {folder: LINE[: i + 1] for i, folder in enumerate(LINE)} | {"tinyworld": ["files", "core", "tinyworld"]}
 
@@ -67,7 +68,7 @@ def needs(module: str) -> set[str]:
     return found - {module, ""}
 
 
-def test_every_module_is_in_a_folder_that_has_its_place() -> None:
+def test_every_module_has_its_place() -> None:
     assert {name.partition(".")[0] for name in MODULES if name} == set(MAY_USE)
 
 
@@ -85,7 +86,7 @@ def test_nothing_is_imported_upward(folder: str) -> None:
 
 @pytest.mark.parametrize("folder", MAY_USE)
 def test_no_folder_holds_a_circle(folder: str) -> None:
-    mine = {module for module in MODULES if module.startswith(f"{folder}.")}
+    mine = {module for module in MODULES if module.partition(".")[0] == folder}
     assert list(TopologicalSorter({module: needs(module) & mine for module in sorted(mine)}).static_order())
 
 
@@ -103,4 +104,4 @@ def test_no_folder_holds_a_circle(folder: str) -> None:
 )
 def test_every_way_to_import_is_seen(code: str, found: set[str]) -> None:
     assert imported(ast.parse(code), "amp_tutorial.measure") == found
-    assert OFFERED["score"] == "core.scores.score" and "core.plans" in needs("core.surgery")
+    assert OFFERED["Plan"] == "core.plans.Plan" and "core.plans" in needs("core.surgery")

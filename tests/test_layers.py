@@ -44,7 +44,7 @@ READING = [name for name in amp.LAYER_CRITERIA if name not in ("last", "random")
 
 def mixed(model: PreTrainedModel, kept: list[int], seed: int = 0) -> amp.Plan:
     """Some heads, some neurons and these layers, as far as the family can lose them."""
-    return some_plan(model, heads=2, neurons=11, seed=seed).with_layers(kept, model)
+    return amp.with_layers(some_plan(model, heads=2, neurons=11, seed=seed), kept, model)
 
 
 def stock(model: PreTrainedModel) -> PreTrainedModel:
@@ -79,8 +79,8 @@ def test_depth_and_width_in_one_plan(shape: Shape, data: st.DataObject) -> None:
     heads = shape.group_size * data.draw(st.integers(1, shape.groups))
     assume(amp.FAMILIES[shape.family].no_heads or sayable(shape, heads))
     wide = some_plan(model, heads, data.draw(st.integers(1, shape.neurons)), seed=data.draw(st.integers(0, 99)))
-    plan = wide.with_layers(kept, model)
-    small, before, found = amp.prune(model, plan), weights(model), amp.check(model, plan)
+    plan = amp.with_layers(wide, kept, model)
+    small, before, found = amp.prune(model, plan).model, weights(model), amp.preview(model, plan)
     assert torch.equal(logits(stock(small)), logits(small))
     assert equal(weights(model), before) and untouched(model)
     gone = model.num_parameters() - small.num_parameters()
@@ -89,7 +89,7 @@ def test_depth_and_width_in_one_plan(shape: Shape, data: st.DataObject) -> None:
     assert found.kv_cache_per_token[1] == amp.size(small, length=1).kv_cache_bytes_per_token
     with amp.masked(model.float(), plan):
         masked = logits(model)
-    within = amp.prune(model, plan, inplace=True)
+    within = amp.prune(model, plan, inplace=True).model
     alike(logits(within), masked)
     assert equal(weights(within), weights(small.float()))
 
@@ -99,7 +99,7 @@ def test_depth_and_width_in_one_plan(shape: Shape, data: st.DataObject) -> None:
 def test_every_family_loses_layers(shape: Shape, kept: list[int]) -> None:
     model = tiny(shape)
     plan = mixed(model, kept)
-    small = amp.prune(model, plan)
+    small = amp.prune(model, plan).model
     with amp.masked(model, plan):
         masked = logits(model)
     alike(logits(small), masked)
@@ -116,7 +116,7 @@ def test_the_cache_stays_consistent(shape: Shape) -> None:
     """Twelve tokens, more than the windows hold: cut with a cache and without, masked with a cache and without."""
     model = tiny(shape)
     plan = mixed(model, [1, 3])
-    small, given, written = amp.prune(model, plan), batch(prompts((5, 5))), []
+    small, given, written = amp.prune(model, plan).model, batch(prompts((5, 5))), []
     for one in (small, model):
         one.generation_config = GenerationConfig(max_new_tokens=7, do_sample=False, pad_token_id=2)
     for cached in (True, False):
@@ -146,8 +146,8 @@ PER_LAYER: list[tuple[str, dict[str, Any]]] = [
 def test_what_a_configuration_says_of_single_layers_goes_with_them(family: str, own: dict, kept: list[int]) -> None:
     (shape,) = every([family], layers=4)
     model = tiny(shape, **own)
-    plan = whole_plan(amp.Anatomy.of(model)).with_layers(kept, model)
-    small = amp.prune(model, plan)
+    plan = amp.with_layers(whole_plan(amp.Anatomy.of(model)), kept, model)
+    small = amp.prune(model, plan).model
     with amp.masked(model, plan):
         alike(logits(small), logits(model))
     assert torch.equal(logits(stock(small)), logits(small))
@@ -164,15 +164,15 @@ def test_what_goes_by_depth_is_refused() -> None:
     for refused in (amp.prune, amp.check):
         with pytest.raises(ValueError, match="With scale_attn_by_inverse_layer_idx .* keep all layers"):
             refused(model, plan)
-    assert logits(amp.prune(model, some_plan(model, None, 11))).isfinite().all()
+    assert logits(amp.prune(model, some_plan(model, None, 11)).model).isfinite().all()
 
 
 def test_readers_that_may_not_know_the_kinds_of_layers() -> None:
     model = tiny(Shape("gemma2", layers=4))
-    found = {one.where: one.answer for one in amp.check(model, mixed(model, [0, 3])).loads}
+    found = {one.where: one.answer for one in amp.preview(model, mixed(model, [0, 3])).loads}
     assert found == {"transformers 5": "yes", "transformers 4": "unknown", "vLLM": "unknown", "llama.cpp": "unknown"}
     model = tiny(Shape("llama", layers=4))
-    said = amp.check(model, mixed(model, [0, 3]))
+    said = amp.preview(model, mixed(model, [0, 3]))
     assert {one.answer for one in said.loads} == {"yes"} and "Cut in each of 2 of 4 layers" in str(said)
 
 
@@ -190,7 +190,7 @@ def test_a_hand_made_plan_of_no_such_layers_is_refused(layers: list[int], tmp_pa
 def test_settings_follow_their_layers() -> None:
     model = tiny(Shape(layers=3))
     model.model.layers[2].mlp.down_proj.weight.requires_grad_(False)
-    small = amp.prune(model, mixed(model, [0, 2]))
+    small = amp.prune(model, mixed(model, [0, 2])).model
     assert [n for n, p in small.named_parameters() if not p.requires_grad] == ["model.layers.1.mlp.down_proj.weight"]
 
 
@@ -199,10 +199,10 @@ def test_heads_and_neurons_scored_without_some_layers(family: str) -> None:
     """Scored while the layers are masked: the scores of the model that has lost them."""
     (shape,) = every([family], layers=4)
     model, given = tiny(shape), [batch(prompts((9, 14, 1, 12)))]
-    deep = whole_plan(amp.Anatomy.of(model)).with_layers([1, 3], model)
+    deep = amp.with_layers(whole_plan(amp.Anatomy.of(model)), [1, 3], model)
     with amp.masked(model, deep):
         found = amp.score(model, given)
-    small = amp.score(amp.prune(model, deep), given)
+    small = amp.score(amp.prune(model, deep).model, given)
     for new, i in enumerate([1, 3]):
         torch.testing.assert_close(found.heads[i], small.heads[new], rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(found.neurons[i], small.neurons[new], rtol=1e-4, atol=1e-5)
@@ -245,7 +245,7 @@ def some_batches() -> list[dict[str, Tensor]]:
 
 
 def skipping(model: PreTrainedModel, kept: list[int]) -> Any:
-    return amp.masked(model, whole_plan(amp.Anatomy.of(model)).with_layers(kept, model))
+    return amp.masked(model, amp.with_layers(whole_plan(amp.Anatomy.of(model)), kept, model))
 
 
 @pytest.mark.parametrize("shape", every(("llama", "gemma2", "gpt2", "falcon", "gpt_neox", "opt"), layers=3), ids=str)
@@ -267,8 +267,8 @@ def test_greedy_by_perplexity_is_brute_force() -> None:
     for _ in range(2):
         tried = {}
         for i in kept[1:-1]:
-            plan = whole_plan(amp.Anatomy.of(model)).with_layers([j for j in kept if j != i], model)
-            tried[i] = loss_of(amp.prune(model, plan))
+            plan = amp.with_layers(whole_plan(amp.Anatomy.of(model)), [j for j in kept if j != i], model)
+            tried[i] = loss_of(amp.prune(model, plan).model)
         kept.remove(min(tried, key=tried.__getitem__))
     assert amp.drop_layers(model, some_batches(), 2, "perplexity", progress=False).layers == kept
     assert {0, 4} <= set(kept)
@@ -363,7 +363,7 @@ def test_a_layer_that_does_nothing_goes_first(
     assert plan.layers == [0, 1, 2, 4, 5] and plan.criterion == criterion
     given = batches[0]["input_ids"][:2, :20]
     with torch.no_grad():
-        torch.testing.assert_close(amp.prune(model, plan)(given).logits, model(given).logits)
+        torch.testing.assert_close(amp.prune(model, plan).model(given).logits, model(given).logits)
 
 
 def test_scores_are_given_anew_after_each_removal() -> None:
@@ -371,8 +371,8 @@ def test_scores_are_given_anew_after_each_removal() -> None:
     for _ in range(3):
         scores = amp.rank_layers(model, some_batches(), "influence", layers=kept)
         kept.remove(min(scores, key=lambda i: scores[i]))
-    plan = amp.drop_layers(model, some_batches(), 3, "influence", of="blocks", progress=False)
-    assert plan.layers == kept and plan.achieved == pytest.approx(3 / 5) and plan.of == "blocks"
+    plan = amp.drop_layers(model, some_batches(), 3, "influence", of="block parameters", progress=False)
+    assert plan.layers == kept and plan.achieved == pytest.approx(3 / 5) and plan.of == "block parameters"
 
 
 def test_criteria_without_data() -> None:
@@ -423,7 +423,7 @@ def test_states_that_are_not_finite_are_refused() -> None:
 
 @pytest.mark.parametrize("remove", [0, 4, 9])
 def test_a_budget_that_removes_all_layers_is_refused(remove: int) -> None:
-    with pytest.raises(ValueError, match=f"remove={remove} layers of 4 is not possible: at least 1 goes and 1 stays"):
+    with pytest.raises(ValueError, match=f"num_layers={remove} of 4 is not possible: at least 1 goes and 1 stays"):
         amp.drop_layers(tiny(TINY), [], remove, "random")
 
 
@@ -437,26 +437,30 @@ def test_the_highest_scores_stay_and_the_deeper_of_equals_goes() -> None:
     model = tiny(TINY)
     assert amp.plan_layers(model, SCORES, keep=3).layers == [0, 1, 3]
     assert amp.plan_layers(model, SCORES, keep=1).layers == [3]
-    half = amp.plan_layers(model, SCORES, remove=0.5, of="blocks", criterion="mine")
+    half = amp.plan_layers(model, SCORES, pruning_ratio=0.5, of="block parameters", criterion="mine")
     assert half.layers == [0, 3] and half.achieved == pytest.approx(0.5) and half.asked == 0.5
     assert "each of 2 of 4 layers" in str(half) and "layer 1: goes whole" in str(half) and "Plan by mine" in str(half)
-    assert amp.plan_layers(model, SCORES, remove=0.36, of="blocks").layers == [0, 1, 3]  # nearer to one layer
+    assert amp.plan_layers(model, SCORES, pruning_ratio=0.36, of="block parameters").layers == [
+        0,
+        1,
+        3,
+    ]  # nearer to one layer
 
 
 @pytest.mark.parametrize(
     ("words", "asked"),
     [
-        ("either remove=… or keep=…", {}),
-        ("either remove=… or keep=…", dict(remove=0.5, keep=2)),
-        ("remove=1.5 is not a ratio", dict(remove=1.5)),
-        ("less than half of a layer, which is 25.0%", dict(remove=0.1, of="blocks")),
+        ("either pruning_ratio=… or keep=…", {}),
+        ("either pruning_ratio=… or keep=…", dict(pruning_ratio=0.5, keep=2)),
+        ("pruning_ratio=1.5 is not a ratio", dict(pruning_ratio=1.5)),
+        ("less than half of a layer, which is 25.0%", dict(pruning_ratio=0.1, of="block parameters")),
         ("would keep 0 of 4 layers", dict(keep=0)),
-        ("would keep 0 of 4 layers", dict(remove=0.95, of="blocks")),
+        ("would keep 0 of 4 layers", dict(pruning_ratio=0.95, of="block parameters")),
         ("would keep 5 of 4 layers", dict(keep=5)),
         ("Give one score for each layer from 0 to 3", dict(keep=2, scores={0: 1.0, 1: 2.0})),
         ("and none NaN", dict(keep=2, scores=SCORES | {2: math.nan})),
         ("would take layers .3., which are to stay", dict(keep=2, scores=SCORES | {0: 0.0, 1: math.inf, 2: math.inf})),
-        ("of='layers' must be one of all, blocks", dict(keep=2, of="layers")),
+        ("of='layers' must be one of parameters, block parameters", dict(keep=2, of="layers")),
     ],
 )
 def test_bad_input_for_plans_of_layers(words: str, asked: dict) -> None:

@@ -68,7 +68,7 @@ def full(batch: int, length: int, batches: int = 2) -> list[dict[str, torch.Tens
 
 
 def pruned(model: PreTrainedModel) -> PreTrainedModel:
-    return amp.prune(model, amp.plan(model, amp.score(model, [], "random"), remove=0.3))
+    return amp.prune(model, amp.plan(model, amp.score(model, [], "random"), pruning_ratio=0.3)).model
 
 
 @pytest.mark.parametrize("criterion", amp.CRITERIA)
@@ -85,8 +85,8 @@ def test_scoring(loaded: Any, criterion: str, batch: int, length: int) -> None:
 def test_pruning_in_place(loaded: Any) -> None:
     name, _, _ = loaded
     model, _ = amp.load(name, device="cpu")
-    chosen = amp.plan(model, amp.score(model, [], "random"), remove=0.3)
-    taken = measured(lambda: amp.prune(model, chosen, inplace=True), model)
+    chosen = amp.plan(model, amp.score(model, [], "random"), pruning_ratio=0.3)
+    taken = measured(lambda: amp.prune(model, chosen, inplace=True).model, model)
     assert need(model=name, **ALONE).peaks["prune"] == pytest.approx(taken, rel=CLOSE)
 
 
@@ -113,8 +113,8 @@ def test_shots(loaded: Any, running_text: str, tmp_path: Path) -> None:
 def test_repair(loaded: Any, how: str, batch: int, length: int) -> None:
     name, model, _ = loaded
     settings = ALONE | dict(calibration=3 * batch, batch=batch, calibration_length=length, calibration_text="long")
-    chosen, batches = amp.plan(model, amp.score(model, [], "random"), remove=0.3), full(batch, length, 3)
-    taken = measured(lambda: amp.repair(model, chosen, batches, choose=how == "choose", progress=False), model)
+    chosen, batches = amp.plan(model, amp.score(model, [], "random"), pruning_ratio=0.3), full(batch, length, 3)
+    taken = measured(lambda: amp.repair(model, chosen, batches, reselect=how == "choose", progress=False), model)
     assert need(model=name, repair=how, **settings).peaks["prune"] == pytest.approx(taken, rel=CLOSE)
 
 

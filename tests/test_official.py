@@ -106,7 +106,7 @@ def test_a_head_left_by_rounding_is_made_up_for_by_one_neuron() -> None:
     heads, neurons = official.widths(model, ratio)
     assert heads == 32 - round(0.31 * 32) == 22
     assert neurons == 11_008 - round(11_008 * 0.31 + 32 * 0.31 - 10)
-    clean = amp.plan(model, amp.score(model, [], "random"), remove=ratio).widths
+    clean = amp.plan(model, amp.score(model, [], "random"), pruning_ratio=ratio).widths
     assert clean[0] == 22 and clean[2] == pytest.approx(11_008 * 0.69 + 171 * (10 - 32 * 0.31), abs=3), (
         "and by 171 here"
     )

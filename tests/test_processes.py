@@ -53,7 +53,7 @@ def work(folder: Path) -> None:
 
     def score(batches: Any, seed: int = 0, average: str = "tokens") -> dict[str, amp.Scores]:
         scored = model if seed == 0 else tiny(SHAPE, seed)
-        return amp.score(scored, batches, ("amp", "reversed"), average, reduce=True)
+        return amp.score_many(scored, batches, ("amp", "reversed"), average, forward=amp.over_processes)
 
     def broken() -> Iterator[dict[str, Tensor]]:
         yield from share
@@ -70,7 +70,7 @@ def work(folder: Path) -> None:
         "different models": lambda: score(share, seed=rank),
         "no tokens": lambda: score([]),
         "uneven loader": lambda: score(loader(ROWS, even=True)),
-        "alone": lambda: amp.score(model, share, ("amp", "reversed")),  # without reduce nobody is asked
+        "alone": lambda: amp.score_many(model, share, ("amp", "reversed")),  # without it nobody is asked
         "broken": lambda: score(broken()),
     }
     for name, case in cases.items():
@@ -151,12 +151,12 @@ def test_a_process_that_fails_leaves_no_scores(folder: Path) -> None:
 def test_processes_that_are_not_connected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="the processes are not connected: make an accelerate.Accelerator"):
-        amp.score(tiny(SHAPE), BATCHES, reduce=True)
+        amp.score(tiny(SHAPE), BATCHES, forward=amp.over_processes)
     same(amp.score(tiny(SHAPE), BATCHES), amp.score(tiny(SHAPE), BATCHES))  # without reduce it is nobody's concern
 
 
 def test_one_process_has_nobody_to_add_up_with() -> None:
-    same(amp.score(tiny(SHAPE), BATCHES, reduce=True), amp.score(tiny(SHAPE), BATCHES))
+    same(amp.score(tiny(SHAPE), BATCHES, forward=amp.over_processes), amp.score(tiny(SHAPE), BATCHES))
 
 
 if __name__ == "__main__":

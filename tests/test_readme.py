@@ -27,7 +27,7 @@ def refused(where: str, families: tuple[str, ...], heads: int | None, neurons: i
     for family in families:
         dense = tiny(Shape(family, layers=1, neurons=128))  # 4 · 32: what some programs always take
         (loads,) = [
-            x for x in amp.check(dense, some_plan(dense, heads=heads, neurons=neurons)).loads if x.where == where
+            x for x in amp.preview(dense, some_plan(dense, heads=heads, neurons=neurons)).loads if x.where == where
         ]
         assert loads.answer in ("yes", "no")
         found |= {family} if loads.answer == "no" else set()
@@ -78,7 +78,7 @@ def test_the_exceptions_it_names_are_those_that_check_names(where: str) -> None:
 
 def test_the_versions_it_names_are_those_that_check_names() -> None:
     model = tiny()
-    found = amp.check(model, some_plan(model, heads=2, neurons=9)).loads[1:]
+    found = amp.preview(model, some_plan(model, heads=2, neurons=9)).loads[1:]
     lines = [row(f"| {x.where}") for x in found]
     for x, line in zip(found, lines, strict=True):
         versions = re.findall(r"\d+\.\d+\.\d+", x.source)

@@ -81,7 +81,7 @@ def test_the_loss_counts_labels_only(rows: Path) -> None:
 def test_every_projection_is_adapted_and_merged_into_a_stock_model(shape: Shape, rows: Path, tmp_path: Path) -> None:
     """Attention and MLP, packed or not, whether the family can lose them or not; experts and routers stay."""
     dense = tiny(shape)
-    model = amp.prune(dense, some_plan(dense, heads=2, neurons=11))
+    model = amp.prune(dense, some_plan(dense, heads=2, neurons=11)).model
     before, found = weights(model), recovered(model, rows, lr=1e-2)
     blocks = f"{amp.FAMILIES[shape.family].layers}."
     linear = {
@@ -138,4 +138,4 @@ def test_rows_at_once_change_neither_the_gradient_nor_the_loss_of_a_step(
 
 def test_no_row_at_once_is_refused_before_any_work() -> None:
     with pytest.raises(ValueError, match="rows_at_once=0 must be at least 1"):
-        amp.recover(tiny(), TOKENIZER, "no such file", rows_at_once=0)
+        amp.recover(tiny(), TOKENIZER, "no such file", config=amp.RecoveryConfig(rows_at_once=0))

@@ -14,7 +14,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import amp_tutorial as amp
-from amp_tutorial.core.families import Kind, weight_of
+from amp_tutorial.core.anatomy import weight_of
+from amp_tutorial.core.families import Kind
 from amp_tutorial.core.surgery import _kept
 from amp_tutorial.methods import repair as module
 from amp_tutorial.methods.layerwise import Walk
@@ -74,12 +75,12 @@ def test_repair_is_never_worse_than_none_on_its_own_text(shape: Shape, data: st.
     sequential, ridge = data.draw(st.booleans()), data.draw(st.sampled_from((None, 1e-6, 0.1, 10.0)))
     reads = sequential and data.draw(st.booleans())
     stay = data.draw(st.sets(st.integers(0, shape.layers - 1), min_size=1))
-    plan = plan.with_layers(sorted(stay), model)
+    plan = amp.with_layers(plan, sorted(stay), model)
     found = module.repair(model, plan, BATCHES[:2], choose, sequential, reads, None, ridge, progress=False)
-    assert all(fit.after <= fit.before * (1 + 1e-9) + 1e-12 for fit in found.fits)
-    assert {fit.layer for fit in found.fits} == stay
+    assert all(fit.after <= fit.before * (1 + 1e-9) + 1e-12 for fit in found.report.fits)
+    assert {fit.layer for fit in found.report.fits} == stay
     assert equal(weights(model), before) and hooks(model) == hooks(found.model) == 0
-    assert found.model.num_parameters() == amp.prune(model, plan).num_parameters()
+    assert found.model.num_parameters() == amp.prune(model, plan).model.num_parameters()
     assert [len(kept) for kept in found.plan.heads] == [len(kept) for kept in plan.heads]
     assert [len(kept) for kept in found.plan.neurons] == [len(kept) for kept in plan.neurons]
 
@@ -87,7 +88,7 @@ def test_repair_is_never_worse_than_none_on_its_own_text(shape: Shape, data: st.
 @pytest.mark.parametrize("shape", EVERY_FAMILY, ids=KNOWN)
 def test_what_is_repaired_loads_in_stock_transformers(shape: Shape, tmp_path: Path) -> None:
     model = tiny(shape)
-    found = module.repair(model, some_plan(model, 2, 15), BATCHES[:3], choose=True, reads=True, progress=False)
+    found = module.repair(model, some_plan(model, 2, 15), BATCHES[:3], reselect=True, refit_inputs=True, progress=False)
     folder = amp.save(found.model, None, tmp_path / "saved")
     again, report = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
     assert not any(report.values())
@@ -99,7 +100,7 @@ def test_what_is_repaired_loads_in_stock_transformers(shape: Shape, tmp_path: Pa
 @pytest.mark.parametrize("shape", SEVERAL, ids=lambda s: s.family)
 def test_a_plan_that_removes_nothing_changes_nothing(shape: Shape, sequential: bool) -> None:
     model = tiny(shape)
-    plan = amp.plan(model, amp.score(model, [], "random"), neurons=shape.neurons)
+    plan = amp.keep(model, amp.score(model, [], "random"), neurons=shape.neurons)
     small = module.repair(model, plan, BATCHES, sequential=sequential, ridge=1e-3, progress=False).model
     torch.testing.assert_close(logits(small), logits(model), atol=1e-4, rtol=1e-4)
 
@@ -108,7 +109,7 @@ def test_a_plan_that_removes_nothing_changes_nothing(shape: Shape, sequential: b
 def test_what_reads_the_stream_is_refitted_to_give_what_the_dense_model_gave(shape: Shape) -> None:
     model = tiny(shape)
     plan = some_plan(model, 2, 15)
-    small = module.repair(model, plan, BATCHES, reads=True, ridge=1e-8, progress=False).model
+    small = module.repair(model, plan, BATCHES, refit_inputs=True, ridge=1e-8, progress=False).model
     dense, cut, i = amp.Anatomy.of(model), amp.Anatomy.of(small), 1
     rows = _kept(dense, plan, i)
     kinds: tuple[tuple[Kind, str], ...] = (("query", "query"), ("shared", "value"), ("neurons", "up"))
@@ -140,7 +141,7 @@ def ends(model: torch.nn.Module, linear: torch.nn.Module) -> tuple[Tensor, Tenso
 @pytest.mark.parametrize("tied", [False, True])
 def test_an_output_head_of_its_own_is_refitted_to_give_the_dense_logits(tied: bool) -> None:
     model = tiny(Shape(tied=tied))
-    small = module.repair(model, some_plan(model, 2, 15), BATCHES, reads=True, ridge=1e-8, progress=False).model
+    small = module.repair(model, some_plan(model, 2, 15), BATCHES, refit_inputs=True, ridge=1e-8, progress=False).model
     if tied:
         assert torch.equal(small.lm_head.weight, model.lm_head.weight)
         return
@@ -156,8 +157,8 @@ SLICED = [Shape(hidden=32, tied=True), Shape("qwen2", bias=True), Shape("gemma")
 def test_a_sliced_stream_is_repaired_into_a_stock_model(shape: Shape, tmp_path: Path) -> None:
     model = tiny(shape)
     plan = some_plan(model, 2, 15)
-    found = module.repair(model, plan, BATCHES, choose=True, reads=True, hidden=24, progress=False)
-    assert all(fit.after <= fit.before * (1 + 1e-9) + 1e-12 for fit in found.fits)
+    found = module.repair(model, plan, BATCHES, reselect=True, refit_inputs=True, hidden_size=24, progress=False)
+    assert all(fit.after <= fit.before * (1 + 1e-9) + 1e-12 for fit in found.report.fits)
     assert found.model.config.hidden_size == 24
     folder = amp.save(found.model, None, tmp_path / "saved")
     again, report = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
@@ -169,11 +170,11 @@ def test_a_sliced_stream_is_repaired_into_a_stock_model(shape: Shape, tmp_path: 
 def test_repair_brings_a_sliced_model_nearer_to_the_dense_one(shape: Shape) -> None:
     model = tiny(shape)
     plan = some_plan(model, shape.heads, shape.neurons)
-    wanted, cut = logits(model), logits(amp.slice_hidden(model, amp.rotation(model, BATCHES), 24))
-    ours = logits(module.repair(model, plan, BATCHES, reads=True, hidden=24, progress=False).model)
+    wanted, cut = logits(model), logits(amp.slice_hidden(model, amp.rotation(model, BATCHES), 24).model)
+    ours = logits(module.repair(model, plan, BATCHES, refit_inputs=True, hidden_size=24, progress=False).model)
     most = 1.0 if shape.family == "mixtral" else 0.9  # experts are not refitted
     assert (ours - wanted).norm() < most * (cut - wanted).norm()
-    whole = module.repair(model, plan, BATCHES, reads=True, hidden=32, progress=False).model
+    whole = module.repair(model, plan, BATCHES, refit_inputs=True, hidden_size=32, progress=False).model
     torch.testing.assert_close(logits(whole), wanted, atol=1e-3, rtol=1e-3)
 
 
@@ -181,7 +182,7 @@ def test_repair_brings_a_sliced_model_nearer_to_the_dense_one(shape: Shape) -> N
 @pytest.mark.parametrize("shape", SEVERAL, ids=lambda s: s.family)
 def test_the_layers_that_stay_make_up_for_one_that_goes(shape: Shape, gone: int) -> None:
     model = tiny(replace(shape, layers=3))
-    plan = some_plan(model, shape.heads, shape.neurons).with_layers([i for i in range(3) if i != gone], model)
+    plan = amp.with_layers(some_plan(model, shape.heads, shape.neurons), [i for i in range(3) if i != gone], model)
 
     def stream(some: torch.nn.Module) -> Tensor:
         last = amp.Anatomy.of(some).model.get_submodule(amp.Anatomy.of(some).family.layers)[-1]  # type: ignore[arg-type]
@@ -194,7 +195,7 @@ def test_the_layers_that_stay_make_up_for_one_that_goes(shape: Shape, gone: int)
         handle.remove()
         return torch.cat(found)
 
-    wanted, cut = stream(model), stream(amp.prune(model, plan))
+    wanted, cut = stream(model), stream(amp.prune(model, plan).model)
     ours = stream(module.repair(model, plan, BATCHES, progress=False).model)
     assert (ours - wanted).norm() < 0.8 * (cut - wanted).norm()
 
@@ -204,8 +205,8 @@ def test_a_layer_that_adds_nothing_goes_for_nothing() -> None:
     layer = amp.Anatomy.of(model).layer(0)
     torch.nn.init.zeros_(layer.output.weight)
     torch.nn.init.zeros_(layer.neurons_out.weight)
-    plan = some_plan(model, 4, 24).with_layers([1, 2], model)
-    small = module.repair(model, plan, BATCHES, reads=True, progress=False).model
+    plan = amp.with_layers(some_plan(model, 4, 24), [1, 2], model)
+    small = module.repair(model, plan, BATCHES, refit_inputs=True, progress=False).model
     torch.testing.assert_close(logits(small), logits(model), atol=1e-4, rtol=1e-4)
 
 
@@ -223,16 +224,16 @@ def test_what_depends_linearly_on_the_rest_is_made_up_for(shape: Shape, choose: 
             for linear, rows in ((layer.query, size), (layer.key, shape.head_dim), (layer.value, shape.head_dim)):
                 for tensor in (linear.weight, *([] if linear.bias is None else [linear.bias])):
                     tensor[:rows] = tensor[rows : 2 * rows]  # and so is the first KV group
-    plan = amp.plan(model, amp.score(model, [], "random"), heads=shape.heads - shape.group_size, neurons=20)
+    plan = amp.keep(model, amp.score(model, [], "random"), heads=shape.heads - shape.group_size, neurons=20)
     if not choose:  # with choose the copies have to be found
         plan = replace(
             plan,
             heads=[list(range(shape.group_size, shape.heads))] * shape.layers,
             neurons=[list(range(4, 24))] * shape.layers,
         )
-    found = module.repair(model, plan, BATCHES, choose=choose, ridge=1e-9, progress=False)
+    found = module.repair(model, plan, BATCHES, reselect=choose, ridge=1e-9, progress=False)
     torch.testing.assert_close(logits(found.model), logits(model), atol=2e-3, rtol=1e-3)
-    assert not torch.allclose(logits(amp.prune(model, found.plan)), logits(model), atol=0.05)
+    assert not torch.allclose(logits(amp.prune(model, found.plan).model), logits(model), atol=0.05)
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -308,7 +309,7 @@ def test_queries_are_chosen_in_every_group() -> None:
     shape = Shape("qwen2", groups=2, group_size=3)
     model = tiny(shape)
     plan = some_plan(model, 4, 15, unit="queries")
-    found = module.repair(model, plan, BATCHES, choose=True, progress=False).plan
+    found = module.repair(model, plan, BATCHES, reselect=True, progress=False).plan
     assert all(sum(h < 3 for h in kept) == sum(h >= 3 for h in kept) == 2 for kept in found.heads)
 
 
@@ -335,7 +336,7 @@ def test_too_little_text_is_said() -> None:
             module.repair(model, some_plan(model, 2, 15), BATCHES, sequential=False, progress=False, **asked)
     with pytest.raises(ValueError, match="The hidden size of a phi cannot be sliced"):
         phi = tiny(Shape("phi"))
-        module.repair(phi, some_plan(phi, 2, 15), BATCHES, hidden=24, progress=False)
+        module.repair(phi, some_plan(phi, 2, 15), BATCHES, hidden_size=24, progress=False)
 
 
 @pytest.mark.slow
@@ -343,15 +344,15 @@ def test_too_little_text_is_said() -> None:
 def test_on_a_trained_model_each_step_helps(name: str) -> None:
     model, tokenizer = amp.load(name)
     batches = amp.calibration(tokenizer, samples=64)
-    plan = amp.plan(model, amp.score(model, batches), remove=0.5, of="blocks")
+    plan = amp.plan(model, amp.score(model, batches), pruning_ratio=0.5, of="block parameters")
     quality = [
         amp.perplexity(small, tokenizer, limit=60).value
         for small in (
-            module.repair(model, plan, batches, choose=True, reads=True, progress=False).model,
-            module.repair(model, plan, batches, choose=True, progress=False).model,
+            module.repair(model, plan, batches, reselect=True, refit_inputs=True, progress=False).model,
+            module.repair(model, plan, batches, reselect=True, progress=False).model,
             module.repair(model, plan, batches, progress=False).model,
             module.repair(model, plan, batches, sequential=False, progress=False).model,
-            amp.prune(model, plan),
+            amp.prune(model, plan).model,
         )
     ]
     assert all(better < worse for better, worse in itertools.pairwise(quality))

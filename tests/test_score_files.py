@@ -59,7 +59,7 @@ def test_any_scores_come_back_and_plan_the_same(shape: Shape, criterion: str, av
     again, neurons = reloaded(scores), max(1, shape.neurons // 2)
     assert identical(again, scores)
     if not amp.FAMILIES[shape.family].no_neurons:
-        assert amp.plan(model, again, neurons=neurons) == amp.plan(model, scores, neurons=neurons)
+        assert amp.keep(model, again, neurons=neurons) == amp.keep(model, scores, neurons=neurons)
 
 
 def test_a_file_holds_two_tensors_and_says_what_they_are(tmp_path: Path) -> None:
@@ -76,7 +76,9 @@ def test_score_once_and_prune_at_many_ratios(criterion: str) -> None:
     kept = reloaded(amp.score(model, BATCHES, criterion))
     for remove in (0.1, 0.2, 0.3, 0.5):
         anew = amp.score(model, BATCHES, criterion)
-        assert amp.plan(model, kept, remove, of="blocks") == amp.plan(model, anew, remove, of="blocks")
+        assert amp.plan(model, kept, remove, of="block parameters") == amp.plan(
+            model, anew, remove, of="block parameters"
+        )
 
 
 # Nothing is lost, and nothing half-written is left
@@ -208,22 +210,22 @@ def test_a_model_without_its_weights_is_unknown() -> None:
     with torch.device("meta"):
         blank = type(tiny())(tiny().config)
     assert fingerprint(blank) == "" and amp.score(tiny(), BATCHES).made_for(blank)
-    amp.plan(blank, amp.score(tiny(), BATCHES), neurons=9)
+    amp.keep(blank, amp.score(tiny(), BATCHES), neurons=9)
 
 
 def test_a_plan_wants_the_scores_of_its_own_model() -> None:
     model, other = tiny(), tiny(seed=1)
     for name, scores in amp.score(model, BATCHES, CRITERIA).items():
-        amp.plan(copy.deepcopy(model).half(), reloaded(scores), neurons=9)
+        amp.keep(copy.deepcopy(model).half(), reloaded(scores), neurons=9)
         if name == "random":  # of no model: the same for each of that shape
-            assert amp.plan(other, scores, neurons=9) == amp.plan(model, scores, neurons=9)
+            assert amp.keep(other, scores, neurons=9) == amp.keep(model, scores, neurons=9)
             continue
         for stranger in (other, trained(model)):
             with pytest.raises(ValueError, match="of another model of this shape.*; score this model") as caught:
-                amp.plan(stranger, reloaded(scores), neurons=9)
+                amp.keep(stranger, reloaded(scores), neurons=9)
             assert "\n" not in str(caught.value)
-        meant = amp.plan(other, replace(scores, model_hash=""), neurons=9)  # the way out that the sentence names
-        assert meant == amp.plan(model, scores, neurons=9)
+        meant = amp.keep(other, replace(scores, model_hash=""), neurons=9)  # the way out that the sentence names
+        assert meant == amp.keep(model, scores, neurons=9)
 
 
 # Which prompts

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 import amp_tutorial as amp
-from amp_tutorial.core.families import weight_of
+from amp_tutorial.core.anatomy import weight_of
 
 ROWS = prompts()
 

@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrain
 
 import amp_tutorial as amp
 from amp_tutorial.methods import shots as module
+from amp_tutorial.methods.depth_and_width import planned
 from amp_tutorial.methods.shots import Shot, composed, schedule, widths
 
 TOKENIZER = byte_tokenizer()
@@ -23,7 +24,8 @@ EIGHT = Shape(groups=8, hidden=32, neurons=40)
 
 
 def run(model: PreTrainedModel, **settings: Any) -> list[tuple[PreTrainedModel, Shot]]:
-    return list(amp.prune_in_shots(model, TOKENIZER, BATCHES, **dict(recover=None, criterion="amp") | settings))
+    found = amp.prune_in_shots(model, TOKENIZER, BATCHES, **dict(recover=None, criterion="amp") | settings)
+    return [(pruned.model, pruned.report) for pruned in found]
 
 
 def test_the_published_schedule() -> None:
@@ -59,7 +61,7 @@ def test_published_targets(
 ) -> None:
     assert llama_2_7b.num_parameters() == 6_738_415_616
     kept = some_plan(llama_2_7b, **amp.TRANSACT[preset])
-    found = amp.check(llama_2_7b, kept)
+    found = amp.preview(llama_2_7b, kept)
     assert found.parameters[1] / 1e9 == pytest.approx(billions, rel=2e-3)
     assert found.ratio == pytest.approx(less, abs=0.005)
     assert found.kv_cache_per_token[1] / found.kv_cache_per_token[0] == cache
@@ -90,7 +92,7 @@ def test_every_shot_has_the_widths_and_parameters_said(shape: Shape) -> None:
         assert shot.parameters == (model.num_parameters(), small.num_parameters())
         assert shot.kv_cache_per_token[1] == amp.size(small).kv_cache_bytes_per_token
         assert shot.plan.achieved == pytest.approx(1 - small.num_parameters() / model.num_parameters())
-        assert equal(weights(small), weights(amp.prune(model, shot.plan)))  # without recovery one cut is the same
+        assert equal(weights(small), weights(amp.prune(model, shot.plan).model))  # without recovery one cut is the same
         seen += 1
     assert seen == 2 and shot.heads[1] == 4 and shot.neurons[1] == 6 and equal(weights(model), before)
 
@@ -101,11 +103,11 @@ def test_magnitude_in_shots_is_magnitude_at_once(shape: Shape, unit: str) -> Non
     """It sees nothing but the structure itself, so a smaller neighbourhood changes no score, and no choice."""
     model = tiny(shape)
     keep = dict(heads=4, neurons=5, unit=unit) if unit == "groups" or shape.group_size > 1 else dict(neurons=5)
-    once = amp.plan(model, amp.score(model, [], "magnitude"), **keep)
+    once = planned(model, amp.score(model, [], "magnitude"), **keep)
     small, shot = run(model, **keep, shots=3, criterion="magnitude")[-1]
     assert (shot.plan.heads, shot.plan.neurons) == (once.heads, once.neurons)
     assert shot.plan.achieved == pytest.approx(once.achieved)
-    assert equal(weights(small), weights(amp.prune(model, once)))
+    assert equal(weights(small), weights(amp.prune(model, once).model))
 
 
 def test_groups_stay_whole_and_wait_for_the_schedule() -> None:
@@ -120,10 +122,10 @@ def test_groups_stay_whole_and_wait_for_the_schedule() -> None:
 def test_two_plans_in_a_row_are_their_composition(first_seed: int, second_seed: int) -> None:
     model = tiny(Shape(groups=4, group_size=2, hidden=24))
     first = some_plan(model, 6, 20, seed=first_seed)
-    between = amp.prune(model, first)
+    between = amp.prune(model, first).model
     then = some_plan(between, 4, 9, seed=second_seed)
     both = composed(first, then)
-    assert equal(weights(amp.prune(between, then)), weights(amp.prune(model, both)))
+    assert equal(weights(amp.prune(between, then).model), weights(amp.prune(model, both).model))
     with pytest.raises(ValueError, match="The first plan leaves"):
         composed(first, first)
 
@@ -182,19 +184,19 @@ def test_recovery_stands_between_the_shots() -> None:
     settings = dict(heads=4, neurons=12, shots=2, criterion="amp")
     (one, first), (two, second) = run(model, **settings, recover=noted)
     assert seen == [first.parameters[1], second.parameters[1]]
-    kept = amp.plan(one, amp.score(one, BATCHES), heads=4, neurons=12)
+    kept = amp.keep(one, amp.score(one, BATCHES), heads=4, neurons=12)
     assert (second.plan.heads, second.plan.neurons) == (
         composed(first.plan, kept).heads,
         composed(first.plan, kept).neurons,
     )
-    assert equal(weights(two), weights(louder(amp.prune(one, kept), TOKENIZER)))
+    assert equal(weights(two), weights(louder(amp.prune(one, kept).model, TOKENIZER)))
 
 
 def test_lora_is_merged_after_every_shot() -> None:
     lora = partial(amp.recover, samples=4, epochs=1, batch_size=4, length=64, progress=False, lr=1e-2)
     [(small, shot)] = run(tiny(EIGHT), heads=4, neurons=12, shots=1, recover=lora)
     assert small.num_parameters() == shot.parameters[1]
-    assert not equal(weights(small), weights(amp.prune(tiny(EIGHT), shot.plan)))
+    assert not equal(weights(small), weights(amp.prune(tiny(EIGHT), shot.plan).model))
 
 
 def test_a_recovery_of_another_shape_is_refused() -> None:

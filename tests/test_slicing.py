@@ -7,16 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import KNOWN, Shape, batch, equal, hooks, logits, prompts, shapes, some_plan, tiny, weights
+from helpers import KNOWN, SLICED, Shape, batch, equal, hooks, logits, prompts, shapes, some_plan, tiny, weights
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 import amp_tutorial as amp
+from amp_tutorial.core.families import FAMILIES, GATE_UP, LAYER_NORM, LLAMA, OUTPUT_NORM, QKV
 from amp_tutorial.methods import hidden_size as slicing
 
-SLICED = tuple(slicing.STREAMS)
 ROWS = [prompts(), prompts((12, 12, 12), seed=1)]
 
 
@@ -56,7 +56,7 @@ def test_turned_is_dense(shape: Shape, seed: int) -> None:
     assume(sayable(shape, shape.hidden))
     model = tiny(shape, seed)
     before, dense = weights(model), logits(model)
-    turned = amp.slice_hidden(model, measured(model), shape.hidden)
+    turned = amp.slice_hidden(model, measured(model), shape.hidden).model
     alike(logits(turned), dense)
     assert turned.get_output_embeddings().weight is not turned.get_input_embeddings().weight
     assert hooks(model) == 0 and equal(weights(model), before) and torch.equal(logits(model), dense)
@@ -69,7 +69,7 @@ def test_sliced_is_projected(shape: Shape, data: st.DataObject) -> None:
     hidden = any_size(data, shape)
     with slicing.projected(model, rotation, hidden):
         projected = logits(model)
-    small = amp.slice_hidden(model, rotation, hidden)
+    small = amp.slice_hidden(model, rotation, hidden).model
     alike(logits(small), projected)
     assert hooks(model) == 0 and equal(weights(model), before)
     assert small.num_parameters() == slicing.sliced_parameters(amp.Anatomy.of(model), hidden)
@@ -88,7 +88,7 @@ def test_a_large_eps_and_multipliers_change_nothing(family: str) -> None:
     rotation = measured(model)
     with slicing.projected(model, rotation, 24):
         projected = logits(model)
-    alike(logits(amp.slice_hidden(model, rotation, 24)), projected)
+    alike(logits(amp.slice_hidden(model, rotation, 24).model), projected)
 
 
 @pytest.mark.parametrize("mixed", [dict(mlp_only_layers=[0]), dict(decoder_sparse_step=2)], ids=str)
@@ -97,10 +97,10 @@ def test_layers_with_and_without_experts(mixed: dict[str, Any]) -> None:
     kinds = {name.split(".")[-2] for name in weights(model) if ".mlp." in name}
     assert {"experts", "gate", "gate_proj"} <= kinds
     rotation, dense = measured(model), logits(model)
-    alike(logits(amp.slice_hidden(model, rotation, 32)), dense)
+    alike(logits(amp.slice_hidden(model, rotation, 32).model), dense)
     with slicing.projected(model, rotation, 24):
         projected = logits(model)
-    alike(logits(amp.slice_hidden(model, rotation, 24)), projected)
+    alike(logits(amp.slice_hidden(model, rotation, 24).model), projected)
 
 
 @pytest.mark.parametrize("decay", [0.0, 1.0])
@@ -146,8 +146,8 @@ def test_it_commutes_with_pruning(shape: Shape, data: st.DataObject) -> None:
     assume(not (shape.family == "llama" and shape.bias))
     model = tiny(shape)
     rotation, plan = measured(model), some_plan(model, kept, max(1, shape.neurons // 2))
-    first = amp.slice_hidden(amp.prune(model, plan), rotation, hidden)
-    second = amp.prune(amp.slice_hidden(model, rotation, hidden), plan)
+    first = amp.slice_hidden(amp.prune(model, plan).model, rotation, hidden).model
+    second = amp.prune(amp.slice_hidden(model, rotation, hidden).model, plan).model
     for name, tensor in weights(first).items():
         torch.testing.assert_close(tensor, weights(second)[name])
     alike(logits(first), logits(second))
@@ -160,7 +160,7 @@ def test_it_generates_with_a_cache_what_it_does_without(shape: Shape, data: st.D
     hidden = any_size(data, shape)
     model = tiny(shape)
     model.generation_config = GenerationConfig(max_new_tokens=7, do_sample=False, pad_token_id=2)
-    small = amp.slice_hidden(model, measured(model), hidden)
+    small = amp.slice_hidden(model, measured(model), hidden).model
     given = batch(prompts((5, 5)))
     cached, plain = (small.generate(**given, use_cache=cache, eos_token_id=None) for cache in (True, False))
     assert cached.shape == (2, 12) and torch.equal(cached, plain)
@@ -172,15 +172,15 @@ def test_half_precision_is_float32_rounded(family: str, dtype: str) -> None:
     """All weights, norms too, of a model in half precision are those of its float32 copy, but for one rounding."""
     model = tiny(Shape(family, bias=True, dtype=dtype))
     rotation = measured(model)
-    half = amp.slice_hidden(model, rotation, 24)
-    exact = amp.slice_hidden(tiny(Shape(family, bias=True, dtype=dtype)).float(), rotation, 24)
+    half = amp.slice_hidden(model, rotation, 24).model
+    exact = amp.slice_hidden(tiny(Shape(family, bias=True, dtype=dtype)).float(), rotation, 24).model
     assert half.dtype == getattr(torch, dtype) and torch.equal(logits(stock(half)), logits(half))
     for name, tensor in weights(half).items():
         torch.testing.assert_close(tensor.float(), weights(exact)[name], rtol=0.02, atol=1e-5)
 
 
 def test_norms_hold_the_ratio_of_sizes() -> None:
-    small = amp.slice_hidden(model := tiny(), measured(model), 20)
+    small = amp.slice_hidden(model := tiny(), measured(model), 20).model
     for name, tensor in weights(small).items():
         if "norm" in name:
             torch.testing.assert_close(tensor, torch.full((20,), (32 / 20) ** 0.5))
@@ -189,8 +189,8 @@ def test_norms_hold_the_ratio_of_sizes() -> None:
 def test_llama_becomes_mistral_only_where_its_configuration_refuses() -> None:
     model = tiny()
     rotation = measured(model)
-    assert amp.slice_hidden(model, rotation, 20).config.model_type == "llama"
-    odd = amp.slice_hidden(model, rotation, 21)
+    assert amp.slice_hidden(model, rotation, 20).model.config.model_type == "llama"
+    odd = amp.slice_hidden(model, rotation, 21).model
     assert odd.config.model_type == "mistral" and odd.config.sliding_window is None
     biased = tiny(Shape(bias=True))
     with pytest.raises(ValueError, match="No stock llama runs with hidden_size=21 and 4 heads; take a multiple of 4"):
@@ -207,7 +207,7 @@ def test_the_size_for_a_ratio_is_the_largest_that_removes_so_much() -> None:
         hidden = slicing.hidden_at(anatomy, 0.3, align=8)
         sizes = [slicing.sliced_parameters(anatomy, h) for h in (hidden, hidden + 8)]
         assert hidden % 8 == 0 and sizes[0] <= 0.7 * total < sizes[1]
-    with pytest.raises(ValueError, match="No hidden size removes 100% of all parameters"):
+    with pytest.raises(ValueError, match="pruning_ratio=1.0 is not a ratio"):
         slicing.hidden_at(anatomy, 1.0)
 
 
@@ -217,17 +217,17 @@ def test_settings_survive() -> None:
     model.generation_config.max_new_tokens = 3
     model.model.norm.weight.requires_grad_(False)
     rotation = measured(model)
-    small = amp.slice_hidden(model, rotation, 20)
+    small = amp.slice_hidden(model, rotation, 20).model
     assert model.training and small.training and small.config._attn_implementation == "eager"
     assert small.generation_config.max_new_tokens == 3
     assert [n for n, p in small.named_parameters() if not p.requires_grad] == ["model.norm.weight"]
 
 
 def test_every_family_is_sliced_or_says_why_not() -> None:
-    assert set(SLICED).isdisjoint(slicing.NO_STREAM) and {*SLICED, *slicing.NO_STREAM} == set(KNOWN)
+    assert all(bool(row.stream) != (row.no_stream in (LAYER_NORM, OUTPUT_NORM)) for row in FAMILIES.values())
 
 
-@pytest.mark.parametrize("family", sorted(slicing.NO_STREAM))
+@pytest.mark.parametrize("family", sorted(set(KNOWN) - set(SLICED)))
 def test_families_that_cannot_be_turned_say_why(family: str) -> None:
     model = tiny(Shape(family))
     words = f"hidden size of a {family} cannot be sliced: its (layer )?norms .*Cut heads, neurons or layers instead"
@@ -239,8 +239,8 @@ def test_families_that_cannot_be_turned_say_why(family: str) -> None:
 
 def test_a_family_without_a_row_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny()
-    monkeypatch.delitem(slicing.STREAMS, "llama")
-    with pytest.raises(ValueError, match="a llama cannot be sliced: it has no row in residual_roles.STREAMS"):
+    monkeypatch.setitem(FAMILIES, "llama", replace(FAMILIES["llama"], stream=None))
+    with pytest.raises(ValueError, match="a llama cannot be sliced: it has no row of who reads each norm"):
         measured(model)
 
 
@@ -248,7 +248,7 @@ def test_a_family_without_a_row_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
     "wrong",
     [
         dict(offset=1.0),
-        dict(reads=(("input_layernorm", slicing.GATE_UP), ("post_attention_layernorm", slicing.QKV))),
+        dict(reads=(("input_layernorm", GATE_UP), ("post_attention_layernorm", QKV))),
         dict(last="model.layers.0.input_layernorm"),
     ],
     ids=str,
@@ -256,7 +256,7 @@ def test_a_family_without_a_row_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_wrong_row_is_found_before_a_model_is_returned(monkeypatch: pytest.MonkeyPatch, wrong: dict) -> None:
     model = tiny()
     rotation = measured(model)
-    monkeypatch.setitem(slicing.STREAMS, "llama", replace(slicing.LLAMA, **wrong))
+    monkeypatch.setitem(FAMILIES, "llama", replace(FAMILIES["llama"], stream=replace(LLAMA, **wrong)))
     with pytest.raises(ValueError, match="not wired as the row 'llama'|does not say what it has to do"):
         amp.slice_hidden(model, rotation, 20)
     assert hooks(model) == 0
@@ -309,7 +309,7 @@ def test_no_tokens_and_no_numbers_are_refused() -> None:
 def test_few_tokens_are_told() -> None:
     with pytest.warns(UserWarning, match="31 calibration tokens for a hidden size of 32"):
         rotation = amp.rotation(model := tiny(), [batch(prompts((9, 9, 13)))])
-    alike(logits(amp.slice_hidden(model, rotation, 32)), logits(model))
+    alike(logits(amp.slice_hidden(model, rotation, 32).model), logits(model))
 
 
 def test_the_embedded_model_keeps_most_by_its_own_directions() -> None:
@@ -319,6 +319,6 @@ def test_the_embedded_model_keeps_most_by_its_own_directions() -> None:
     last = replace(rotation, vectors=rotation.vectors.flip(1))
     losses = []
     for turned in (rotation, last):
-        small = amp.slice_hidden(model, turned, 96)
+        small = amp.slice_hidden(model, turned, 96).model
         losses.append(amp.perplexity(small, tokenizer, limit=32).value)
     assert losses[0] < losses[1] / 4

@@ -20,7 +20,8 @@ from transformers import AutoModelForCausalLM
 
 import amp_tutorial as amp
 from amp_tutorial import FAMILIES
-from amp_tutorial.core.stock import tied
+from amp_tutorial.core.surgery import tied
+from amp_tutorial.methods.depth_and_width import planned
 from amp_tutorial.scale import prune_folder as streaming
 from amp_tutorial.scale.checkpoint_on_disk import Folder, load_into
 
@@ -46,8 +47,8 @@ def others(folder: Path) -> dict[str, bytes]:
 
 def in_memory(source: Path, target: Path, criterion: str = "amp", **widths: Any) -> amp.Plan:
     model, tokenizer = amp.load(source, device="cpu")
-    plan = amp.plan(model, amp.score(model, BATCHES, criterion), **widths)
-    amp.save(amp.prune(model, plan), tokenizer, target)
+    plan = planned(model, amp.score(model, BATCHES, criterion), **widths)
+    amp.save(amp.prune(model, plan).model, tokenizer, target)
     return plan
 
 
@@ -88,7 +89,7 @@ def test_the_dtype_is_the_configurations_or_else_the_files(dtype: str | None, tm
     save_file({k: v.half() for k, v in stored(source).items()}, source / "model.safetensors", metadata={"format": "pt"})
     config = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps(config | {"dtype": dtype}))
-    assert_same(tmp_path, source, remove=0.2)
+    assert_same(tmp_path, source, pruning_ratio=0.2)
 
 
 def test_names_without_the_prefix_of_the_base_model(tmp_path: Path) -> None:
@@ -127,7 +128,7 @@ def test_an_equal_architecture_where_the_own_one_refuses_the_heads(tmp_path: Pat
     assert json.loads((tmp_path / "streamed" / "generation_config.json").read_text())["top_k"] == 7
 
 
-@pytest.mark.parametrize("criterion", [name for name, c in amp.CRITERIA.items() if c.gradient is None])
+@pytest.mark.parametrize("criterion", [name for name, c in amp.CRITERIA.items() if c.collect is None])
 @pytest.mark.parametrize("average", ["tokens", "prompts"])
 def test_scores_are_those_of_score(criterion: str, average: str, tmp_path: Path) -> None:
     source = checkpoint(tmp_path / "dense")
@@ -229,12 +230,12 @@ def test_killed_half_way_it_starts_again(after: int, tmp_path: Path, monkeypatch
         killed.setattr(transformers.modeling_utils, "safe_save_file", failing(after, KeyboardInterrupt()))
         killed.setattr(shutil, "rmtree", lambda *args, **kwargs: None)  # a killed process cleans nothing up
         with pytest.raises(KeyboardInterrupt):
-            amp.prune_folder(source, tmp_path / "streamed", remove=0.2, batches=BATCHES, progress=False)
+            amp.prune_folder(source, tmp_path / "streamed", pruning_ratio=0.2, batches=BATCHES, progress=False)
     left = tmp_path / ".streamed.part"
     assert left.is_dir() and not (left / "config.json").exists() and not (tmp_path / "streamed").exists()
     with pytest.raises(ValueError, match="without config.json"):
         amp.load(left)
-    assert_same(tmp_path, source, remove=0.2)
+    assert_same(tmp_path, source, pruning_ratio=0.2)
     assert not left.exists()
 
 
@@ -251,7 +252,7 @@ def write(*args, **options):
     if next(calls) >= int(after):
         os.kill(os.getpid(), signal.SIGKILL)
 transformers.modeling_utils.safe_save_file = write
-amp.prune_folder(source, target, remove=0.2, batches=BATCHES, progress=False)
+amp.prune_folder(source, target, pruning_ratio=0.2, batches=BATCHES, progress=False)
 """
 
 
@@ -267,7 +268,7 @@ def test_a_process_killed_half_way_does_no_harm(after: int, tmp_path: Path) -> N
         with pytest.raises(ValueError):
             amp.load(folder, device="cpu")
     assert {path.name: path.read_bytes() for path in source.iterdir()} == before
-    assert_same(tmp_path, source, remove=0.2)
+    assert_same(tmp_path, source, pruning_ratio=0.2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dense", "memory", "streamed"]
 
 
@@ -296,7 +297,7 @@ def test_two_at_once_to_the_same_target(tmp_path: Path, monkeypatch: pytest.Monk
         patched.setattr(transformers.modeling_utils, "safe_save_file", write)
         amp.prune_folder(source, tmp_path / "streamed", 0.2, batches=BATCHES, progress=False)
     assert len(refusals) == 2 * 4  # for every part
-    in_memory(source, tmp_path / "memory", remove=0.2)
+    in_memory(source, tmp_path / "memory", pruning_ratio=0.2)
     assert equal(stored(tmp_path / "streamed"), stored(tmp_path / "memory"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dense", "memory", "streamed"]
 
@@ -320,7 +321,7 @@ def test_a_target_that_is_a_link(tmp_path: Path) -> None:
         (tmp_path / name).symlink_to(tmp_path / place)
     with pytest.raises(ValueError, match="back is or holds the folder"):
         amp.prune_folder(source, tmp_path / "back", 0.2, batches=BATCHES, overwrite=True, progress=False)
-    assert_same(tmp_path, source, remove=0.2)  # to an empty folder
+    assert_same(tmp_path, source, pruning_ratio=0.2)  # to an empty folder
     assert (tmp_path / "streamed").is_symlink() and (tmp_path / "disk" / "config.json").is_file()
     amp.prune_folder(source, tmp_path / "new", 0.2, batches=BATCHES, progress=False)  # to nothing yet
     assert (tmp_path / "new").is_symlink() and (tmp_path / "disk" / "new" / "config.json").is_file()
@@ -356,7 +357,7 @@ def test_a_transformers_without_it_is_named(tmp_path: Path, monkeypatch: pytest.
 
 def test_an_empty_target_may_be_there(tmp_path: Path) -> None:
     (tmp_path / "streamed").mkdir()
-    assert_same(tmp_path, checkpoint(tmp_path / "dense"), remove=0.2)
+    assert_same(tmp_path, checkpoint(tmp_path / "dense"), pruning_ratio=0.2)
 
 
 def drop(folder: Path, pattern: str) -> None:
@@ -419,12 +420,12 @@ def test_a_bad_source(damage: Callable[[Path], None], sentence: str, tmp_path: P
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (dict(remove=2.0), "between 0 and 1"),
-        (dict(), "either remove="),
+        (dict(pruning_ratio=2.0), "between 0 and 1"),
+        (dict(), "either pruning_ratio="),
         (dict(heads=3), "keep a multiple of 2"),
-        (dict(remove=0.2, criterion="nonesuch"), "Unknown criterion"),
-        (dict(remove=0.2, average="nonesuch"), "Unknown average"),
-        (dict(remove=0.2, batches=[]), "hold no tokens"),
+        (dict(pruning_ratio=0.2, criterion="nonesuch"), "Unknown criterion"),
+        (dict(pruning_ratio=0.2, average="nonesuch"), "Unknown average"),
+        (dict(pruning_ratio=0.2, batches=[]), "hold no tokens"),
     ],
 )
 def test_bad_arguments_are_refused_before_any_work(

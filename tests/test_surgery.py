@@ -70,7 +70,7 @@ def test_every_family_is_cut_as_masked_and_by_the_plan_and_loads_again(shape: Sh
     plan = some_plan(model, heads=2, neurons=11)
     with amp.masked(model, plan):
         masked = logits(model)
-    small = amp.prune(model, plan)
+    small = amp.prune(model, plan).model
     alike(logits(small), masked)
     gone = model.num_parameters() - small.num_parameters()
     assert gone == pytest.approx(plan.achieved * model.num_parameters(), abs=0.01) and gone > 0
@@ -85,7 +85,7 @@ def test_cut_is_masked(shape: Shape, data: st.DataObject) -> None:
     plan = any_plan(data, shape, model)
     with amp.masked(model, plan):
         masked = logits(model)
-    small = amp.prune(model, plan)
+    small = amp.prune(model, plan).model
     alike(logits(small), masked)
     assert hooks(model) == 0 and equal(weights(model), before) and torch.equal(logits(model), dense)
     anatomy = amp.Anatomy.of(small)
@@ -107,7 +107,7 @@ def test_cut_is_masked_whatever_goes(shape: Shape, bias: bool) -> None:
         with amp.masked(model, plan):
             masked = logits(model)
         assert not torch.allclose(masked, logits(model), atol=1e-2)
-        small = amp.prune(model, plan)
+        small = amp.prune(model, plan).model
         alike(logits(small), masked)
         assert small.config.num_key_value_heads == (shape.groups if unit == "queries" else 2 // shape.group_size)
 
@@ -115,7 +115,7 @@ def test_cut_is_masked_whatever_goes(shape: Shape, bias: bool) -> None:
 @given(shapes(dtypes=DTYPES), st.data())
 def test_what_is_saved_loads_in_stock_transformers(shape: Shape, data: st.DataObject) -> None:
     model = tiny(shape)
-    small = amp.prune(model, any_plan(data, shape, model))
+    small = amp.prune(model, any_plan(data, shape, model)).model
     loaded = stock(small)
     assert loaded.dtype == small.dtype == getattr(torch, shape.dtype)
     assert torch.equal(logits(loaded), logits(small)) and equal(weights(loaded), weights(small))
@@ -125,7 +125,7 @@ def test_what_is_saved_loads_in_stock_transformers(shape: Shape, data: st.DataOb
 def test_the_architecture_stays_unless_its_configuration_refuses(shape: Shape) -> None:
     """Three of four heads: LLaMA's weights become a mistral without a window; Gemma 2 and 3 take the nearest number."""
     model = tiny(shape)
-    small = amp.prune(model, some_plan(model, 3, 11, nearest=True))
+    small = amp.prune(model, some_plan(model, 3, 11, nearest=True)).model
     assert type(stock(small)) is type(small)
     if shape.family == "llama":
         assert small.config.model_type == "mistral" and small.config.sliding_window is None
@@ -146,7 +146,7 @@ def leaves_head_dim_out(family: str) -> bool:
 def test_head_dim_is_written_down_even_if_the_dense_model_left_it_out(shape: Shape, tmp_path: Path) -> None:
     model = tiny(shape)
     model.config.head_dim = None  # hidden / heads, until heads go
-    small = amp.prune(model, some_plan(model, heads=3, neurons=11))
+    small = amp.prune(model, some_plan(model, heads=3, neurons=11)).model
     folder = amp.save(small, None, tmp_path / "small")
     assert json.loads((folder / "config.json").read_text())["head_dim"] == shape.head_dim
     assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(folder)), logits(small))
@@ -158,7 +158,7 @@ def test_the_cut_model_generates_with_a_cache_what_it_does_without(shape: Shape,
     """Twelve tokens: more than the sliding windows of the tiny models hold."""
     model = tiny(shape)
     model.generation_config = GenerationConfig(max_new_tokens=7, do_sample=False, pad_token_id=2)
-    small = amp.prune(model, any_plan(data, shape, model))
+    small = amp.prune(model, any_plan(data, shape, model)).model
     given = batch(prompts((5, 5)))
     cached, plain = (small.generate(**given, use_cache=cache, eos_token_id=None) for cache in (True, False))
     assert cached.shape == (2, 12) and torch.equal(cached, plain)
@@ -171,7 +171,7 @@ def test_many_more_shapes(shape: Shape, data: st.DataObject) -> None:
     """Cut = masked, saved and loaded = in memory, parameters = plan: all three on the same model."""
     model = tiny(shape)
     plan = any_plan(data, shape, model)
-    small = amp.prune(model, plan)
+    small = amp.prune(model, plan).model
     assert torch.equal(logits(stock(small)), logits(small))
     gone = model.num_parameters() - small.num_parameters()
     assert gone == pytest.approx(plan.achieved * model.num_parameters(), abs=0.01)
@@ -184,10 +184,10 @@ def test_many_more_shapes(shape: Shape, data: st.DataObject) -> None:
 def test_in_place_is_the_same_model(shape: Shape) -> None:
     model = tiny(shape)
     plan = some_plan(model, heads=2, neurons=11)
-    copied = amp.prune(model, plan)
+    copied = amp.prune(model, plan).model
     pointer = model.get_input_embeddings().weight.data_ptr()
     sizes = {name: p.numel() for name, p in model.named_parameters()}
-    within = amp.prune(model, plan, inplace=True)
+    within = amp.prune(model, plan, inplace=True).model
     smaller = {name for name, p in within.named_parameters() if p.numel() < sizes[name]}
     assert smaller == {name for name, p in model.named_parameters() if p.numel() == 0} != set()
     assert equal(weights(within), weights(copied)) and torch.equal(logits(within), logits(copied))
@@ -199,7 +199,7 @@ def test_in_place_is_the_same_model(shape: Shape) -> None:
 @pytest.mark.parametrize("inplace", [True, False])
 def test_tied_embeddings_stay_tied_and_others_apart(tied: bool, inplace: bool) -> None:
     model = tiny(Shape(tied=tied))
-    small = amp.prune(model, some_plan(model, heads=3, neurons=11), inplace=inplace)
+    small = amp.prune(model, some_plan(model, heads=3, neurons=11), inplace=inplace).model
     assert (small.lm_head.weight is small.get_input_embeddings().weight) == tied
     assert small.config.tie_word_embeddings == tied
 
@@ -208,7 +208,7 @@ def test_tied_embeddings_stay_tied_and_others_apart(tied: bool, inplace: bool) -
 def test_the_cut_model_trains_and_the_dense_one_stays(shape: Shape) -> None:
     model = tiny(shape).train()
     before = weights(model)
-    small = amp.prune(model, some_plan(model, heads=2, neurons=11))
+    small = amp.prune(model, some_plan(model, heads=2, neurons=11)).model
     assert small.training
     optimizer = torch.optim.SGD(small.parameters(), lr=0.05)
     given, losses = batch(prompts((8, 8, 8))), []
@@ -224,7 +224,7 @@ def test_the_cut_model_trains_and_the_dense_one_stays(shape: Shape) -> None:
 
 def test_a_plan_that_removes_nothing_changes_nothing() -> None:
     model = tiny()
-    assert torch.equal(logits(amp.prune(model, some_plan(model, heads=4, neurons=24))), logits(model))
+    assert torch.equal(logits(amp.prune(model, some_plan(model, heads=4, neurons=24)).model), logits(model))
 
 
 def test_settings_survive() -> None:
@@ -232,7 +232,7 @@ def test_settings_survive() -> None:
     model.set_attn_implementation("eager")
     model.generation_config.max_new_tokens = 3
     model.model.norm.weight.requires_grad_(False)
-    small = amp.prune(model, some_plan(model, heads=3, neurons=11))
+    small = amp.prune(model, some_plan(model, heads=3, neurons=11)).model
     assert small.dtype == torch.bfloat16 and small.config._attn_implementation == "eager"
     assert small.generation_config.max_new_tokens == 3
     assert [n for n, p in small.named_parameters() if not p.requires_grad] == ["model.norm.weight"]
@@ -246,7 +246,7 @@ def test_a_new_family_is_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
         plan = some_plan(model, heads=2, neurons=11, unit=unit)
         with amp.masked(model, plan):
             masked = logits(model)
-        small = amp.prune(model, plan)
+        small = amp.prune(model, plan).model
         alike(logits(small), masked)
         assert torch.equal(logits(stock(small)), logits(small))
 
@@ -303,7 +303,7 @@ def test_a_hand_made_head_count_that_nothing_can_say_is_refused(shape: Shape) ->
 def test_experts_stay_whole() -> None:
     for family in ("mixtral", "qwen3_moe"):
         model = tiny(Shape(family, groups=2, group_size=2))
-        small = amp.prune(model, some_plan(model, heads=2, neurons=None))
+        small = amp.prune(model, some_plan(model, heads=2, neurons=None)).model
         before, after = weights(model), weights(small)
         changed = {name.split(".")[3] for name in before if not torch.equal(before[name], after[name])}
         assert changed == {"self_attn"} and after.keys() == before.keys()

@@ -65,6 +65,27 @@ def load(
     return model.to(device).eval(), tokenizer
 
 
+def tokenizer_of(name: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model by its name, or by where it was loaded from.
+
+    Raises:
+        ValueError: there is none.
+    """
+    where = MODELS / name if str(name) in EMBEDDED else name
+    try:
+        return AutoTokenizer.from_pretrained(where)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"No tokenizer was found in {str(name)!r} ({reason(error)}); give tokenizer=….") from error
+
+
+def without_weights(config: PreTrainedConfig, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """The model of a configuration on the meta device: shapes alone, whatever its size."""
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, **({} if dtype is None else {"dtype": dtype}))
+    model.tie_weights()  # transformers 5.0 does not, and a shared weight would count twice
+    return model.eval()
+
+
 class MismatchError(ValueError):
     """The weights are not those that the configuration asks for."""
 

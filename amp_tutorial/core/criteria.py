@@ -1,7 +1,8 @@
 """Importance criteria: small functions from activations or weights to one score per head and per neuron.
 
-To add a criterion, write its two functions and one line in `CRITERIA`. Higher is more important: a plan keeps the
-highest. Axes: `tokens`, `heads`, `d_head`, `hidden`, `neurons`, `weights` (all weights of one structure).
+To add a criterion, write its functions and put one entry into `CRITERIA` (the field's other criteria do so from
+`methods`). Higher is more important: a plan keeps the highest. Axes: `tokens`, `heads`, `d_head`, `hidden`, `neurons`,
+`weights` (all weights of one structure).
 
 A measure is called with a stretch of tokens at a time, activations in float32 and output weights, input side first, in
 the model's dtype; gradients are off. Criteria that share a measure share its cost: it is computed once.
@@ -9,6 +10,7 @@ the model's dtype; gradients are off. Criteria that share a measure share its co
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -17,22 +19,17 @@ from torch import Tensor
 
 @torch.no_grad()
 def projected_l1(
-    h: Float[Tensor, "tokens heads d_head"],
-    output: Float[Tensor, "heads d_head hidden"],
-    total: Float[Tensor, "tokens hidden"] | None = None,
+    h: Float[Tensor, "tokens heads d_head"], output: Float[Tensor, "heads d_head hidden"]
 ) -> Float[Tensor, "tokens heads"]:
-    """AMP's head score for each token: ‖h_n W_n‖₁, what head n adds to the residual stream, summed over hidden.
+    """AMP's head score for each token: ‖h_n W_nᵀ‖₁, what head n adds to the residual stream, summed over hidden.
 
     Source: AMP (arXiv 2504.21174), head importance; the official code agrees. One head at a time in one buffer, so
-    that tokens × heads × hidden never exists. The products of all heads cost what the output projection costs, and
-    their sum is what it computes: `total` takes it, so that the projection need not compute it again.
+    that tokens × heads × hidden never exists. The products of all heads cost what the output projection costs.
     """
     scores = h.new_empty(h.shape[1], h.shape[0])
     added = h.new_empty(h.shape[0], output.shape[2])  # (tokens, hidden), of one head after the other
     for n in range(h.shape[1]):
         torch.mm(h[:, n], output[n].to(h.dtype), out=added)
-        if total is not None:
-            total.add_(added) if n else total.copy_(added)
         torch.sum(added.abs_(), dim=-1, out=scores[n])
     return scores.T
 
@@ -52,95 +49,28 @@ def l2(w: Float[Tensor, "structures weights"]) -> Float[Tensor, " structures"]:
     return w.float().norm(dim=1)
 
 
-def squares(
-    x: Float[Tensor, "tokens *structure"], output: Float[Tensor, "*structure hidden"]
-) -> Float[Tensor, "tokens features"]:
-    """The energy of each input of an output projection."""
-    return x.flatten(1).square()
-
-
-def moments(
-    x: Float[Tensor, "tokens *structure"], output: Float[Tensor, "*structure hidden"]
-) -> Float[Tensor, "tokens twice"]:
-    """Each input of an output projection, then the square of each."""
-    return torch.cat([x.flatten(1), x.flatten(1).square()], dim=1)
-
-
-def transact(
-    mean: Float[Tensor, " features"], output: Float[Tensor, "structures d hidden"], tokens: int
-) -> Float[Tensor, " structures"]:
-    """TransAct's salience: s_j = sqrt(Σ_tokens x_j²); of a head mean_j s_j + (10 / d) · max_j s_j, of a neuron s_j.
-
-    Source: TransAct (arXiv 2407.05690), equation as in its official code [code]. No weight is in it. The code can also
-    shrink heads, with one index set for query, key, value and output; it ignores which rows RoPE turns together.
-    """
-    s = (tokens * mean).sqrt().view(output.shape[:2])
-    return s[:, 0] if s.shape[1] == 1 else s.mean(1) + 10 / s.shape[1] * s.amax(1)
-
-
-def wanda_sp(
-    mean: Float[Tensor, " features"], output: Float[Tensor, "structures d hidden"], tokens: int
-) -> Float[Tensor, " structures"]:
-    """Wanda-sp: mean over outputs of |W_ij| · ‖x_j‖₂, summed over a structure's features.
-
-    Source: Wanda (arXiv 2306.11695) made structured in FLAP's official code [code], which scores each layer on the
-    already pruned layers before it; here, as for all criteria, on the dense model. ‖x_j‖ is the root of the mean
-    energy: a common factor changes no ranking.
-    """
-    return (output.abs().mean(-1) * mean.clamp(min=0).sqrt().view(output.shape[:2])).sum(1)
-
-
-def fluctuation(
-    mean: Float[Tensor, " twice"], output: Float[Tensor, "structures d hidden"], tokens: int
-) -> Float[Tensor, " structures"]:
-    """FLAP's WIFV: Var(x_j) · ‖W_j‖², what is lost when x_j is replaced by its mean; standardised within the layer.
-
-    A head's score is the mean over its features, of squares, as in the code. Standardised scores of all layers and of
-    heads and neurons can be compared: `plan(…, parts="scored")` lets them share the budget (FLAP's "AL-AM").
-
-    Source: FLAP (arXiv 2312.11983), official code [code]. Its running variance leaves the first sample out, and weighs
-    samples, not tokens; here it is the variance over all tokens. FLAP keeps other widths in each layer, and adds
-    biases: a stock checkpoint holds neither, so widths are made equal, and only biases that are there take the means.
-    """
-    first, second = mean.view(2, *output.shape[:2])
-    metric = (second - first.square()).clamp(min=0) * output.square().sum(-1)
-    metric = metric.square() if metric.shape[1] > 1 else metric
-    return ((metric - metric.mean()) / metric.std().clamp(min=1e-30)).mean(1)
-
-
-def taylor(
-    w: Float[Tensor, "structures weights"], gradient: Float[Tensor, "structures weights"]
-) -> Float[Tensor, " structures"]:
-    """First-order Taylor: Σ |w · ∂L/∂w| over all weights of a structure, L the mean loss over the calibration tokens.
-
-    Source: LLM-Pruner (arXiv 2305.11627), `param_first`, its default with sums over groups [not run here]. It needs a
-    backward pass, and the gradients of all decoder layers at once.
-    """
-    return (w.float() * gradient.float()).abs().sum(1)
-
-
-Measure = Callable[..., Tensor]
-Finish = Callable[[Tensor, Tensor, int], Tensor]
-Static = Callable[[Tensor], Tensor]
-Gradient = Callable[[Tensor, Tensor], Tensor]
-COLUMNS: dict[Measure, int] = {squares: 1, moments: 2}  # for each feature; other measures have one for each structure
+Measure = Callable[[Tensor, Tensor], Tensor]  # (activations, output weights) → (tokens, columns)
+Finish = Callable[[Tensor, Tensor, int], Tensor]  # (mean measures, output weights, tokens) → one score a structure
+Static = Callable[[Tensor], Tensor]  # (structures, weights) → one score a structure
+Collect = Callable[..., Any]  # (anatomy, batches, average) → heads, neurons, and the `Sums` that counted the tokens
+COLUMNS: dict[Measure, int] = {}  # columns for each feature; a measure that is not here has one for each structure
 
 
 @dataclass(frozen=True)
 class Criterion:
-    """Per-token measures of (activations, output weights), a function of weights (and gradients), or chance."""
+    """What a criterion is computed from: activations, weights, a way of its own, or, with nothing at all, chance."""
 
     heads: Measure | None = None
     neurons: Measure | None = None
-    finish: Finish | None = None  # from the mean measures, output weights and the number of tokens to the scores
-    static: Static | None = None  # of the weights; with nothing at all the scores are drawn at random
-    gradient: Gradient | None = None  # of the weights and the gradients of the loss
+    finish: Finish | None = None  # without it the mean measures are the scores
+    static: Static | None = None
+    collect: Collect | None = None  # for what one forward pass does not give, such as gradients
     sign: int = 1  # -1: the other way round, so that the least goes last
     comparable: bool = False  # whether scores of a head, of a neuron, and of different layers are in one unit
 
     @property
     def sees_data(self) -> bool:
-        return self.heads is not None or self.gradient is not None
+        return self.heads is not None or self.collect is not None
 
 
 CRITERIA: dict[str, Criterion] = {
@@ -148,10 +78,6 @@ CRITERIA: dict[str, Criterion] = {
     "magnitude": Criterion(static=l2),
     "random": Criterion(),
     "reversed": Criterion(projected_l1, activation_l1, sign=-1),  # AMP upside down: the control that must fail
-    "transact": Criterion(squares, squares, finish=transact),
-    "wanda": Criterion(squares, squares, finish=wanda_sp),
-    "flap": Criterion(moments, moments, finish=fluctuation, comparable=True),
-    "taylor": Criterion(gradient=taylor, comparable=True),
 }
 
 

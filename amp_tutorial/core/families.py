@@ -3,19 +3,32 @@
 To add a family, add a row to `FAMILIES`: the key is the `model_type` of its configuration. The tests run on every row.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any, Literal
-
-import torch
-from accelerate.utils import has_offloaded_params
-from jaxtyping import Float
-from torch import Tensor, nn
-from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
 
 Kind = Literal["query", "shared", "neurons"]  # whose rows: of query heads, of key-value heads, of neurons
-Projection = Any  # nn.Linear, or GPT-2's Conv1D; None where the heads or neurons of the family stay
+
+
+class Programs(NamedTuple):
+    """Which widths other programs take from the configuration, as far as it was looked up (`measure/programs.py`)."""
+
+    transformers_4: str | None = None  # BOTH, or "heads" or "neurons" alone, or NEITHER; ABSENT: it is not read at all
+    vllm: str | None = None
+    llama_cpp: str | None = None
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Which tensors of a decoder layer read and write the residual stream, by module (or bare tensor) name."""
+
+    reads: tuple[tuple[str, tuple[str, ...]], ...]  # (norm, all that reads it)
+    writes: tuple[str, ...] = ("self_attn.o_proj", "mlp.down_proj")
+    apart: tuple[str, ...] = ("self_attn.q_norm", "self_attn.k_norm")  # norms inside a head, not of the stream
+    last: str = "model.norm"  # the norm that the output head reads
+    offset: float = 0.0  # a norm multiplies by offset + weight
+    multiple: int = 1  # of the hidden size: the products of packed experts want rows of whole 16 bytes
+    root: str = ""  # a buffer of the embedding by which it multiplies its rows: always sqrt(hidden_size)
 
 
 @dataclass(frozen=True)
@@ -39,6 +52,11 @@ class Family:
     equal_type: str = ""  # an architecture that computes the same and takes any head count
     equal_settings: tuple[tuple[str, object], ...] = ()  # what its configuration needs for that
     equal_unless: tuple[str, ...] = ()  # settings that it cannot express
+    stream: Stream | None = None  # who reads and writes the residual stream, where the hidden size can be sliced
+    no_stream: str = "it has no row of who reads each norm (Family.stream)"  # why it cannot be sliced, if so
+    adds: float | str = 1.0  # what attention and MLP add to the stream is multiplied by this, or by this setting; 0: no
+    older: tuple[tuple[str, str], ...] = ()  # (what a setting is usually called, what transformers 4 called it here)
+    programs: Programs = Programs()
 
     def rows(self) -> Iterator[tuple[str, list[Kind]]]:
         """Each module whose rows are heads or neurons, with what its blocks of rows are."""
@@ -51,10 +69,27 @@ class Family:
         yield from blocks.items()
 
 
+BOTH, NEITHER, ABSENT = "heads neurons", "", "absent"
+EVERYWHERE = Programs(BOTH, BOTH, BOTH)
+NO_HEADS_IN_GGUF = Programs(BOTH, BOTH, "neurons")
+NO_HEADS = Programs("neurons", "neurons", "neurons")
 FIXED = "its configuration has no head_dim: a head always has hidden_size / num_attention_heads dimensions"
 EXPERTS = "its MLP is a mixture of experts, which are left alone"
+LAYER_NORM = "its layer norms subtract the mean, so the stream cannot be turned; RMS norms are needed"
+OUTPUT_NORM = "its norms weigh what is written to the residual stream, and a weight there cannot be folded away"
+EACH_LAYER = ("layer_types", "no_rope_layers")  # settings with one value for each layer
 QK_NORMS: tuple[tuple[str, Kind], ...] = (("self_attn.q_norm", "query"), ("self_attn.k_norm", "shared"))
-QKV, GATE_UP = "self_attn.qkv_proj", "mlp.gate_up_proj"
+PACKED_QKV, PACKED_MLP = "self_attn.qkv_proj", "mlp.gate_up_proj"
+QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+GATE_UP = ("mlp.gate_proj", "mlp.up_proj")
+ROUTED = ("mlp.gate", "mlp.experts.gate_up_proj")
+
+
+def _stream(attention: tuple[str, ...], mlp: tuple[str, ...], **other: Any) -> Stream:
+    return Stream((("input_layernorm", attention), ("post_attention_layernorm", mlp)), **other)
+
+
+LLAMA = _stream(QKV, GATE_UP)
 
 FAMILIES = {
     "llama": Family(
@@ -62,36 +97,63 @@ FAMILIES = {
         equal_type="mistral",
         equal_settings=(("sliding_window", None),),
         equal_unless=("attention_bias", "mlp_bias"),
+        stream=LLAMA,
+        programs=EVERYWHERE,
     ),
-    "mistral": Family(),
+    "mistral": Family(stream=LLAMA, programs=EVERYWHERE),
     "phi": Family(
-        output="self_attn.dense", neurons_in=("mlp.fc1",), neurons_out="mlp.fc2", no_heads_with=("qk_layernorm",)
+        output="self_attn.dense",
+        neurons_in=("mlp.fc1",),
+        neurons_out="mlp.fc2",
+        no_heads_with=("qk_layernorm",),
+        no_stream=LAYER_NORM,
+        programs=Programs(BOTH, BOTH, NEITHER),
     ),
     "phi3": Family(
-        query=QKV,
-        key=QKV,
-        value=QKV,
-        neurons_in=(GATE_UP, GATE_UP),
+        query=PACKED_QKV,
+        key=PACKED_QKV,
+        value=PACKED_QKV,
+        neurons_in=(PACKED_MLP, PACKED_MLP),
         no_heads_with=("rope_parameters.long_factor",),  # one factor for each pair of that head_dim
+        stream=_stream((PACKED_QKV,), (PACKED_MLP,)),
+        programs=NO_HEADS_IN_GGUF,
     ),
-    "qwen2": Family(),
-    "qwen3": Family(),
-    "gemma": Family(),
-    "gemma2": Family(any_head_count=False),
-    "gemma3_text": Family(any_head_count=False),
-    "olmo2": Family(norms=QK_NORMS, spanning=True),
-    "granite": Family(),
-    "smollm3": Family(),
-    "starcoder2": Family(neurons_in=("mlp.c_fc",), neurons_out="mlp.c_proj"),
-    "cohere": Family(norms=QK_NORMS),
-    "mixtral": Family(no_neurons=EXPERTS),
-    "qwen3_moe": Family(no_neurons=EXPERTS),
+    "qwen2": Family(stream=LLAMA, programs=Programs(BOTH, "neurons", "neurons")),
+    "qwen3": Family(stream=LLAMA, programs=EVERYWHERE),
+    "gemma": Family(stream=replace(LLAMA, offset=1.0, root="embed_scale"), programs=EVERYWHERE),
+    "gemma2": Family(any_head_count=False, no_stream=OUTPUT_NORM, adds=0.0, programs=EVERYWHERE),
+    "gemma3_text": Family(any_head_count=False, no_stream=OUTPUT_NORM, adds=0.0, programs=EVERYWHERE),
+    "olmo2": Family(norms=QK_NORMS, spanning=True, no_stream=OUTPUT_NORM, adds=0.0, programs=NO_HEADS_IN_GGUF),
+    "granite": Family(stream=LLAMA, adds="residual_multiplier", programs=NO_HEADS_IN_GGUF),
+    "smollm3": Family(stream=LLAMA, programs=EVERYWHERE),
+    "starcoder2": Family(
+        neurons_in=("mlp.c_fc",), neurons_out="mlp.c_proj", no_stream=LAYER_NORM, programs=NO_HEADS_IN_GGUF
+    ),
+    "cohere": Family(norms=QK_NORMS, no_stream=LAYER_NORM, programs=NO_HEADS_IN_GGUF),
+    "mixtral": Family(
+        no_neurons=EXPERTS,
+        stream=_stream(QKV, ROUTED, writes=("self_attn.o_proj", "mlp.experts.down_proj"), multiple=8),
+        adds=0.0,  # what experts write is not seen
+        programs=EVERYWHERE,
+    ),
+    "qwen3_moe": Family(
+        no_neurons=EXPERTS,
+        stream=_stream(  # a layer has one of the two MLPs
+            QKV, GATE_UP + ROUTED, writes=("self_attn.o_proj", "mlp.down_proj", "mlp.experts.down_proj"), multiple=8
+        ),
+        adds=0.0,
+        older=(("num_local_experts", "num_experts"),),
+        programs=EVERYWHERE,
+    ),
     "gpt_neox": Family(
         no_heads=FIXED,
         layers="gpt_neox.layers",
         output="attention.dense",
         neurons_in=("mlp.dense_h_to_4h",),
         neurons_out="mlp.dense_4h_to_h",
+        no_stream=LAYER_NORM,
+        older=(("rope_theta", "rotary_emb_base"), ("partial_rotary_factor", "rotary_pct")),
+        programs=NO_HEADS,
     ),
     "gpt2": Family(
         no_heads=FIXED,
@@ -100,6 +162,8 @@ FAMILIES = {
         neurons_in=("mlp.c_fc",),
         neurons_out="mlp.c_proj",
         width="n_inner",
+        no_stream=LAYER_NORM,
+        programs=Programs("neurons", "neurons", NEITHER),
     ),
     "opt": Family(
         no_heads=FIXED,
@@ -108,8 +172,10 @@ FAMILIES = {
         neurons_in=("fc1",),
         neurons_out="fc2",
         width="ffn_dim",
+        no_stream=LAYER_NORM,
+        programs=Programs("neurons", "neurons", ABSENT),
     ),
-    "stablelm": Family(no_heads=FIXED),
+    "stablelm": Family(no_heads=FIXED, no_stream=LAYER_NORM, programs=NO_HEADS),
     "falcon": Family(
         no_heads=FIXED,
         layers="transformer.h",
@@ -117,226 +183,10 @@ FAMILIES = {
         neurons_in=("mlp.dense_h_to_4h",),
         neurons_out="mlp.dense_4h_to_h",
         width="ffn_hidden_size",
+        no_stream=LAYER_NORM,
+        programs=Programs("neurons", NEITHER, NEITHER),
     ),
 }
-
-
-def weight_of(module: nn.Module) -> Float[Tensor, "out in"]:
-    """The weight as (out, in) features, whichever way round the module stores it (GPT-2's Conv1D: transposed)."""
-    weight: Tensor = module.weight  # type: ignore[assignment]
-    return weight.T if isinstance(module, Conv1D) else weight
-
-
-def gradient_of(module: nn.Module) -> Float[Tensor, "out in"]:
-    """The gradient of that weight, where there is one."""
-    gradient: Tensor = module.weight.grad  # type: ignore[assignment]
-    return gradient.T if isinstance(module, Conv1D) else gradient
-
-
-Of = Callable[[nn.Module], Tensor]  # `weight_of` or `gradient_of`
-
-
-@dataclass(frozen=True)
-class Layer:
-    """The linear maps of one decoder layer that pruning touches; one packed matrix may be several of them."""
-
-    query: Projection  # (heads · head_dim, hidden)
-    key: Projection  # (groups · head_dim, hidden)
-    value: Projection  # (groups · head_dim, hidden)
-    output: Projection  # (hidden, heads · head_dim): a head is a block of columns
-    neurons_in: tuple[Projection, ...]  # (neurons, hidden) each
-    neurons_out: Projection  # (hidden, neurons): a neuron is a column
-
-
-@dataclass(frozen=True)
-class Anatomy:
-    """Counts and modules of a decoder: what there is to prune."""
-
-    model: PreTrainedModel
-    family: Family
-    layers: int
-    hidden: int
-    heads: int  # query heads in every layer
-    groups: int  # key-value heads; each serves heads / groups query heads
-    head_dim: int
-    neurons: int  # intermediate size; 0 where neurons stay
-
-    @classmethod
-    def of(cls, model: PreTrainedModel) -> "Anatomy":
-        """Read the anatomy off a model.
-
-        Raises:
-            ValueError: no decoder, a quantised model, a family without a row in the table, a row that names what this
-                model does not have, offloaded weights, or shapes of weights that disagree with the configuration.
-        """
-        family = family_of(model.config)
-        config = model.config
-        wanted = ("num_attention_heads", "hidden_size", *(() if family.no_neurons else (family.width,)))
-        absent = [f"config.{name}" for name in wanted if not hasattr(config, name)]
-        absent += [name for name in (family.layers,) if _submodule(model, name) is None]
-        if absent:
-            raise ValueError(
-                f"A {type(model).__name__} has no {' and no '.join(absent)}, where the row {config.model_type!r} of "
-                "amp_tutorial.FAMILIES says that it has; load it with AutoModelForCausalLM, or mend the row."
-            )
-        if any(has_offloaded_params(module) for module in model.modules()):
-            raise ValueError(
-                "Some weights of the model are offloaded to CPU or disk, where they can be neither scored nor cut; "
-                "load it with a device_map that gives each a device."
-            )
-        heads, hidden = config.num_attention_heads, config.hidden_size
-        head_dim = getattr(config, "head_dim", None) or hidden // heads
-        groups = heads if family.no_heads else getattr(config, "num_key_value_heads", None) or heads
-        depth = len(model.get_submodule(family.layers))
-        anatomy = cls(model, family, depth, hidden, heads, groups, head_dim, 0)
-        if not family.no_neurons:
-            neurons = getattr(config, family.width) or weight_of(anatomy.layer(0).neurons_out).shape[1]
-            anatomy = cls(model, family, depth, hidden, heads, groups, head_dim, neurons)
-        for i in range(depth):
-            anatomy._check(i)
-        return anatomy
-
-    def _check(self, i: int) -> None:
-        block, f = self.model.get_submodule(f"{self.family.layers}.{i}"), self.family
-        expected = {
-            name: (sum(self.features(kind) for kind in kinds), self.hidden)
-            for name, kinds in f.rows()
-            if name not in dict(f.norms)
-        }
-        expected[f.output] = (self.hidden, self.features("query"))
-        if not f.no_neurons:
-            expected[f.neurons_out] = (self.hidden, self.neurons)
-        for name, shape in expected.items():
-            module = _submodule(block, name)
-            if module is None:
-                raise ValueError(
-                    f"Layer {i} has no {name}, where the row {self.model.config.model_type!r} of amp_tutorial.FAMILIES "
-                    "says that it has; mend the row."
-                )
-            if not isinstance(module, nn.Linear | Conv1D):
-                raise ValueError(
-                    f"Layer {i}'s {name} is a {type(module).__name__}, not a plain nn.Linear; merge adapters first."
-                )
-            if tuple(weight_of(module).shape) != shape:
-                raise ValueError(
-                    f"Layer {i}'s {name} weight is {tuple(weight_of(module).shape)} where the configuration says "
-                    f"{shape}: give the configuration the right head_dim, head counts and {f.width}."
-                )
-
-    def features(self, kind: Kind) -> int:
-        """Rows that all heads, all key-value heads, or all neurons of a layer have in a matrix."""
-        return {"query": self.heads * self.head_dim, "shared": self.groups * self.head_dim, "neurons": self.neurons}[
-            kind
-        ]
-
-    def layer(self, i: int, block: nn.Module | None = None) -> Layer:
-        """The maps of layer i, or of a copy of it."""
-        block, f = block or self.model.get_submodule(f"{self.family.layers}.{i}"), self.family
-
-        def find(name: str, absent: str) -> Projection:
-            return None if absent else block.get_submodule(name)
-
-        return Layer(
-            query=find(f.query, f.no_heads),
-            key=find(f.key, f.no_heads),
-            value=find(f.value, f.no_heads),
-            output=find(f.output, ""),
-            neurons_in=tuple(find(name, "") for name in (() if f.no_neurons else f.neurons_in)),
-            neurons_out=find(f.neurons_out, f.no_neurons),
-        )
-
-    @property
-    def group_size(self) -> int:
-        """Query heads that share one key-value head; 1 with multi-head attention."""
-        return self.heads // self.groups
-
-    @property
-    def group_cost(self) -> int:
-        """Parameters of one KV group with its query heads; one head with multi-head attention: 4·head_dim·hidden."""
-        return self._cost(query=self.group_size * self.head_dim, shared=self.head_dim)
-
-    @property
-    def query_cost(self) -> int:
-        """Parameters of one query head in every KV group, which keeps its key and value."""
-        return self._cost(query=self.groups * self.head_dim)
-
-    @property
-    def neuron_cost(self) -> int:
-        """Parameters of one neuron: 3·hidden with gate, up and down; 2·hidden + 1 with fc1, its bias and fc2."""
-        return 0 if self.family.no_neurons else self._cost(neurons=1)
-
-    def _cost(self, **features: int) -> int:
-        """Parameters of one layer that so many rows of each kind stand for, with their columns in the output."""
-        block, total = self.model.get_submodule(f"{self.family.layers}.0"), 0
-        norms = dict(self.family.norms)
-        for name, kinds in self.family.rows():
-            module = _submodule(block, name)
-            if module is None:
-                continue
-            a_row = 1 if name in norms else self.hidden + (module.bias is not None)
-            total += a_row * sum(features.get(kind, 0) for kind in kinds)
-        return total + self.hidden * (features.get("query", 0) + features.get("neurons", 0))
-
-    @property
-    def no_heads(self) -> str:
-        """Why this model can lose no heads: its family cannot, or not with a setting that it has; "" if it can."""
-        for name in self.family.no_heads_with:
-            setting: object = self.model.config
-            for part in name.split("."):
-                setting = setting.get(part) if isinstance(setting, dict) else getattr(setting, part, None)
-            if setting:
-                return f"with {name} its head_dim is always hidden_size / num_attention_heads"
-        return self.family.no_heads
-
-    @property
-    def head_counts(self) -> list[int]:
-        """The numbers of query heads that a stock configuration of this model can say."""
-        if self.no_heads:
-            return [self.heads]
-        anything = self.family.any_head_count or self.equal_type
-        return [h for h in range(1, self.heads + 1) if anything or self.hidden % h == 0]
-
-    @property
-    def equal_type(self) -> str:
-        """The architecture that can stand in for this one with any number of heads; "" if there is none."""
-        f, config = self.family, self.model.config
-        return "" if any(getattr(config, name, False) for name in f.equal_unless) else f.equal_type
-
-    @property
-    def block_parameters(self) -> int:
-        """Parameters of all decoder layers, norms included; embeddings, last norm and output head are not."""
-        return sum(p.numel() for p in self.model.get_submodule(self.family.layers).parameters())
-
-    @torch.no_grad()
-    def head_weights(self, i: int, of: Of = weight_of) -> Float[Tensor, "heads weights"]:
-        """All weights of each query head of layer i in one row; a shared key-value head counts for each of them."""
-        block, parts = self.model.get_submodule(f"{self.family.layers}.{i}"), []
-        for name, kinds in self.family.rows():
-            if name in dict(self.family.norms) or "neurons" in kinds:
-                continue
-            weight = of(block.get_submodule(name))
-            for kind, part in zip(kinds, weight.split([self.features(kind) for kind in kinds]), strict=True):
-                each = part.reshape(self.heads if kind == "query" else self.groups, -1)
-                parts.append(each if kind == "query" else each.repeat_interleave(self.group_size, dim=0))
-        output = of(self.layer(i).output)
-        return torch.cat([*parts, output.reshape(self.hidden, self.heads, -1).transpose(0, 1).flatten(1)], dim=1)
-
-    @torch.no_grad()
-    def neuron_weights(self, i: int, of: Of = weight_of) -> Float[Tensor, "neurons weights"]:
-        """All weights of each neuron of layer i in one row."""
-        layer = self.layer(i)
-        if self.family.no_neurons:
-            return torch.empty(0, 1)
-        inner = [part for m in dict.fromkeys(layer.neurons_in) for part in of(m).split(self.neurons)]
-        return torch.cat([*inner, of(layer.neurons_out).T], dim=1)
-
-
-def _submodule(block: nn.Module, name: str) -> nn.Module | None:
-    """A submodule that not every model of the family has (a norm that a setting switches on), or None."""
-    try:
-        return block.get_submodule(name)
-    except AttributeError:
-        return None
 
 
 def family_of(config: object) -> Family:

@@ -1,20 +1,15 @@
-"""What a model still knows and what it costs: perplexity, zero-shot tasks, size, speed."""
+"""Perplexity: how well a model still predicts text, with the protocol by which that was measured."""
 
 import math
-import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .data import padded, texts, windows
-from .families import Anatomy
 
 
 @dataclass(frozen=True)
@@ -87,94 +82,3 @@ def _bootstrap(sums: list[tuple[float, int]], resamples: int = 500) -> tuple[flo
     values = (loss[drawn].sum(1) / count[drawn].sum(1)).exp()
     low, high = torch.quantile(values, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return low, high
-
-
-@dataclass(frozen=True)
-class Size:
-    """What a model weighs and what a token costs."""
-
-    parameters: int
-    block_parameters: int
-    bytes: int  # of all weights, as stored
-    macs_per_token: float  # multiply-accumulates, mean over a sequence of `length` tokens, output head included
-    kv_cache_bytes_per_token: int
-
-
-@torch.no_grad()
-def size(model: PreTrainedModel, length: int = 128) -> Size:
-    """Parameters, bytes, multiply-accumulates per token (counted by torch on a real pass) and KV cache."""
-    anatomy, device = Anatomy.of(model), next(model.parameters()).device
-    ids = torch.zeros((1, length), dtype=torch.long, device=device)
-    attention, experts = model.config._attn_implementation, getattr(model.config, "_experts_implementation", None)
-    model.set_attn_implementation("eager")  # plain matrix products, which the counter sees on every device
-    if experts:
-        model.set_experts_implementation("eager")
-    try:  # MATH: the same of a family whose attention cannot be set (Falcon)
-        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-            model(input_ids=ids, use_cache=False)
-    finally:
-        model.set_attn_implementation(attention)
-        if experts:
-            model.set_experts_implementation(experts)
-    cache = model(input_ids=ids[:, :1], use_cache=True).past_key_values
-    return Size(
-        parameters=model.num_parameters(),
-        block_parameters=anatomy.block_parameters,
-        bytes=sum(p.numel() * p.element_size() for p in model.parameters()),
-        macs_per_token=counter.get_total_flops() / 2 / length,
-        kv_cache_bytes_per_token=sum(t.nbytes for layer in cache.layers for t in (layer.keys, layer.values)),
-    )
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Seconds: the median of the repeats, and their quartiles."""
-
-    median: float
-    low: float
-    high: float
-
-
-@torch.no_grad()
-def latency(
-    model: PreTrainedModel, prompt: int = 128, new: int = 16, batch: int = 1, repeats: int = 7, seed: int = 0
-) -> dict[str, Timing]:
-    """Time of a prefill of `prompt` tokens, and of decoding one token with the cache, warmed up.
-
-    Returns:
-        "prefill": seconds for the whole prompt. "decode": seconds per new token of the batch.
-    """
-    device = next(model.parameters()).device
-    generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(model.config.vocab_size, (batch, prompt), generator=generator).to(device)
-
-    def decode() -> float:
-        cache = model(input_ids=ids, use_cache=True).past_key_values
-        return _clock(lambda: _decode(model, ids[:, -1:], cache, new), device) / new
-
-    model(input_ids=ids, use_cache=True)
-    decode()  # warm up both
-    prefill = [_clock(lambda: model(input_ids=ids, use_cache=True), device) for _ in range(repeats)]
-    return {"prefill": _timing(prefill), "decode": _timing([decode() for _ in range(repeats)])}
-
-
-def _decode(model: PreTrainedModel, token: torch.Tensor, cache: object, new: int) -> None:
-    for _ in range(new):
-        token = model(input_ids=token, past_key_values=cache, use_cache=True).logits[:, -1:].argmax(-1)
-
-
-def _clock(run: Callable[[], object], device: torch.device) -> float:
-    def wait() -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-
-    wait()
-    start = time.perf_counter()
-    run()
-    wait()
-    return time.perf_counter() - start
-
-
-def _timing(seconds: list[float]) -> Timing:
-    low, _, high = statistics.quantiles(seconds, n=4)
-    return Timing(statistics.median(seconds), low, high)

@@ -1,10 +1,10 @@
 """Score every head and every neuron of a model in one forward pass; save the scores, and use them at any ratio."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -13,11 +13,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..methods.taylor import by_gradients
+from .anatomy import Anatomy, weight_of
 from .checkpoint import reason
 from .criteria import Criterion, Measure, named
-from .families import Anatomy, weight_of
-from .sums import Batch, Sums, several_processes, watching
+from .sums import Batch, Pass, Sums, one_pass
 
 
 @dataclass(frozen=True)
@@ -83,97 +82,78 @@ class Scores:
         return cls(**found)
 
 
-@overload
 def score(
     model: PreTrainedModel,
     batches: Iterable[Batch],
     criterion: str = "amp",
     average: str = "tokens",
     seed: int = 0,
-    reduce: bool = False,
-) -> Scores: ...
-
-
-@overload
-def score(
-    model: PreTrainedModel,
-    batches: Iterable[Batch],
-    criterion: tuple[str, ...],
-    average: str = "tokens",
-    seed: int = 0,
-    reduce: bool = False,
-) -> dict[str, Scores]: ...
-
-
-def score(
-    model: PreTrainedModel,
-    batches: Iterable[Batch],
-    criterion: str | tuple[str, ...] = "amp",
-    average: str = "tokens",
-    seed: int = 0,
-    reduce: bool = False,
-) -> Scores | dict[str, Scores]:
-    """Score heads and neurons by one criterion of `CRITERIA`, or by several in the same pass.
+    forward: Pass = one_pass,
+) -> Scores:
+    """Score all heads and neurons by one criterion.
 
     Args:
         model: a causal language model of a known family; it is not changed.
         batches: mappings with `input_ids` and `attention_mask` (batch, length), as a DataLoader gives them. Positions
             with attention mask 0 do not count. Read once; never held, so memory does not grow with their number.
-        criterion: a key of `CRITERIA`; or several, such as ("amp", "reversed", "random"). What
-            criteria have in common is measured once: "reversed" beside "amp" costs nothing.
+        criterion: a key of `CRITERIA`.
         average: "tokens" is the mean over all tokens. "prompts" is the mean over prompts of each prompt's mean, as
             in AMP's official code: there a short prompt weighs as much as a long one.
         seed: for "random" only.
-        reduce: the batches are this process's share (`batches[rank::world]`, or a DataLoader that accelerate prepared
-            with even_batches=False), to be summed over all processes of torch.distributed; each gets the scores of
-            the whole. All processes must call, and ask for the same. Without it a process scores what it was given
-            and asks no other.
-
-    Returns:
-        Scores; for a tuple of criteria a dict with the Scores of each.
-
-    Example:
-        Several devices, with `accelerate launch --multi_gpu --num_processes 2 this.py` (on a CPU with
-        `PartialState(cpu=True)`; `accelerate launch --cpu` starts one process, whatever number it is given):
-
-            state = accelerate.PartialState()
-            model, tokenizer = amp.load("tiny-llama", device=str(state.device))
-            batches = amp.calibration(tokenizer, "tinyworld", samples=64, seed=0)
-            scores = amp.score(model, batches[state.process_index :: state.num_processes], reduce=True)
-            if state.is_main_process:
-                scores.save("out/scores.safetensors")
+        forward: the pass that feeds the sums. `shared_product` computes attention's output projection only once,
+            `over_processes` adds up what several processes see.
 
     Raises:
-        ValueError: unknown criterion or average, no tokens at all, or activations that are not finite. With `reduce`
-            also: processes that are not connected, hold different models, or were given the same batches, or a loader
-            that repeats prompts to make them even.
+        ValueError: unknown criterion or average, no tokens at all, or activations that are not finite.
     """
-    chosen = {name: named(name) for name in ((criterion,) if isinstance(criterion, str) else criterion)}
+    return score_many(model, batches, (criterion,), average, seed, forward)[criterion]
+
+
+def score_many(
+    model: PreTrainedModel,
+    batches: Iterable[Batch],
+    criteria: Sequence[str],
+    average: str = "tokens",
+    seed: int = 0,
+    forward: Pass = one_pass,
+) -> dict[str, Scores]:
+    """Score by several criteria in the same pass; what they have in common is measured once.
+
+    "reversed" beside "amp" costs nothing. A criterion that needs gradients has a pass of its own, so batches that can
+    be read only once are held then.
+
+    Args: as for `score`.
+
+    Returns:
+        The scores by each criterion.
+    """
+    chosen = {name: named(name) for name in criteria}
     if average not in ("tokens", "prompts"):
         raise ValueError(f"Unknown average {average!r}; choose 'tokens' or 'prompts'.")
-    anatomy, model_hash = Anatomy.of(model), fingerprint(model)
+    own = [name for name, c in chosen.items() if c.collect is not None]
+    if own and forward is not one_pass:
+        raise ValueError(f"Scores by {own[0]!r} need gradients and have a pass of their own; leave forward=… out.")
     measures = [((c.heads, "heads"), (c.neurons, "neurons")) for c in chosen.values() if c.heads and c.neurons]
+    if len(own) + bool(measures) > 1 and not isinstance(batches, Sequence):
+        batches = list(batches)
+    anatomy, model_hash = Anatomy.of(model), fingerprint(model)
     sums = Sums(anatomy, (measure for pair in measures for measure in pair))
     if measures:
-        others = reduce and several_processes(batches)
-        pass_over(anatomy, batches, sums, average)
-        if others:
-            sums.reduce(model_hash, next(model.parameters()).device)
+        forward(anatomy, batches, sums, average)
         sums.check()
     found = {}
     for name, c in chosen.items():
+        of_model, counted = model_hash if c.sees_data or c.static else "", sums
         if c.heads is not None and c.neurons is not None:
             heads, neurons = (_finished(anatomy, sums, c, *m) for m in ((c.heads, "heads"), (c.neurons, "neurons")))
-            tokens, prompts, seen = sums.tokens, sums.prompts, f"{sums.digest:064x}"
-        elif c.gradient is not None:
-            if reduce:
-                raise ValueError(f"Scores by {name!r} need gradients, which are not added up over processes; use one.")
-            heads, neurons, tokens, prompts, seen = by_gradients(anatomy, batches, c.gradient, average)
+        elif c.collect is not None:
+            heads, neurons, counted = c.collect(anatomy, batches, average)
         else:
-            (heads, neurons), tokens, prompts, seen = _static(anatomy, c, seed), 0, 0, ""
-        of_model = model_hash if c.sees_data or c.static else ""
+            heads, neurons = _static(anatomy, c, seed)
+        tokens, prompts = (counted.tokens, counted.prompts) if c.sees_data else (0, 0)
+        seen = f"{counted.digest:064x}" if c.sees_data else ""
         found[name] = Scores(heads, neurons, name, average, tokens, prompts, seed, of_model, seen)
-    return found[criterion] if isinstance(criterion, str) else found
+    return found
 
 
 def fingerprint(model: PreTrainedModel) -> str:
@@ -196,27 +176,6 @@ def hash_of(parameters: Iterable[Tensor]) -> str:
         signs = values[:: values.numel() // 256 | 1].signbit()  # an odd step meets more than one column
         digest.update(f"{tuple(parameter.shape)}".encode() + signs.cpu().numpy().tobytes())
     return digest.hexdigest()
-
-
-def pass_over(anatomy: Anatomy, batches: Iterable[Batch], sums: Sums, average: str) -> None:
-    """One forward pass over every batch, without gradients, dropout or logits."""
-    model = anatomy.model
-    training, device = model.training, next(model.parameters()).device
-    model.eval()
-    try:
-        with watching(anatomy, sums), torch.no_grad():
-            for batch in batches:
-                sums.begin(batch, average)
-                mask = batch["attention_mask"].to(device).long()
-                # The decoder without its output head: scores need no logits.
-                model.base_model(
-                    input_ids=batch["input_ids"].to(device),
-                    attention_mask=mask,
-                    position_ids=(mask.cumsum(-1) - 1).clamp(min=0),  # left padding shifts no position
-                    use_cache=False,
-                )
-    finally:
-        model.train(training)
 
 
 def _finished(anatomy: Anatomy, sums: Sums, criterion: Criterion, measure: Measure, part: str) -> list[Tensor]:

@@ -1,17 +1,16 @@
-"""Sums of per-token measures over batches, and over the processes that share them."""
+"""Sums of per-token measures over calibration batches: one forward pass, watched by plain hooks."""
 
 import hashlib
-import os
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import torch
-import torch.distributed as dist
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
-from .criteria import COLUMNS, Measure, projected_l1
-from .families import Anatomy, Projection, weight_of
+from .anatomy import Anatomy, weight_of
+from .criteria import COLUMNS, Measure
 
 Batch = Mapping[str, Tensor]
 CHUNK = 2**17  # float32 values in the largest buffer of a stretch of tokens: half a MB, which stays in a core's cache
@@ -32,11 +31,6 @@ class Sums:
         self.real: Int[Tensor, " tokens"] | None = None  # positions of the batch that hold tokens; None: all do
         self.weights: Float[Tensor, " tokens"] = torch.empty(0)
 
-    @property
-    def projects(self) -> bool:
-        """Whether the output projection of attention is computed on the way."""
-        return (projected_l1, "heads") in self.totals
-
     def begin(self, batch: Batch, average: str) -> None:
         """Count the next batch, and say what each of its tokens weighs."""
         ids, mask = batch["input_ids"].cpu(), batch["attention_mask"].cpu().bool()
@@ -56,31 +50,37 @@ class Sums:
         part: str,
         x: Float[Tensor, "positions ..."],
         output: Float[Tensor, "... hidden"],
-        total: Float[Tensor, "positions hidden"] | None = None,
+        but: Measure | None = None,
     ) -> None:
         """Measure the inputs of layer i's output projection, a stretch of tokens at a time: little is held at once.
 
-        `total` takes the projection's output of all positions, which `projected_l1` computes on the way.
+        `but` names a measure that somebody else takes (`accumulate`).
         """
+        x = x if self.real is None else x[self.real.to(x.device)]
         weights = self.weights.to(x.device)
-        if self.real is not None and total is None:
-            x = x[self.real.to(x.device)]
-        elif self.real is not None:  # all positions are measured, and padding counts for nothing
-            weights = torch.zeros(len(x), device=x.device).index_copy(0, self.real.to(x.device), weights)
-        step = max(LEAST[part], self.chunk(x) // max(x[:1].numel(), output.shape[-1]))
-        exact = torch.device("cpu") if x.device.type == "mps" else x.device  # that one has no float64
-        for (measure, of), totals in self.totals.items():
-            if of != part:
-                continue
-            on_the_way = measure is projected_l1 and total is not None
-            for start in range(0, len(x), step):
-                stretch = slice(start, start + step)
-                more = {"total": total[stretch]} if on_the_way else {}  # type: ignore[index]
-                per_token = measure(x[stretch].float(), output, **more).float()
-                if total is not None and self.real is not None:
-                    per_token = per_token.masked_fill(weights[stretch, None] == 0, 0.0)  # whatever padding held
-                summed = (weights[stretch] @ per_token).to(exact).double()
-                totals[i] = summed if (before := totals[i]) is None else before + summed
+        for measure, of in self.totals:
+            if of == part and measure is not but:
+                for stretch in self.stretches(part, x, output.shape[-1]):
+                    per_token = measure(x[stretch].float(), output)
+                    self.accumulate(i, measure, part, weights[stretch], per_token)
+
+    def accumulate(
+        self,
+        i: int,
+        measure: Measure,
+        part: str,
+        weights: Float[Tensor, " stretch"],
+        per_token: Float[Tensor, "stretch columns"],
+    ) -> None:
+        """Add what a measure gives for some tokens of layer i."""
+        exact = torch.device("cpu") if per_token.device.type == "mps" else per_token.device  # that one has no float64
+        summed, before = (weights @ per_token.float()).to(exact).double(), self.totals[measure, part][i]
+        self.totals[measure, part][i] = summed if before is None else before + summed
+
+    def stretches(self, part: str, x: Float[Tensor, "positions ..."], hidden: int) -> Iterator[slice]:
+        """Stretches of tokens whose buffers have at most `chunk` values."""
+        step = max(LEAST[part], self.chunk(x) // max(x[:1].numel(), hidden))
+        return (slice(start, start + step) for start in range(0, len(x), step))
 
     def chunk(self, x: Tensor) -> int:
         """How many float32 values the largest buffer of a stretch may have."""
@@ -113,59 +113,24 @@ class Sums:
                     "are NaN or infinite; score in float32 or bfloat16, and check the checkpoint."
                 )
 
-    def reduce(self, model_hash: str, device: torch.device) -> None:
-        """Add up the sums of all processes, in the order of their ranks, so that every process gets the same.
-
-        Raises:
-            ValueError: two processes counted the same batches, or hold different models.
-        """
-        digests = [number >> 16 * k & 0xFFFF for number in (self.digest, int(model_hash or "0", 16)) for k in range(16)]
-        counts = [self.weight, self.tokens, self.prompts, *digests]  # a float64 holds 16 bits of each process exactly
-        mine = torch.cat([torch.tensor(counts).double(), *(self.stacked(*key).flatten() for key in self.totals)])
-        gathered = [torch.empty_like(mine, device=device) for _ in range(dist.get_world_size())]
-        dist.all_gather(gathered, mine.to(device))
-        each = torch.stack(gathered).cpu()
-        seen, models = [tuple(row) for row in each[:, 3:19].tolist() if any(row)], each[:, 19:35]
-        if len(set(seen)) < len(seen):
-            raise ValueError(
-                "Two processes were given the same batches, which would count twice: give each its share, "
-                "batches[rank::world], or leave reduce=True out."
-            )
-        if bool((models != models[0]).any()):
-            raise ValueError("The processes hold different models (see fingerprint): load the same one in each.")
-        total = each.sum(0)
-        self.weight, self.tokens, self.prompts = float(total[0]), int(total[1]), int(total[2])
-        self.digest = sum(int(limb) << 16 * k for k, limb in enumerate(total[3:19].tolist())) % 2**256
-        parts = total[len(counts) :].split([self.layers * self.width(*key) for key in self.totals])
-        for key, part in zip(self.totals, parts, strict=True):
-            self.totals[key] = list(part.view(self.layers, -1).unbind())
-
 
 @contextmanager
-def watching(anatomy: Anatomy, sums: Sums) -> Iterator[None]:
-    """Watch the inputs of both output projections of every layer; leave no hook behind, whatever happens."""
-    handles, replaced = [], []
+def watching(anatomy: Anatomy, sums: Sums, but: Measure | None = None) -> Iterator[None]:
+    """Watch the inputs of both output projections of every layer; leave no hook behind, whatever happens.
 
-    def watch(i: int, part: str, module: Projection, shape: tuple[int, ...]) -> None:
-        def measure(x: Tensor, total: Tensor | None = None) -> None:
-            output = weight_of(module).T
-            if part == "heads":
-                output = output.contiguous()  # products are quicker where rows lie together
-            sums.add(i, part, x.reshape(-1, *shape), output.view(*shape, -1), total)
+    `but` names a measure that is taken in another way.
+    """
+    handles = []
 
-        def project(x: Tensor) -> Tensor:
-            total = x.new_empty(*x.shape[:-1], anatomy.hidden)
-            measure(x, total.view(-1, anatomy.hidden))
-            return total if module.bias is None else total.add_(module.bias)
+    def watch(i: int, part: str, module: nn.Module, shape: tuple[int, ...]) -> None:
+        if not any(of == part and m is not but for m, of in sums.totals):
+            return
 
-        # Exact head scores need what each head adds, and the projection is the sum of that: computed once, for both.
-        place = "_old_forward" if "_old_forward" in vars(module) else "forward"  # the first: put aside by accelerate
-        own = vars(module).get(place)
-        if part == "heads" and sums.projects and weight_of(module).dtype == torch.float32:
-            setattr(module, place, project)
-            replaced.append((module, place, own))
-        else:
-            handles.append(module.register_forward_pre_hook(lambda _, args: measure(args[0])))
+        def measure(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+            output = weight_of(module).T.contiguous().view(*shape, -1)  # products are quicker where rows lie together
+            sums.add(i, part, args[0].reshape(-1, *shape), output, but)
+
+        handles.append(module.register_forward_pre_hook(measure))
 
     try:
         for i in range(anatomy.layers):
@@ -177,38 +142,42 @@ def watching(anatomy: Anatomy, sums: Sums) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
-        for module, place, own in replaced:
-            if own is None:
-                delattr(module, place)  # the class's own is seen again
-            else:
-                setattr(module, place, own)
+
+
+Watch = Callable[[Anatomy, Sums], AbstractContextManager[None]]
+Pass = Callable[[Anatomy, Iterable[Batch], Sums, str], None]  # feeds the sums
+
+
+def one_pass(anatomy: Anatomy, batches: Iterable[Batch], sums: Sums, average: str, watching: Watch = watching) -> None:
+    """One forward pass over every batch, without gradients, dropout or logits."""
+    with evaluating(anatomy.model), watching(anatomy, sums):
+        for batch in batches:
+            sums.begin(batch, average)
+            # The decoder without its output head: scores need no logits.
+            anatomy.model.base_model(**model_inputs(anatomy.model, batch))
+
+
+def model_inputs(model: nn.Module, batch: Batch) -> dict[str, Any]:
+    """What a model is called with for a batch: on its device, without a cache; left padding shifts no position."""
+    device = next(model.parameters()).device
+    mask = batch["attention_mask"].to(device).long()
+    ids, positions = batch["input_ids"].to(device), (mask.cumsum(-1) - 1).clamp(min=0)
+    return dict(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """In evaluation mode, without gradients, while it lasts."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)
 
 
 def weight_of_positions(mask: Bool[Tensor, "batch length"], average: str) -> Float[Tensor, "batch length"]:
     """What each position counts: 1 for a token and 0 for padding; 1/length where every prompt weighs the same."""
     weight = mask.double()
     return weight if average == "tokens" else weight / weight.sum(1, keepdim=True).clamp(min=1)
-
-
-def several_processes(batches: Iterable[Batch]) -> bool:
-    """Whether there are other processes to add up with.
-
-    Raises:
-        ValueError: there are, but not connected; or accelerate's loader gives some prompts to two of them.
-    """
-    if not (dist.is_available() and dist.is_initialized()):
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise ValueError(
-                "reduce=True, but the processes are not connected: make an accelerate.Accelerator(), or call "
-                "torch.distributed.init_process_group(), before scoring."
-            )
-        return False
-    size = getattr(batches, "total_batch_size", None)  # of accelerate's loaders: of all processes together
-    if size is not None and getattr(batches.batch_sampler, "even_batches", True):  # type: ignore[attr-defined]
-        dataset = batches.dataset  # type: ignore[attr-defined]
-        if not hasattr(dataset, "__len__") or len(dataset) % size:
-            raise ValueError(
-                "This DataLoader repeats prompts so that all processes get as many: prepare it with Accelerator("
-                "dataloader_config=DataLoaderConfiguration(even_batches=False)), or give batches[rank::world]."
-            )
-    return dist.get_world_size() > 1

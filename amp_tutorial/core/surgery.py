@@ -6,6 +6,8 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,14 +15,55 @@ from accelerate import dispatch_model
 from jaxtyping import Int
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
-from .families import Anatomy, weight_of
+from .anatomy import Anatomy, weight_of
+from .checkpoint import tokenizer_of, without_weights
+from .families import EACH_LAYER
 from .plans import Plan
-from .stock import made_for, smaller_config
+from .saving import save
 
 Cut = tuple[int, Int[Tensor, " kept"]]  # (axis, indices to keep)
+
+
+@dataclass
+class Pruned:
+    """A smaller model, what stays in it, and what is known of how it was made: what every way of pruning returns."""
+
+    model: PreTrainedModel  # a stock model
+    plan: Plan  # of the dense model
+    report: Any = None  # of repair, shots and budgets: what they measured on the way; it can be printed
+
+    def save(
+        self,
+        folder: str | Path,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        overwrite: bool = False,
+        max_shard_size: str | int | None = None,
+    ) -> Path:
+        """Write the model as a stock checkpoint with its tokenizer, by default that of the model it was made from.
+
+        Raises:
+            ValueError, OSError: see `save`; no tokenizer where the dense model came from.
+        """
+        if tokenizer is None:
+            tokenizer = tokenizer_of(self.model.name_or_path)
+        return save(self.model, tokenizer, folder, overwrite, max_shard_size)
+
+
+def made_for(anatomy: Anatomy, plan: Plan) -> None:
+    """Refuse a plan for a model of another shape.
+
+    Raises:
+        ValueError: it is.
+    """
+    there = (anatomy.layers, anatomy.heads, anatomy.groups, anatomy.neurons)
+    asked = (len(plan.heads), plan.of_heads, plan.of_groups, plan.of_neurons)
+    if there != asked:
+        raise ValueError(
+            f"The plan is for (layers, heads, KV groups, neurons) = {asked}, the model has {there}; plan anew for it."
+        )
 
 
 def _fits(anatomy: Anatomy, plan: Plan) -> None:
@@ -41,6 +84,68 @@ def _fits(anatomy: Anatomy, plan: Plan) -> None:
                 f"The plan keeps {dict(sorted(served.items()))} query heads of the KV groups of layer {i}: every group "
                 "left must serve the same number."
             )
+
+
+def smaller_config(anatomy: Anatomy, plan: Plan) -> PreTrainedConfig:
+    """The configuration of the cut model: same family where it can say the head count, else the equal architecture.
+
+    Raises:
+        ValueError: neither can, or a setting goes by the depth of each layer.
+    """
+    family, (heads, groups, neurons) = anatomy.family, plan.widths
+    settings = anatomy.model.config.to_dict()
+    kind = settings.pop("model_type")
+    if not family.no_heads:
+        settings["num_attention_heads"] = heads
+        settings["num_key_value_heads"] = groups
+        settings["head_dim"] = anatomy.head_dim  # without it a reload would guess hidden / heads, wrongly
+    if not family.no_neurons:
+        settings[family.width] = neurons
+    if plan.layers is not None:
+        settings |= _of_layers(anatomy.model.config, plan.layers)
+    if heads not in anatomy.head_counts:
+        raise ValueError(f"No stock configuration of {kind} says {heads} heads; possible: {anatomy.head_counts}.")
+    if not family.any_head_count and anatomy.hidden % heads:
+        kind = anatomy.equal_type
+        settings |= dict(family.equal_settings)
+    if not tied(anatomy.model):
+        settings["tie_word_embeddings"] = False  # whatever it says: some checkpoints store two different matrices
+    for stale in ("architectures", "transformers_version", "_name_or_path"):
+        settings.pop(stale, None)
+    config = AutoConfig.for_model(kind, **settings)
+    config._attn_implementation = anatomy.model.config._attn_implementation
+    config._name_or_path = anatomy.model.config._name_or_path  # never saved; so that the source is not overwritten
+    return config
+
+
+def _of_layers(config: PreTrainedConfig, kept: list[int]) -> dict[str, Any]:
+    """What a configuration says layer by layer, or counts in layers, when only these are left and are renumbered.
+
+    Raises:
+        ValueError: something in a layer is worked out from its depth, which changes.
+    """
+    if getattr(config, "scale_attn_by_inverse_layer_idx", False):
+        raise ValueError(
+            "With scale_attn_by_inverse_layer_idx every layer scales attention by its depth, which a configuration "
+            "without some layers cannot say; keep all layers."
+        )
+    found: dict[str, Any] = {config.attribute_map.get("num_hidden_layers", "num_hidden_layers"): len(kept)}
+    for name in EACH_LAYER:
+        if values := getattr(config, name, None):
+            found[name] = [values[i] for i in kept]
+    if hasattr(config, "max_window_layers"):  # the layers before this one attend without a window
+        found["max_window_layers"] = sum(i < config.max_window_layers for i in kept)
+    if hasattr(config, "mlp_only_layers"):  # without experts: these, and those that the step passes over
+        step, plain = config.decoder_sparse_step, config.mlp_only_layers
+        found["mlp_only_layers"] = [new for new, i in enumerate(kept) if i in plain or (i + 1) % step]
+        found["decoder_sparse_step"] = 1
+    return found
+
+
+def tied(model: PreTrainedModel) -> bool:
+    """Whether the output head is the embedding, not only whether the configuration says so."""
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    return head is not None and head.weight is embedding.weight
 
 
 @contextmanager
@@ -104,8 +209,8 @@ def pass_by(layer: nn.Module) -> RemovableHandle:
     return layer.register_forward_hook(identity, with_kwargs=True)
 
 
-def prune(model: PreTrainedModel, plan: Plan, inplace: bool = False) -> PreTrainedModel:
-    """Return a smaller stock model that computes what the masked one does; the layers that stay are numbered anew.
+def prune(model: PreTrainedModel, plan: Plan, inplace: bool = False) -> Pruned:
+    """A smaller stock model that computes what the masked one does; the layers that stay are numbered anew.
 
     Args:
         inplace: give up the dense model's weights one by one as they are cut; the dense model is unusable afterwards.
@@ -130,8 +235,7 @@ def prune(model: PreTrainedModel, plan: Plan, inplace: bool = False) -> PreTrain
             weights[new] = tensor if name in cuts or inplace else tensor.clone()
         if inplace and (name in cuts or not new):
             model.get_parameter_or_buffer(name).data = torch.empty(0, dtype=tensor.dtype)
-    with torch.device("meta"):
-        small: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
+    small = without_weights(config, model.dtype)
     missing, unexpected = small.load_state_dict(weights, strict=False, assign=True)
     small.tie_weights()
     lost = [name for name in missing if dict(small.named_parameters(remove_duplicate=False))[name].is_meta]
@@ -145,7 +249,7 @@ def prune(model: PreTrainedModel, plan: Plan, inplace: bool = False) -> PreTrain
         parameter.requires_grad_(trained[name])
     if len(placed := getattr(model, "hf_device_map", {})) > 1:  # by accelerate, on several devices
         dispatch_model(small, {new: place for name, place in placed.items() if (new := names(name))}, force_hooks=True)
-    return small.train(model.training)
+    return Pruned(small.train(model.training), plan)
 
 
 def renumbered(anatomy: Anatomy, plan: Plan) -> Callable[[str], str]:

@@ -1,20 +1,21 @@
-"""What running a model costs: floating-point operations, the key-value cache, energy and carbon.
+"""What running a model costs: operations, the key-value cache, size and time.
 
 Operations and cache follow from a configuration alone: the model is built on the meta device and run there, without
-weights. Energy is of a run on this machine, and mostly an estimate: the result says of what.
+weights. Time is measured.
 """
 
 import copy
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+import statistics
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from ..core.anatomy import Anatomy
 
 
 @dataclass(frozen=True)
@@ -90,102 +91,92 @@ def _on_meta(
     return twin.eval()
 
 
-@dataclass
-class Energy:
-    """What a run used; amounts stay zero while it lasts."""
+@dataclass(frozen=True)
+class Size:
+    """What a model weighs and what a token costs."""
 
-    kwh: float = 0.0
-    grams: float = 0.0  # CO2 equivalent: kwh · factor
-    seconds: float = 0.0
-    factor: float = 0.0  # of the grid, in grams of CO2 equivalent per kWh
-    grid: str = ""  # where the factor is from
-    measured: bool = False  # whether counters of the processor were read; memory is always estimated
-    method: str = ""  # for each part of the machine: measured by what, or estimated from what
-
-    def __str__(self) -> str:
-        return (
-            f"{self.kwh:.3g} kWh in {self.seconds:.1f} s, {self.grams:.3g} g CO2e at {self.factor:g} g/kWh "
-            f"({self.grid}); {self.method}"
-        )
+    parameters: int
+    block_parameters: int
+    bytes: int  # of all weights, as stored
+    macs_per_token: float  # multiply-accumulates, mean over a sequence of `length` tokens, output head included
+    kv_cache_bytes_per_token: int
 
 
-@contextmanager
-def energy(country: str | None = None, factor: float | None = None) -> Iterator[Energy]:
-    """Energy and carbon of what is done inside the context, by codecarbon in its offline mode.
-
-        with amp.energy(country="BRA") as used:
-            amp.perplexity(model, tokenizer)
-        print(used)
-
-    No network is used and no file is written. The whole machine counts, other programs too. Where the processor's own
-    counters can be read (RAPL on Linux as root, PowerMetrics, Energy Meter) its energy is measured; on most laptops
-    and on virtual machines it is estimated from its load and rated power, and a second of it is worth little.
-
-    Args:
-        country: three letters (ISO 3166), for the yearly mean of its grid in codecarbon's table.
-        factor: grams of CO2 equivalent per kWh, if you know your grid's better.
-
-    Raises:
-        ValueError: neither or both of them, a country without a row in the table, or a negative factor.
-        ImportError: codecarbon is not installed.
-    """
-    if (country is None) == (factor is None):
-        raise ValueError("Say either country='BRA' (three letters) or factor=… in grams of CO2e per kWh.")
-    if factor is not None and factor < 0:
-        raise ValueError(f"factor={factor} must not be negative: it is in grams of CO2e per kWh.")
-    try:
-        from codecarbon import OfflineEmissionsTracker
-        from codecarbon.input import DataSource
-    except ImportError as error:
-        raise ImportError("Energy needs codecarbon; install it with: pip install 'amp-tutorial[energy]'.") from error
-    used = Energy(factor=factor or 0.0, grid="as given")
-    if country is not None:
-        table = DataSource().get_global_energy_mix_data()
-        if country not in table or "carbon_intensity" not in table[country]:
-            raise ValueError(f"No grid for country={country!r}: give three letters such as 'BRA', or factor=….")
-        row = table[country]
-        used.factor, used.grid = float(row["carbon_intensity"]), f"{row['country_name']} {row['year']}, codecarbon"
-    logging.getLogger("codecarbon").setLevel(logging.CRITICAL)  # it speaks before it reads its own log_level
-    tracker = OfflineEmissionsTracker(
-        country_iso_code=country or "",
-        force_carbon_intensity_g_co2e_kwh=used.factor,  # stated here, and never asked of a service
-        output_methods=[],  # no file
-        emissions_endpoint=None,  # whatever a .codecarbon.config says
-        measure_power_secs=1,
-        log_level="critical",
-    )
-    tracker.start()
-    try:
-        yield used
+@torch.no_grad()
+def size(model: PreTrainedModel, length: int = 128) -> Size:
+    """Parameters, bytes, multiply-accumulates per token (counted by torch on a real pass) and KV cache."""
+    anatomy, device = Anatomy.of(model), next(model.parameters()).device
+    ids = torch.zeros((1, length), dtype=torch.long, device=device)
+    attention, experts = model.config._attn_implementation, getattr(model.config, "_experts_implementation", None)
+    model.set_attn_implementation("eager")  # plain matrix products, which the counter sees on every device
+    if experts:
+        model.set_experts_implementation("eager")
+    try:  # MATH: the same of a family whose attention cannot be set (Falcon)
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+            model(input_ids=ids, use_cache=False)
     finally:
-        tracker.stop()
-        found = tracker.final_emissions_data
-        used.kwh, used.grams, used.seconds = found.energy_consumed, 1000 * found.emissions, found.duration
-        used.measured, used.method = _method(tracker)
+        model.set_attn_implementation(attention)
+        if experts:
+            model.set_experts_implementation(experts)
+    cache = model(input_ids=ids[:, :1], use_cache=True).past_key_values
+    return Size(
+        parameters=model.num_parameters(),
+        block_parameters=anatomy.block_parameters,
+        bytes=sum(p.numel() * p.element_size() for p in model.parameters()),
+        macs_per_token=counter.get_total_flops() / 2 / length,
+        kv_cache_bytes_per_token=sum(t.nbytes for layer in cache.layers for t in (layer.keys, layer.values)),
+    )
 
 
-COUNTERS = {
-    "Intel Rapl": "RAPL",
-    "Windows Emi": "Energy Meter",
-    "Intel Power Gadget": "Power Gadget",
-    "AppleSiliconChip": "PowerMetrics",
-    "Raspberry": "the board",
-}
+@dataclass(frozen=True)
+class Timing:
+    """Seconds: the median of the repeats, and their quartiles."""
+
+    median: float
+    low: float
+    high: float
 
 
-def _method(tracker: Any) -> tuple[bool, str]:
-    """Whether the processor was measured, and what each part of the machine goes by, from codecarbon's descriptions."""
-    said, measured = [], False
-    for part in map(str, tracker._conf["hardware"]):
-        counter = next((name for key, name in COUNTERS.items() if key in part), None)
-        if part.startswith("RAM"):
-            said.append("memory estimated from its size")
-        elif part.startswith("GPU"):
-            said.append("GPU measured by its driver")
-        elif counter:
-            measured = True
-            said.append(f"processor measured by {counter}")
-        else:
-            by = "load and rated power (TDP)" if "Cpu Load" in part else "rated power (TDP) alone"
-            said.append(f"processor estimated from {by}")
-    return measured, ", ".join(dict.fromkeys(said))
+@torch.no_grad()
+def latency(
+    model: PreTrainedModel, prompt: int = 128, new: int = 16, batch: int = 1, repeats: int = 7, seed: int = 0
+) -> dict[str, Timing]:
+    """Time of a prefill of `prompt` tokens, and of decoding one token with the cache, warmed up.
+
+    Returns:
+        "prefill": seconds for the whole prompt. "decode": seconds per new token of the batch.
+    """
+    device = next(model.parameters()).device
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(model.config.vocab_size, (batch, prompt), generator=generator).to(device)
+
+    def decode() -> float:
+        cache = model(input_ids=ids, use_cache=True).past_key_values
+        return _clock(lambda: _decode(model, ids[:, -1:], cache, new), device) / new
+
+    model(input_ids=ids, use_cache=True)
+    decode()  # warm up both
+    prefill = [_clock(lambda: model(input_ids=ids, use_cache=True), device) for _ in range(repeats)]
+    return {"prefill": _timing(prefill), "decode": _timing([decode() for _ in range(repeats)])}
+
+
+def _decode(model: PreTrainedModel, token: torch.Tensor, cache: object, new: int) -> None:
+    for _ in range(new):
+        token = model(input_ids=token, past_key_values=cache, use_cache=True).logits[:, -1:].argmax(-1)
+
+
+def _clock(run: Callable[[], object], device: torch.device) -> float:
+    def wait() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    wait()
+    start = time.perf_counter()
+    run()
+    wait()
+    return time.perf_counter() - start
+
+
+def _timing(seconds: list[float]) -> Timing:
+    low, _, high = statistics.quantiles(seconds, n=4)
+    return Timing(statistics.median(seconds), low, high)

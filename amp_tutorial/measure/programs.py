@@ -1,56 +1,36 @@
-"""Who reads a saved checkpoint, and which of its settings each program heeds: tables, with where that was read."""
+"""Which programs load a saved checkpoint, by which widths each takes from the configuration (`Family.programs`)."""
 
 from dataclasses import dataclass
 
 import transformers
 from transformers import PreTrainedConfig
 
-from ..core.families import Anatomy
-
-EACH_LAYER = ("layer_types", "no_rope_layers")  # settings with one value for each layer
+from ..core.anatomy import Anatomy
+from ..core.families import ABSENT, EACH_LAYER, FAMILIES
 
 
 @dataclass(frozen=True)
-class Reader:
-    """Which settings a program takes from a configuration, by `model_type`, and where that was read."""
+class Program:
+    """A program that reads checkpoints, and where it was read which widths it takes from a configuration."""
 
     name: str
-    any_heads: frozenset[str]  # takes head_dim from the configuration
-    fixed_heads: frozenset[str] = frozenset()  # reads these, but takes hidden_size / num_attention_heads as head_dim
-    fixed_width: frozenset[str] = frozenset()  # takes 4 · hidden_size as the number of neurons, whatever is said
+    column: str  # of `core.families.Programs`
+    source: str
     fixed_scale: bool = False  # takes the scale of attention from other settings than query_pre_attn_scalar
-    absent: frozenset[str] = frozenset()  # does not read these at all
-    source: str = ""
 
 
-def _types(names: str) -> frozenset[str]:
-    return frozenset(names.split())
-
-
-NO_HEADS = _types("gpt_neox gpt2 opt stablelm falcon")
-LLAMA_LIKE = _types("llama mistral mixtral smollm3 qwen3 qwen3_moe gemma gemma2 gemma3_text")
-TRANSFORMERS_4 = Reader(
-    "transformers 4",
-    any_heads=LLAMA_LIKE | _types("phi phi3 qwen2 olmo2 granite starcoder2 cohere"),
-    fixed_heads=NO_HEADS,
-    source="measured once with 4.57.6: a pruned tiny model of each family, logits equal",
+TRANSFORMERS_4 = Program(
+    "transformers 4", "transformers_4", "measured once with 4.57.6: a pruned tiny model of each family, logits equal"
 )
-VLLM = Reader(
-    "vLLM",
-    any_heads=LLAMA_LIKE | _types("phi phi3 olmo2 granite starcoder2 cohere"),
-    fixed_heads=NO_HEADS | {"qwen2"},
-    fixed_width=_types("falcon"),
-    source="read in source: vllm/model_executor/models and vllm/config/model.py of vLLM 0.33.0; not run",
+VLLM = Program(
+    "vLLM", "vllm", "read in source: vllm/model_executor/models and vllm/config/model.py of vLLM 0.33.0; not run"
 )
-LLAMA_CPP = Reader(
+LLAMA_CPP = Program(
     "llama.cpp",
-    any_heads=LLAMA_LIKE,
-    fixed_heads=(NO_HEADS - {"opt"}) | _types("phi phi3 qwen2 olmo2 granite starcoder2 cohere"),
-    fixed_width=_types("phi gpt2 falcon"),
+    "llama_cpp",
+    "read in source: conversion/, src/models/ and src/llama-quant.cpp of llama.cpp in llama-cpp-python 0.3.36; F32 "
+    "measured once with it: a pruned tiny model of each family but Falcon",
     fixed_scale=True,
-    absent=_types("opt"),
-    source="read in source: conversion/, src/models/ and src/llama-quant.cpp of llama.cpp in llama-cpp-python 0.3.36; "
-    "F32 measured once with it: a pruned tiny model of each family but Falcon",
 )
 
 
@@ -83,15 +63,16 @@ def loads(anatomy: Anatomy, config: PreTrainedConfig, heads: int, groups: int, n
     return found
 
 
-def _answer(reader: Reader, anatomy: Anatomy, config: PreTrainedConfig, heads: int, neurons: int) -> tuple[str, str]:
+def _answer(reader: Program, anatomy: Anatomy, config: PreTrainedConfig, heads: int, neurons: int) -> tuple[str, str]:
     kind, scalar = config.model_type, getattr(config, "query_pre_attn_scalar", anatomy.head_dim)
-    if kind in reader.absent:
-        return "no", f"it does not read {kind}"
-    if kind not in reader.any_heads | reader.fixed_heads:
+    takes = getattr(FAMILIES[kind].programs, reader.column) if kind in FAMILIES else None
+    if takes is None:
         return "unknown", f"what it does with {kind} was not looked up"
-    if kind in reader.fixed_heads and heads * anatomy.head_dim != anatomy.hidden:
+    if takes == ABSENT:
+        return "no", f"it does not read {kind}"
+    if "heads" not in takes and heads * anatomy.head_dim != anatomy.hidden:
         return "no", f"in {kind} it takes hidden_size / heads as head_dim; keep all heads"
-    if kind in reader.fixed_width and neurons != 4 * anatomy.hidden:
+    if "neurons" not in takes and neurons != 4 * anatomy.hidden:
         return "no", f"in {kind} it takes 4 · hidden_size as the number of neurons; keep all neurons"
     if reader.fixed_scale and scalar != anatomy.head_dim and heads != anatomy.heads:
         return "no", f"it guesses the scale of attention in {kind}, and wrongly after a cut; keep all heads"

@@ -17,14 +17,15 @@ import torch.nn.functional as F
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from ..core.families import Anatomy
-from ..core.plans import Plan, plan
+from ..core.anatomy import Anatomy
+from ..core.plans import Plan, a_ratio, keep
 from ..core.scores import score
-from ..core.sums import Batch
+from ..core.sums import Batch, evaluating, model_inputs
+from ..core.surgery import Pruned
+from .depth_and_width import with_layers
 from .layers import rank_layers
 from .repair import repair
 from .shapes import CUT, OF, Shape, Shapes
-from .skip_layer import evaluating
 
 LINE = 8  # candidates along one dimension at most
 
@@ -40,12 +41,9 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Fitted:
-    """The model of the shape that lost least, made from all batches, and every candidate."""
+class Search:
+    """The shape that lost least, and every candidate: what `fit_budget` reports."""
 
-    model: PreTrainedModel
-    plan: Plan  # of layers, heads and neurons
-    hidden: int
     shape: Shape
     amount: float  # share of the dense model's amount that goes
     loss: float  # of the winning candidate, in nats per token of the text kept apart
@@ -66,14 +64,14 @@ class Fitted:
 def fit_budget(
     model: PreTrainedModel,
     batches: Sequence[Batch],
-    remove: float = 0.3,
+    pruning_ratio: float = 0.3,
     of: str = "parameters",
     cut: Sequence[str] = ("heads", "neurons", "layers"),
     trials: int = 24,
     seed: int = 0,
     progress: bool = True,
     length: int = 128,
-) -> Fitted:
+) -> Pruned:
     """Find the mix of hidden size, layers, heads and neurons that loses least at a budget, and make it.
 
     Candidates evenly spaced along each dimension, the others as whole as the target lets them be; then the neighbours
@@ -86,7 +84,7 @@ def fit_budget(
     Args:
         model: the dense model; it is not changed.
         batches: calibration batches as for `repair`, at least two.
-        remove: share of the dense model's amount that goes, in (0, 1); at least so much.
+        pruning_ratio: share of the dense model's amount that goes, in (0, 1); at least so much.
         of: what is counted. "parameters": all of them. "operations": of reading `length` tokens (`flops`). "cache":
             bytes of keys and values after `length` tokens; then only heads and layers go. "latency": seconds to read
             `length` tokens and write 16 more, measured once for each shape with random weights, the dense model just
@@ -106,8 +104,7 @@ def fit_budget(
     for name, given, known in (("of", [of], OF), ("cut", cut, CUT)):
         if wrong := [value for value in given if value not in known]:
             raise ValueError(f"{name}={wrong[0]!r} is unknown; choose from {', '.join(known)}.")
-    if not 0 < remove < 1:
-        raise ValueError(f"remove={remove} is not a share: it must lie between 0 and 1, both excluded.")
+    a_ratio(pruning_ratio)
     if trials < 1:
         raise ValueError(f"trials={trials} must be at least 1: that many candidates are made and judged.")
     if len(batches) < 2:
@@ -115,7 +112,7 @@ def fit_budget(
     apart = max(1, len(batches) // 4)
     if not all(any(_followed(batch).any() for batch in part) for part in (batches[:-apart], batches[-apart:])):
         raise ValueError("The batches to make candidates from, or the last quarter to judge them by, hold no text.")
-    shapes = Shapes(model, remove, of, cut, length, seed)
+    shapes = Shapes(model, pruning_ratio, of, cut, length, seed)
     make = _Maker(model, batches[:-apart], shapes.unit)
     if not shapes.alike:
         shapes.kept = make.kept
@@ -133,19 +130,19 @@ def fit_budget(
 
         best = _search(shapes, judge, trials)
     again, carried = _Maker(model, batches, shapes.unit)(best, make.kept(best.layers))
-    return Fitted(again, carried, best.hidden, best, done[best].amount, done[best].loss, of, list(done.values()))
+    report = Search(best, done[best].amount, done[best].loss, of, list(done.values()))
+    return Pruned(again, carried, report)
 
 
 @torch.no_grad()
 def loss(model: PreTrainedModel, batches: Iterable[Batch]) -> float:
     """Mean next-token loss in nats over the real tokens of batches that follow a real token."""
-    total, tokens, device = 0.0, 0, next(model.parameters()).device
+    total, tokens = 0.0, 0
     with evaluating(model):
         for batch in batches:
-            ids, mask = batch["input_ids"].to(device), batch["attention_mask"].to(device).long()
-            positions = (mask.cumsum(-1) - 1).clamp(min=0)  # left padding shifts no position
-            logits = model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False).logits
-            real = _followed(batch).to(device)
+            inputs = model_inputs(model, batch)
+            ids, logits = inputs["input_ids"], model(**inputs).logits
+            real = _followed(batch).to(ids.device)
             total += float(F.cross_entropy(logits[:, :-1][real].float(), ids[:, 1:][real], reduction="sum"))
             tokens += int(real.sum())
     return total / tokens
@@ -205,7 +202,10 @@ class _Maker:
 
     def __call__(self, shape: Shape, kept: list[int]) -> tuple[PreTrainedModel, Plan]:
         """Slice the hidden size, choose heads and neurons by repair, and refit all that reads the stream as well."""
-        wide = plan(self.model, self.scores, heads=shape.heads, neurons=shape.neurons, unit=self.unit, layers=kept)
-        hidden = None if shape.hidden == Anatomy.of(self.model).hidden else shape.hidden
-        made = repair(self.model, wide, self.batches, choose=True, reads=True, hidden=hidden, progress=False)
+        wide = keep(self.model, self.scores, shape.heads, shape.neurons, self.unit)
+        wide = with_layers(wide, kept, self.model)
+        size = None if shape.hidden == Anatomy.of(self.model).hidden else shape.hidden
+        made = repair(
+            self.model, wide, self.batches, reselect=True, refit_inputs=True, hidden_size=size, progress=False
+        )
         return made.model, made.plan

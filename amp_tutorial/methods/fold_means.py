@@ -5,16 +5,15 @@ from collections.abc import Iterable
 import torch
 from transformers import PreTrainedModel
 
-from ..core.criteria import moments
-from ..core.families import Anatomy, Projection, weight_of
+from ..core.anatomy import Anatomy, Projection, weight_of
 from ..core.plans import Plan
-from ..core.scores import pass_over
-from ..core.sums import Batch, Sums
-from ..core.surgery import _kept, prune
+from ..core.sums import Batch, Sums, one_pass
+from ..core.surgery import Pruned, _kept, prune
+from .flap import moments
 
 
 @torch.no_grad()
-def prune_and_fold(model: PreTrainedModel, plan: Plan, batches: Iterable[Batch]) -> PreTrainedModel:
+def prune_and_fold(model: PreTrainedModel, plan: Plan, batches: Iterable[Batch]) -> Pruned:
     """Prune, and add W_gone · mean(x_gone) to the biases of the output projections, over all calibration tokens.
 
     Source: FLAP (arXiv 2312.11983), "baseline bias compensation" [code]. It gives LLaMA biases that its class does not
@@ -33,10 +32,10 @@ def prune_and_fold(model: PreTrainedModel, plan: Plan, batches: Iterable[Batch])
             "amp.repair."
         )
     sums = Sums(anatomy, [(moments, part) for part in having])
-    pass_over(anatomy, batches, sums, "tokens")
+    one_pass(anatomy, batches, sums, "tokens")
     sums.check()
-    small, rows = prune(model, plan), {"heads": "query", "neurons": "neurons"}
-    cut = Anatomy.of(small)
+    pruned, rows = prune(model, plan), {"heads": "query", "neurons": "neurons"}
+    cut = Anatomy.of(pruned.model)
     for new, i in enumerate(plan.kept_layers):
         for part in having:
             mean = sums.means(moments, part)[i][: sums.features[part]]
@@ -45,7 +44,7 @@ def prune_and_fold(model: PreTrainedModel, plan: Plan, batches: Iterable[Batch])
             stay[_kept(anatomy, plan, i)[rows[part]]] = True
             gone = weight_of(old)[:, ~stay].float() @ mean[~stay].to(old.weight.device)
             module.bias.add_(gone.to(module.bias.dtype))
-    return small
+    return pruned
 
 
 def _projection(anatomy: Anatomy, i: int, part: str) -> Projection:

@@ -23,15 +23,18 @@ from contextlib import contextmanager
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
-from ..core.families import Anatomy
-from ..core.surgery import fill_buffers
-from .residual_roles import GATE_UP, LLAMA, NO_STREAM, QKV, STREAMS, Role, Stream, roles, stream_of
+from ..core.anatomy import Anatomy
+from ..core.checkpoint import without_weights
+from ..core.families import Stream
+from ..core.plans import a_ratio, whole_plan
+from ..core.surgery import Pruned, fill_buffers
+from .residual_roles import Role, roles, stream_of
 from .rotation import Rotation, rotation, second_moments
 
 __all__ = [
-    "GATE_UP", "LLAMA", "NO_STREAM", "QKV", "STREAMS", "Rotation", "Stream",
+    "Rotation",
     "hidden_at", "projected", "roles", "rotation", "second_moments", "slice_hidden", "sliced_parameters", "stream_of",
 ]  # fmt: skip
 
@@ -43,17 +46,19 @@ def sliced_parameters(anatomy: Anatomy, hidden: int) -> int:
     return sum(p.numel() if kept[name] else p.numel() // anatomy.hidden * hidden for name, p in named.items())
 
 
-def hidden_at(anatomy: Anatomy, remove: float, align: int = 1) -> int:
+def hidden_at(anatomy: Anatomy, pruning_ratio: float, align: int = 1) -> int:
     """The largest hidden size, a multiple of `align`, that removes this share of the dense model's parameters.
 
     Raises:
         ValueError: none does.
     """
-    most = (1 - remove) * anatomy.model.num_parameters()
+    most = (1 - a_ratio(pruning_ratio)) * anatomy.model.num_parameters()
     for hidden in range(anatomy.hidden // align * align, 0, -align):
         if sliced_parameters(anatomy, hidden) <= most and _type(anatomy, hidden):
             return hidden
-    raise ValueError(f"No hidden size removes {remove:.0%} of all parameters; ask for less, or for a smaller align.")
+    raise ValueError(
+        f"No hidden size removes {pruning_ratio:.0%} of all parameters; ask for less, or for a smaller align."
+    )
 
 
 def _type(anatomy: Anatomy, hidden: int) -> str:
@@ -72,7 +77,7 @@ def sliced_config(anatomy: Anatomy, hidden: int) -> PreTrainedConfig:
     """
     dense = anatomy.model.config
     if not isinstance(hidden, int) or not 1 <= hidden <= anatomy.hidden:
-        raise ValueError(f"hidden={hidden!r} must be a whole number from 1 to the hidden size, {anatomy.hidden}.")
+        raise ValueError(f"hidden_size={hidden!r} must be a whole number from 1 to the hidden size, {anatomy.hidden}.")
     if anatomy.no_heads:
         raise ValueError(f"The hidden size of this {dense.model_type} cannot change: {anatomy.no_heads}.")
     if not (kind := _type(anatomy, hidden)):
@@ -93,7 +98,7 @@ def sliced_config(anatomy: Anatomy, hidden: int) -> PreTrainedConfig:
 
 
 @torch.no_grad()
-def slice_hidden(model: PreTrainedModel, rotation: Rotation, hidden: int) -> PreTrainedModel:
+def slice_hidden(model: PreTrainedModel, rotation: Rotation, hidden_size: int) -> Pruned:
     """A stock model of this hidden size: the first directions of the rotation stay, the rest of the stream goes.
 
     It has an output head of its own also where the dense model ties it to the embedding: the last norm's weight is
@@ -103,7 +108,7 @@ def slice_hidden(model: PreTrainedModel, rotation: Rotation, hidden: int) -> Pre
     Args:
         model: it is not changed. It may have lost heads, neurons or layers before, and the result may lose some.
         rotation: of this model, or of the one it was cut from.
-        hidden: the new hidden size, 1 to the old one.
+        hidden_size: the new one, 1 to the old one.
 
     Raises:
         ValueError: a family whose hidden size cannot be sliced, a hidden size that no stock configuration says, a
@@ -111,21 +116,20 @@ def slice_hidden(model: PreTrainedModel, rotation: Rotation, hidden: int) -> Pre
     """
     anatomy = Anatomy.of(model)
     stream, part = stream_of(anatomy), roles(anatomy)
-    config = sliced_config(anatomy, hidden)
-    q = kept_directions(anatomy, rotation, hidden)
+    config = sliced_config(anatomy, hidden_size)
+    q = kept_directions(anatomy, rotation, hidden_size)
     dense = dict(model.named_parameters(remove_duplicate=False))
     weights = {name: sliced(name, part, q, stream, dense) for name in dense}
-    with torch.device("meta"):
-        small: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
+    small = without_weights(config, model.dtype)
     small.load_state_dict(weights, assign=True)
     fill_buffers(small, model, config)
     if stream.root:
-        small.get_input_embeddings().get_buffer(stream.root).fill_(hidden**0.5)
+        small.get_input_embeddings().get_buffer(stream.root).fill_(hidden_size**0.5)
     small.generation_config = copy.deepcopy(model.generation_config)
     for name, parameter in small.named_parameters():
         parameter.requires_grad_(dense[name].requires_grad)
     _compare(model, small, rotation)
-    return small.train(model.training)
+    return Pruned(small.train(model.training), whole_plan(anatomy), rotation)
 
 
 def kept_directions(anatomy: Anatomy, rotation: Rotation, hidden: int) -> Float[Tensor, "hidden kept"]:
@@ -237,5 +241,5 @@ def _compare(model: PreTrainedModel, small: PreTrainedModel, rotation: Rotation)
         raise ValueError(
             f"The sliced {type(model).__name__} does not compute what the projected one does (relative error of the "
             f"logits {error:.2g}): this model is not wired as the row {model.config.model_type!r} of "
-            "residual_roles.STREAMS says."
+            "amp_tutorial.FAMILIES says."
         )

@@ -17,11 +17,12 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from ..core.families import Anatomy
-from ..core.plans import Plan, layer_parameters, whole_plan
-from ..core.scores import Batch
+from ..core.anatomy import Anatomy
+from ..core.plans import OF, Plan, a_ratio, counted, one_of, whole_plan
+from ..core.sums import Batch, evaluating
+from .depth_and_width import with_layers
 from .similarity import METRICS
-from .skip_layer import Pass, evaluating
+from .skip_layer import Pass
 
 # Each criterion with the numbers of layers at the two ends that it leaves alone.
 LAYER_CRITERIA: dict[str, tuple[int, int]] = {
@@ -86,7 +87,7 @@ def rank_layers(
     if criterion not in LAYER_CRITERIA:
         raise ValueError(f"Unknown criterion {criterion!r}; choose from {', '.join(LAYER_CRITERIA)}.")
     anatomy = Anatomy.of(model)
-    kept = whole_plan(anatomy).with_layers(range(anatomy.layers) if layers is None else layers, model).kept_layers
+    kept = with_layers(whole_plan(anatomy), range(anatomy.layers) if layers is None else layers, model).kept_layers
     first, last = LAYER_CRITERIA[criterion] if spare is None else spare
     candidates = kept[first : max(first, len(kept) - last)]
     if min(first, last) < 0 or not candidates:
@@ -115,79 +116,78 @@ def rank_layers(
 def drop_layers(
     model: PreTrainedModel,
     batches: Iterable[Batch],
-    remove: int,
+    num_layers: int,
     criterion: str = "consensus",
-    of: str = "all",
+    of: str = "parameters",
     progress: bool = True,
     **settings: Any,
 ) -> Plan:
     """Remove the lowest layer, score the others again without it, and so on: a plan that keeps the rest whole.
 
     Args:
-        remove: how many layers go.
+        num_layers: how many go.
         criterion, settings: as in `rank_layers`: spare, seed, features.
-        of: what the plan's ratio refers to: "all" parameters, or those of the "blocks".
+        of: what the plan's ratio refers to: all "parameters", or the "block parameters".
         progress: show a bar over the layers removed.
 
     Raises:
         ValueError: no layer to remove, or none left, and what `rank_layers` refuses.
     """
     anatomy, batches = Anatomy.of(model), list(batches)
-    if not 1 <= remove < anatomy.layers:
-        raise ValueError(f"remove={remove} layers of {anatomy.layers} is not possible: at least 1 goes and 1 stays.")
-    if of not in ("all", "blocks"):
-        raise ValueError(f"of={of!r} must be one of all, blocks.")
+    if not 1 <= num_layers < anatomy.layers:
+        raise ValueError(f"num_layers={num_layers} of {anatomy.layers} is not possible: at least 1 goes and 1 stays.")
+    one_of(of=(of, OF))
     kept = list(range(anatomy.layers))
-    for _ in tqdm(range(remove), desc="Removed", unit="layer", disable=not progress):
+    for _ in tqdm(range(num_layers), desc="Removed", unit="layer", disable=not progress):
         kept.remove(_order(rank_layers(model, batches, criterion, layers=kept, **settings))[0])
-    return whole_plan(anatomy, of=of, criterion=criterion).with_layers(kept, model)
+    return with_layers(whole_plan(anatomy, of=of, criterion=criterion), kept, model)
 
 
 def plan_layers(
     model: PreTrainedModel,
     scores: Mapping[int, float],
-    remove: float | None = None,
+    pruning_ratio: float | None = None,
     keep: int | None = None,
-    of: str = "all",
+    of: str = "parameters",
     criterion: str = "hand",
 ) -> Plan:
     """Choose the layers that stay by scores given once: the highest; heads and neurons stay whole.
 
-    For depth and width on one budget: `plan(model, scores, remove=…, layers=plan_layers(…).layers)`.
+    For depth and width on one budget: `plan_with_layers(model, scores, pruning_ratio, plan_layers(…).layers)`.
 
     Args:
         scores: of every layer by its number, as `rank_layers` gives them. Of equals the deeper goes first.
-        remove: ratio of parameters to remove; as many layers go as come nearest to it.
+        pruning_ratio: share of parameters to remove; as many layers go as come nearest to it.
         keep: or the number of layers that stay.
-        of: what the ratio refers to: "all" parameters, or those of the "blocks".
+        of: what the ratio refers to: all "parameters", or the "block parameters".
 
     Raises:
         ValueError: neither or both ways of asking; scores of other layers than the model has, or NaN; a ratio that is
             none, or less than half of a layer; no layer left; or layers to go that are to stay (infinite scores).
     """
     anatomy = Anatomy.of(model)
-    if (remove is None) == (keep is None):
-        raise ValueError("Say either remove=… or keep=…, not both and not neither.")
-    if of not in ("all", "blocks"):
-        raise ValueError(f"of={of!r} must be one of all, blocks.")
+    if (pruning_ratio is None) == (keep is None):
+        raise ValueError("Say either pruning_ratio=… or keep=….")
+    one_of(of=(of, OF))
     if set(scores) != set(range(anatomy.layers)) or any(map(math.isnan, scores.values())):
         raise ValueError(f"Give one score for each layer from 0 to {anatomy.layers - 1}, by its number, and none NaN.")
-    order, costs = _order(scores), layer_parameters(anatomy)
-    if remove is not None:
-        if not 0 < remove < 1:
-            raise ValueError(f"remove={remove} is not a ratio: it must lie between 0 and 1, both excluded.")
-        total = model.num_parameters() if of == "all" else sum(costs)
+    order, costs = _order(scores), anatomy.layer_parameters
+    if pruning_ratio is not None:
+        a_ratio(pruning_ratio)
+        total = counted(anatomy, of)
         gone = [sum(costs[i] for i in order[:n]) / total for n in range(anatomy.layers + 1)]
-        keep = anatomy.layers - min(range(len(gone)), key=lambda n: abs(gone[n] - remove))
+        keep = anatomy.layers - min(range(len(gone)), key=lambda n: abs(gone[n] - pruning_ratio))
         if keep == anatomy.layers:
-            raise ValueError(f"remove={remove} is less than half of a layer, which is {gone[1]:.1%}; ask for more.")
+            raise ValueError(
+                f"pruning_ratio={pruning_ratio} is less than half of a layer, which is {gone[1]:.1%}; ask for more."
+            )
     if keep is None or not 1 <= keep <= anatomy.layers:
         raise ValueError(f"That would keep {keep} of {anatomy.layers} layers; keep 1 to {anatomy.layers}.")
     goes = order[: anatomy.layers - keep]
     if spared := sorted(i for i in goes if scores[i] == math.inf):
         raise ValueError(f"That would take layers {spared}, which are to stay; keep more layers, or spare fewer.")
-    whole = whole_plan(anatomy, of=of, asked=remove, criterion=criterion)
-    return whole.with_layers(order[len(goes) :], model)
+    whole = whole_plan(anatomy, of=of, asked=pruning_ratio, criterion=criterion)
+    return with_layers(whole, order[len(goes) :], model)
 
 
 def consensus(distances: Mapping[str, Mapping[int, float]]) -> dict[int, float]:

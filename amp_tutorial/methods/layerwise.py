@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..core.families import Anatomy
+from ..core.anatomy import Anatomy
 from ..core.sums import Batch
 
 

@@ -15,10 +15,45 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
+from ..core.anatomy import Anatomy
 from ..core.data import padded, pairs
-from ..core.families import Anatomy
 
 IGNORE = -100  # label of a position that is not trained on
+
+
+@dataclass(frozen=True)
+class RecoveryConfig:
+    """How to train. Defaults are those of AMP's official code.
+
+    Raises:
+        ValueError: a number out of range, or an unknown kind of loss.
+    """
+
+    samples: int | None = 512  # rows drawn by the seed; None takes all
+    epochs: int = 2
+    loss: str = "responses"  # train on responses only; "text": on prompt and response
+    seed: int = 0
+    rank: int = 8
+    alpha: int = 16
+    dropout: float = 0.05
+    learning_rate: float = 3e-4
+    batch_size: int = 16  # rows of a step
+    length: int = 512  # tokens at most; a longer response is cut, a longer text without a prompt becomes several rows
+    rows_at_once: int | None = None  # of a step, how many are in memory at a time; None: all of them
+
+    def __post_init__(self) -> None:
+        least = dict(epochs=1, rank=1, alpha=1, batch_size=1, length=2)
+        given = {name: getattr(self, name) for name in least}
+        given |= {name: value for name in ("samples", "rows_at_once") if (value := getattr(self, name)) is not None}
+        for name, value in given.items():
+            if value < least.get(name, 1):
+                raise ValueError(f"{name}={value} must be at least {least.get(name, 1)}.")
+        if self.loss not in ("responses", "text"):
+            raise ValueError(f"loss={self.loss!r} must be 'responses' or 'text'.")
+        if not (self.learning_rate > 0 and 0 <= self.dropout < 1):
+            raise ValueError(
+                f"learning_rate={self.learning_rate} must be more than 0, and dropout={self.dropout} from 0 to below 1."
+            )
 
 
 @dataclass(frozen=True)
@@ -36,72 +71,56 @@ def recover(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     source: str | Path = "tinyworld",
-    samples: int | None = 512,
-    epochs: int = 2,
-    loss: str = "responses",
-    seed: int = 0,
-    rank: int = 8,
-    alpha: int = 16,
-    dropout: float = 0.05,
-    lr: float = 3e-4,
-    batch_size: int = 16,
-    length: int = 512,
+    config: RecoveryConfig | None = None,
     progress: bool = True,
-    rows_at_once: int | None = None,
 ) -> Recovery:
     """Fine-tune a copy of `model` with LoRA on all projections of its blocks, and merge the adapter.
 
-    Defaults are those of AMP's official code: r=8, alpha=16, dropout 0.05, lr 3e-4, 16 rows a step, 2 epochs, length
-    512, loss on the response only. It differs in one thing on purpose: prompt and response share one BOS (there a
-    second BOS becomes the first label).
+    It differs from AMP's official code in one thing on purpose: prompt and response share one BOS (there a second BOS
+    becomes the first label). Rows in memory at a time change rounding and what dropout draws, and nothing else: the
+    loss of a step is the mean over all labels of all its rows.
 
     Args:
         source: "tinyworld", a JSONL file with `prompt` and `response` (or `text`), or a text file.
-        samples: rows drawn by `seed`; None takes all.
-        length: tokens at most; a longer response is cut there, a longer text without a prompt becomes several rows.
-        loss: "responses" trains on responses only, "text" on prompt and response.
-        rows_at_once: of the `batch_size` rows of a step, how many are in memory at a time; None is all of them. Fewer
-            need less memory and more time. The step is the same, but for rounding and what dropout draws: its loss is
-            the mean over all labels of all its rows.
+        config: how to train; by default as in AMP's official code.
+        progress: show a bar over steps.
 
     Raises:
-        ValueError: an unknown kind of loss, no row at once, no rows, or no row whose prompt leaves room for a response.
+        ValueError: no rows, or no row whose prompt leaves room for a response; a loss that is not finite.
     """
-    if rows_at_once is not None and rows_at_once < 1:
-        raise ValueError(f"rows_at_once={rows_at_once} must be at least 1; None takes all rows of a step at once.")
-    if loss not in ("responses", "text"):
-        raise ValueError(f"loss={loss!r} must be 'responses' or 'text'.")
+    c = config or RecoveryConfig()
     rows = pairs(source)
-    rng = random.Random(seed)
-    rows = rng.sample(rows, min(samples or len(rows), len(rows)))
-    examples = [row for prompt, response in rows for row in encode(tokenizer, prompt, response, loss, length)]
+    rng = random.Random(c.seed)
+    rows = rng.sample(rows, min(c.samples or len(rows), len(rows)))
+    examples = [row for prompt, response in rows for row in encode(tokenizer, prompt, response, c.loss, c.length)]
     if not examples:
-        raise ValueError(f"Every prompt in {source} fills length={length} tokens; raise length to reach a response.")
-    examples = rng.sample(examples, min(samples or len(examples), len(examples)))
-    torch.manual_seed(seed)
-    tuned = adapted(model, rank, alpha, dropout)
+        raise ValueError(f"Every prompt in {source} fills length={c.length} tokens; raise length to reach a response.")
+    examples = rng.sample(examples, min(c.samples or len(examples), len(examples)))
+    torch.manual_seed(c.seed)
+    tuned = adapted(model, c.rank, c.alpha, c.dropout)
     trainable = [p for p in tuned.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trainable, lr=lr, weight_decay=0.0)
-    order = [i for _ in range(epochs) for i in rng.sample(range(len(examples)), len(examples))]
-    steps = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    optimizer = torch.optim.AdamW(trainable, lr=c.learning_rate, weight_decay=0.0)
+    order = [i for _ in range(c.epochs) for i in rng.sample(range(len(examples)), len(examples))]
+    steps = [order[i : i + c.batch_size] for i in range(0, len(order), c.batch_size)]
     warmup = max(1, min(100, len(steps) // 10))
     history, tokens, started = [], 0, time.perf_counter()
     device = next(model.parameters()).device
     tuned.train()
     for step, chosen in enumerate(tqdm(steps, desc="recovery", disable=not progress, leave=False)):
-        at_once, value = rows_at_once or len(chosen), 0.0
+        at_once, value = c.rows_at_once or len(chosen), 0.0
         counted = sum(label != IGNORE for i in chosen for label in examples[i][1][1:])
         for start in range(0, len(chosen), at_once):
             batch = _batch(tokenizer, [examples[i] for i in chosen[start : start + at_once]], device)
             part = summed_loss(tuned, **batch) / counted
             if not part.isfinite():
-                raise ValueError(f"The recovery loss is {part.item()} at step {step}; lower lr or use float32.")
+                why = "lower learning_rate or use float32"
+                raise ValueError(f"The recovery loss is {part.item()} at step {step}; {why}.")
             part.backward()
             value += part.item()
             tokens += int((batch["labels"] != IGNORE).sum())
         torch.nn.utils.clip_grad_norm_(trainable, 1.0)
         for group in optimizer.param_groups:
-            group["lr"] = lr * min((step + 1) / warmup, 1.0) * (1 - step / len(steps))
+            group["lr"] = c.learning_rate * min((step + 1) / warmup, 1.0) * (1 - step / len(steps))
         optimizer.step()
         optimizer.zero_grad()
         history.append({"step": float(step), "loss": value})

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..core.families import Anatomy
-from ..core.plans import layer_parameters
+from ..core.anatomy import Anatomy
 from ..files.texts import rows
 
 PROMPTS = 50  # the first ones, in the order of the file
@@ -57,7 +56,7 @@ def batches(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[
 
 def ratio_of(model: PreTrainedModel, layers: int) -> float:
     """The share of all parameters that so many decoder layers hold: `--iteration` there."""
-    return layers * layer_parameters(Anatomy.of(model))[0] / model.num_parameters()
+    return layers * Anatomy.of(model).layer_parameters[0] / model.num_parameters()
 
 
 def widths(model: PreTrainedModel, ratio: float) -> tuple[int, int]:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..core.families import Layer, Projection
+from ..core.anatomy import Layer, Projection
 
 Seen = dict[Any, tuple[Tensor, Tensor]]  # of each part or place: the input and the output of a linear map
 

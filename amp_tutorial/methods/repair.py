@@ -20,35 +20,38 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from ..core.families import Anatomy
+from ..core.anatomy import Anatomy
 from ..core.plans import Plan
 from ..core.sums import Batch
-from ..core.surgery import _fits, cut_layer, prune
+from ..core.surgery import Pruned, _fits, cut_layer, prune
 from .hidden_size import Turn, slice_hidden, sliced_config
 from .repair_layer import Fit, Options, Refits
 from .rotation import rotation
 
 
 @dataclass(frozen=True)
-class Repaired:
-    """A pruned and repaired model, the plan that was carried out, and each fit."""
+class Fits:
+    """What repair reports: each refit in its order."""
 
-    model: PreTrainedModel
-    plan: Plan
     fits: list[Fit]
+
+    def __str__(self) -> str:
+        rows = [f"{'layer':>5} {'part':<12} {'ridge':>8} {'error before':>12} {'after':>7}"]
+        rows += [f"{f.layer:>5} {f.part:<12} {f.ridge:>8.0e} {f.before:>12.3%} {f.after:>7.3%}" for f in self.fits]
+        return "\n".join(rows)
 
 
 def repair(
     model: PreTrainedModel,
     plan: Plan,
     batches: Sequence[Batch],
-    choose: bool = False,
+    reselect: bool = False,
     sequential: bool = True,
-    reads: bool = False,
-    hidden: int | None = None,
+    refit_inputs: bool = False,
+    hidden_size: int | None = None,
     ridge: float | None = None,
     progress: bool = True,
-) -> Repaired:
+) -> Pruned:
     """Prune by a plan and refit both output projections of every layer that stays, one layer after the other.
 
     A layer that the plan drops is passed by; what it would have added is lacking in the residual stream, so the next
@@ -62,32 +65,33 @@ def repair(
     Args:
         model: the dense model; it is not changed.
         batches: calibration batches as for `score`, but held.
-        choose: keep the plan's widths, but choose which heads and neurons stay by the error that remains after refit
+        reselect: keep the plan's widths, but choose which heads and neurons stay by the error that remains after refit
             (see `eliminate`), layer by layer. Where a norm spans all heads (OLMo-2) the plan's heads stay.
         sequential: X are the inputs in the pruned and already repaired model, and Y also makes up for what its residual
             stream lacks at that place. False: X and Y both of the dense model, from one pass.
-        reads: refit also the matrices before the heads and neurons (q, k and v; gate and up, or fc1), just before those
-            after: X is what the norm gives in the pruned model, Y what the dense matrices made of their own. So too, at
-            the end, the output head, unless it is tied to the embedding. Needs `sequential`. Twice the time.
-        hidden: slice the hidden size to this, by the batches' `rotation`, before all else; see `slice_hidden`. What is
-            written is fitted to the dense model's stream in the directions that stay. Needs `sequential`.
+        refit_inputs: refit also the matrices before the heads and neurons (q, k and v; gate and up, or fc1), just
+            before those after: X is what the norm gives in the pruned model, Y what the dense matrices made of their
+            own. So too, at the end, the output head, unless it is tied to the embedding. Needs `sequential`. Twice the
+            time.
+        hidden_size: slice the hidden size to this, by the batches' `rotation`, before all else; see `slice_hidden`.
+            What is written is fitted to the dense model's stream in the directions that stay. Needs `sequential`.
         ridge: λ; by default chosen for each projection by `Normal.ridge`, never by a test set.
 
     Warns:
         UserWarning: fewer calibration tokens than inputs of a projection: then λ alone decides the rest.
 
     Raises:
-        ValueError: a plan for another shape, no calibration tokens, `reads` or `hidden` without `sequential`, or what
-            `slice_hidden` refuses.
+        ValueError: a plan for another shape, no calibration tokens, `refit_inputs` or `hidden_size` without
+            `sequential`, or what `slice_hidden` refuses.
     """
     anatomy, training = Anatomy.of(model), model.training
     _fits(anatomy, plan)
-    options = Options(choose, sequential, reads, ridge)
-    options.check(hidden)
+    options = Options(reselect, sequential, refit_inputs, ridge)
+    options.check(hidden_size)
     turn = None
-    if hidden is not None:
-        sliced_config(anatomy, hidden)  # refuses before any work
-        turn = Turn(anatomy, rotation(model, batches), hidden)
+    if hidden_size is not None:
+        sliced_config(anatomy, hidden_size)  # refuses before any work
+        turn = Turn(anatomy, rotation(model, batches), hidden_size)
     refits = Refits(anatomy, plan, batches, options, turn)
     weights: dict[str, Tensor] = {}
     model.eval()
@@ -99,7 +103,7 @@ def repair(
     finally:
         model.train(training)
     refits.warn()
-    small = prune(model, refits.plan)
-    small = small if turn is None else slice_hidden(small, turn.rotation, turn.hidden)
+    small = prune(model, refits.plan).model
+    small = small if turn is None else slice_hidden(small, turn.rotation, turn.hidden).model
     small.load_state_dict(weights, strict=False)
-    return Repaired(small, refits.plan, refits.fits)
+    return Pruned(small, refits.plan, Fits(refits.fits))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from ..core.families import Anatomy, Layer, weight_of
+from ..core.anatomy import Anatomy, Layer, weight_of
 from ..core.plans import Plan
 from ..core.sums import Batch
 from ..core.surgery import _kept, narrowed
@@ -34,16 +34,17 @@ class Fit:
 class Options:
     """How to repair, as in `repair`."""
 
-    choose: bool = False
+    reselect: bool = False
     sequential: bool = True
-    reads: bool = False
+    refit_inputs: bool = False
     ridge: float | None = None
 
-    def check(self, hidden: int | None) -> None:
+    def check(self, hidden_size: int | None) -> None:
         """Refuse what the dense model's own pass cannot do."""
-        if (self.reads or hidden is not None) and not self.sequential:
+        if (self.refit_inputs or hidden_size is not None) and not self.sequential:
             raise ValueError(
-                "reads=True and hidden=… need sequential=True: they follow what the pruned model itself reads."
+                "refit_inputs=True and hidden_size=… need sequential=True: they follow what the pruned model itself "
+                "reads."
             )
 
 
@@ -83,7 +84,7 @@ class Refits:
             for handle in narrowed(self.anatomy, self.plan, i, block):
                 hooks.callback(handle.remove)
             for part in self.parts:
-                if self.options.reads:
+                if self.options.refit_inputs:
                     self._read(i, part, block)
                     changed += readers(ours, part)
                 normal, scale = self._equations(i, part, dense, block, scale)
@@ -176,7 +177,7 @@ class Refits:
         Returns:
             It alone, by its name; nothing if it is tied to the embedding, which stays as it is.
         """
-        if not self.options.reads:
+        if not self.options.refit_inputs:
             return {}
         model = self.anatomy.model
         head, names = model.get_output_embeddings(), {module: name for name, module in model.named_modules()}
@@ -211,7 +212,7 @@ class Refits:
         dense = with_bias(weight.double(), module.bias)
         rows = "query" if heads else "neurons"
         some_go = len(_kept(self.anatomy, self.plan, i)[rows]) < count
-        if self.options.choose and some_go and not (heads and self.anatomy.family.spanning):
+        if self.options.reselect and some_go and not (heads and self.anatomy.family.spanning):
             self._choose(i, heads, normal, dense)
         kept = _kept(self.anatomy, self.plan, i)[rows].to(weight.device)
         columns = kept if module.bias is None else torch.cat([kept, kept.new_tensor([count])])

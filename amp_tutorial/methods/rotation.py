@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..core.families import Anatomy
+from ..core.anatomy import Anatomy
 from ..core.sums import Batch
 from .layerwise import run_decoder
 from .residual_roles import stream_of
@@ -56,7 +56,7 @@ def rotation(model: PreTrainedModel, batches: Iterable[Batch], decay: float = 1.
     fit in memory together, `prune_folder(…, hidden=…)` gathers the same sums layer by layer.
 
     Args:
-        model: a causal language model of a family in `STREAMS`; it is not changed.
+        model: a causal language model of a family with a `stream`; it is not changed.
         batches: as in `score`. Positions with attention mask 0 do not count.
         decay: 0 weighs all norms alike.
 

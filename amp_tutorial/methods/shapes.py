@@ -11,15 +11,15 @@ from dataclasses import dataclass, replace
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from ..core.families import Anatomy
-from ..core.perplexity import latency
-from ..core.plans import layer_parameters, whole_plan
-from ..core.stock import _on_meta, smaller_config
-from ..measure.costs import flops, kv_cache_bytes
-from ..measure.programs import EACH_LAYER
+from ..core.anatomy import Anatomy
+from ..core.checkpoint import without_weights
+from ..core.families import EACH_LAYER
+from ..core.plans import whole_plan
+from ..core.sums import evaluating
+from ..core.surgery import smaller_config
+from ..measure.costs import flops, kv_cache_bytes, latency
 from .hidden_size import _type, sliced_config
 from .residual_roles import stream_of
-from .skip_layer import evaluating
 
 OF = ("parameters", "operations", "cache", "latency")
 CUT = ("heads", "layers", "hidden", "neurons")  # in the order in which a search goes along them
@@ -45,7 +45,7 @@ class Shapes:
     """The shapes that a stock configuration can say, what each amounts to, and the largest that meet the target."""
 
     def __init__(
-        self, model: PreTrainedModel, remove: float, of: str, cut: Sequence[str], length: int, seed: int
+        self, model: PreTrainedModel, pruning_ratio: float, of: str, cut: Sequence[str], length: int, seed: int
     ) -> None:
         self.model, self.of, self.length, self.seed = model, of, length, seed
         self.anatomy = a = Anatomy.of(model)
@@ -72,17 +72,17 @@ class Shapes:
             self.values["hidden"] = sizes[:: max(1, round(len(sizes) / STEPS))][::-1]
         config = model.config
         kinds = [{*map(str, getattr(config, name, None) or ())} for name in EACH_LAYER]
-        self.alike = len(set(layer_parameters(a))) == 1 and max(map(len, kinds)) < 2
+        self.alike = len(set(a.layer_parameters)) == 1 and max(map(len, kinds)) < 2
         self.kept: Callable[[int], list[int]] = lambda count: list(range(count))
         self.known: dict[tuple[Shape, tuple[int, ...]], float] = {}
         self.most = math.inf
         self.dense = self.amount(self.whole)
-        self.most = (1 - remove) * self.dense
+        self.most = (1 - pruning_ratio) * self.dense
         smallest = Shape(**{name: values[0] for name, values in self.values.items()})
         if (least := self.amount(smallest)) > self.most:
             others = " or ".join(name for name in CUT if name not in cut)
             raise ValueError(
-                f"No shape of fewer {', '.join(going)} removes {remove:.0%} of {of}; the smallest removes "
+                f"No shape of fewer {', '.join(going)} removes {pruning_ratio:.0%} of {of}; the smallest removes "
                 f"{1 - least / self.dense:.1%}: ask for less{f' or add {others} to cut' if others else ''}."
             )
 
@@ -106,13 +106,13 @@ class Shapes:
         config = smaller_config(a, replace(wide, layers=kept) if len(kept) < a.layers else wide)
         if shape.hidden == a.hidden:
             return config
-        small = Anatomy.of(_on_meta(config))
+        small = Anatomy.of(without_weights(config))
         return sliced_config(small, shape.hidden) if _type(small, shape.hidden) else None
 
     def _amount(self, config: PreTrainedConfig) -> float:
         dtype, device = self.model.dtype, next(self.model.parameters()).device
         if self.of == "parameters":
-            return _on_meta(config).num_parameters()
+            return without_weights(config).num_parameters()
         if self.of == "operations":
             return flops(config, self.length).prefill
         if self.of == "cache":

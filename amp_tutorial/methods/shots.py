@@ -14,15 +14,15 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..core.anatomy import Anatomy
 from ..core.checkpoint import load
 from ..core.criteria import named
-from ..core.families import Anatomy
-from ..core.plans import Plan, plan
+from ..core.plans import Plan, keep
 from ..core.saving import save
 from ..core.scores import fingerprint, score
-from ..core.stock import check
 from ..core.sums import Batch
-from ..core.surgery import prune
+from ..core.surgery import Pruned, prune
+from ..measure.check import preview
 from .lora import Recovery
 from .lora import recover as by_lora
 
@@ -96,7 +96,7 @@ def widths(
     if shots < 1:
         raise ValueError(f"shots={shots} must be at least 1.")
     chance = score(model, [], "random")
-    last = plan(model, chance, heads=heads, neurons=neurons, unit=unit, combine=combine)  # refuses what cannot be
+    last = keep(model, chance, heads, neurons, unit, combine)  # refuses what cannot be
     anatomy = Anatomy.of(model)
     whole = anatomy.group_size if unit == "groups" else anatomy.groups
     possible = sorted({count for count in anatomy.head_counts if count % whole == 0} | {anatomy.heads})
@@ -150,11 +150,11 @@ def prune_in_shots(
     unit: str = "groups",
     combine: str = "sum",
     seed: int = 0,
-) -> Iterator[tuple[PreTrainedModel, Shot]]:
-    """Prune to `heads` and `neurons` in each layer by several shots; after each, the model so far and its record.
+) -> Iterator[Pruned]:
+    """Prune to `heads` and `neurons` in each layer by several shots; after each, the model so far and its `Shot`.
 
-        for small, shot in amp.prune_in_shots(model, tokenizer, batches, heads=4, neurons=96, shots=4):
-            print(shot)
+        for pruned in amp.prune_in_shots(model, tokenizer, batches, heads=4, neurons=96, shots=4):
+            print(pruned.report)
 
     TransAct trains all parameters after every shot (on 1 B tokens over 8 shots, and 50 B at the end); here a shot is
     followed by what `recover` does, LoRA by default. `**TRANSACT["paper"]` gives its targets for LLaMA-2-7B.
@@ -163,7 +163,7 @@ def prune_in_shots(
         model: is not changed.
         batches: calibration batches, a list: they are read at every shot.
         heads, neurons: kept widths of every layer in the end; one that is not given stays whole.
-        criterion: one of `CRITERIA`; `average`, `seed`: see `score`; `unit`, `combine`: see `plan`.
+        criterion: one of `CRITERIA`; `average`, `seed`: see `score`; `unit`, `combine`: see `keep`.
         recover: called with (model, tokenizer) after each cut; returns a model of the same shape, or a Recovery.
             `functools.partial(amp.recover, samples=64)` says how; None leaves recovery out.
         out: a folder; each shot's model and record are kept in `out/shot-1`, `out/shot-2`, …, stock checkpoints. A
@@ -195,7 +195,7 @@ def _shots(
     how: dict[str, Any],
     recover: Recover | None,
     folder: Path | None,
-) -> Iterator[tuple[PreTrainedModel, Shot]]:
+) -> Iterator[Pruned]:
     current, so_far, read = model, None, None
     for number, (heads, neurons) in enumerate(left, start=1):
         kept = None if folder is None else folder / f"shot-{number}"
@@ -209,10 +209,10 @@ def _shots(
                     f"The shots in {folder} were scored on another calibration text; give the same batches, or "
                     "another folder."
                 )
-            chosen = plan(current, scores, heads=heads, neurons=neurons, unit=how["unit"], combine=how["combine"])
+            chosen = keep(current, scores, heads, neurons, how["unit"], how["combine"])
             so_far = chosen if so_far is None else composed(so_far, chosen)
-            current = _recovered(prune(current, chosen), tokenizer, recover)
-            found = check(model, so_far)
+            current = _recovered(prune(current, chosen).model, tokenizer, recover)
+            found = preview(model, so_far)
             shot = Shot(
                 number=number,
                 of=len(left),
@@ -226,7 +226,7 @@ def _shots(
             if kept is not None:
                 _keep(current, tokenizer, shot, kept)
         so_far, read = shot.plan, shot.calibration_hash
-        yield current, shot
+        yield Pruned(current, shot.plan, shot)
 
 
 def _recovered(small: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, recover: Recover | None) -> PreTrainedModel:

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..core.families import Anatomy
+from ..core.anatomy import Anatomy
 from ..core.scores import Batch
 from ..core.surgery import pass_by
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..core.families import Anatomy
+from ..core.anatomy import Anatomy
 from ..core.sums import Batch
 from .hidden_size import sliced_parameters
 from .layerwise import run_decoder

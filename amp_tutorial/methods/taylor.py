@@ -1,4 +1,4 @@
-"""Scores from the gradients of the loss: one backward pass over the calibration text."""
+"""First-order Taylor: scores from the gradients of the loss, in one backward pass over the calibration text."""
 
 from collections.abc import Iterable
 
@@ -7,15 +7,31 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..core.criteria import Gradient
-from ..core.families import Anatomy, gradient_of
-from ..core.sums import Batch, Sums, weight_of_positions
+from ..core.anatomy import Anatomy, gradient_of
+from ..core.criteria import CRITERIA, Criterion
+from ..core.sums import Batch, Sums, model_inputs, weight_of_positions
 
 
-def by_gradients(
-    anatomy: Anatomy, batches: Iterable[Batch], criterion: Gradient, average: str
-) -> tuple[list[Tensor], list[Tensor], int, int, str]:
-    """Scores from one backward pass over all batches; the model's own gradients and settings are put back."""
+def taylor(
+    w: Float[Tensor, "structures weights"], gradient: Float[Tensor, "structures weights"]
+) -> Float[Tensor, " structures"]:
+    """First-order Taylor: Σ |w · ∂L/∂w| over all weights of a structure, L the mean loss over the calibration tokens.
+
+    Source: LLM-Pruner (arXiv 2305.11627), `param_first`, its default with sums over groups [not run here]. It needs a
+    backward pass, and the gradients of all decoder layers at once.
+    """
+    return (w.float() * gradient.float()).abs().sum(1)
+
+
+def by_gradients(anatomy: Anatomy, batches: Iterable[Batch], average: str) -> tuple[list[Tensor], list[Tensor], Sums]:
+    """Scores from one backward pass over all batches; the model's own gradients and settings are put back.
+
+    Returns:
+        The scores of the heads and of the neurons of each layer, and the sums that counted the tokens.
+
+    Raises:
+        ValueError: no tokens, or gradients that are not finite.
+    """
     model, sums = anatomy.model, Sums(anatomy, ())
     block = model.get_submodule(anatomy.family.layers)
     before = [(p, p.grad, p.requires_grad) for p in model.parameters()]
@@ -33,7 +49,7 @@ def by_gradients(
         sums.check()
         layers = range(anatomy.layers)
         heads, neurons = (
-            [criterion(get(i), get(i, gradient_of)).cpu() / sums.weight for i in layers]
+            [taylor(get(i), get(i, gradient_of)).cpu() / sums.weight for i in layers]
             for get in (anatomy.head_weights, anatomy.neuron_weights)
         )
     finally:
@@ -43,15 +59,17 @@ def by_gradients(
         model.train(training)
     if not all(bool(scores.isfinite().all()) for scores in (*heads, *neurons)):
         raise ValueError("Some gradients are NaN or infinite; score in float32 or bfloat16, and check the checkpoint.")
-    return heads, neurons, sums.tokens, sums.prompts, f"{sums.digest:064x}"
+    return heads, neurons, sums
 
 
 def _weighted_loss(model: PreTrainedModel, batch: Batch, average: str) -> Float[Tensor, ""]:
     """Sum over tokens of what predicting the next one costs, in nats, each weighted as `average` says."""
-    device = next(model.parameters()).device
-    ids, mask = batch["input_ids"].to(device), batch["attention_mask"].to(device).long()
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    logits = model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False).logits[:, :-1].float()
+    inputs = model_inputs(model, batch)
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    logits = model(**inputs).logits[:, :-1].float()
     nll = F.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
     weight = weight_of_positions(mask.bool(), average).float()[:, 1:] * mask[:, :-1]
     return (nll * weight).sum()
+
+
+CRITERIA["taylor"] = Criterion(collect=by_gradients, comparable=True)

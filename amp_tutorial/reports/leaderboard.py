@@ -123,7 +123,11 @@ class Bench:
         record.metric("pruning seconds", time.perf_counter() - started, unit="s")
         if system.recovery:
             recovery = amp.recover(
-                model, self.tokenizer, s.text, s.samples, s.epochs, lr=s.rate, seed=run.seed, progress=False
+                model,
+                self.tokenizer,
+                s.text,
+                config=amp.RecoveryConfig(samples=s.samples, epochs=s.epochs, learning_rate=s.rate, seed=run.seed),
+                progress=False,
             )
             model = recovery.model
             record.metric("recovery seconds", recovery.seconds, unit="s")

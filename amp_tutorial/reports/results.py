@@ -119,7 +119,7 @@ class Bench:
         ratio = min(s.ratio, self.ablation_ratio) if what.ablation else s.ratio
         batches = amp.calibration(self.tokenizer, samples=s.calibration, seed=run.seed)
         scores = amp.score(self.model, batches, what.criterion, seed=run.seed)
-        return amp.prune(self.model, amp.plan(self.model, scores, remove=ratio, parts=what.parts))
+        return amp.prune(self.model, amp.plan(self.model, scores, pruning_ratio=ratio, parts=what.parts)).model
 
     def do(self, run: Run, out: Path) -> None:
         record = amp.Record("results", run.parameters)
@@ -129,7 +129,10 @@ class Bench:
         if WHATS[run.what].recovery:
             s = run.settings
             recovery = amp.recover(
-                model, self.tokenizer, samples=s.samples, epochs=s.epochs, lr=s.rate, seed=run.seed, progress=False
+                model,
+                self.tokenizer,
+                config=amp.RecoveryConfig(samples=s.samples, epochs=s.epochs, learning_rate=s.rate, seed=run.seed),
+                progress=False,
             )
             model = recovery.model
             record.metric("trainable", recovery.trainable, unit="parameters")

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 import amp_tutorial as amp
 
 from ..core.sums import Batch
-from ..methods.hidden_size import STREAMS, hidden_at
+from ..methods.hidden_size import hidden_at
 from ..methods.slicegpt import hidden_for, kept_parameters, sliced_by_layer
 
 Batches = Sequence[Batch]
@@ -29,20 +29,20 @@ def _dense(model: PreTrainedModel, tokenizer: Any, batches: Batches, ratio: floa
 
 def _planned(model: PreTrainedModel, batches: Batches, ratio: float, seed: int, criterion: str) -> amp.Plan:
     """Heads and neurons lose the same share; together the ratio of all parameters."""
-    return amp.plan(model, amp.score(model, batches, criterion, seed=seed), remove=ratio)
+    return amp.plan(model, amp.score(model, batches, criterion, seed=seed), pruning_ratio=ratio)
 
 
 def _width(
     model: PreTrainedModel, tokenizer: Any, batches: Batches, ratio: float, seed: int, criterion: str
 ) -> PreTrainedModel:
-    return amp.prune(model, _planned(model, batches, ratio, seed, criterion))
+    return amp.prune(model, _planned(model, batches, ratio, seed, criterion)).model
 
 
 def _flap(model: PreTrainedModel, tokenizer: Any, batches: Batches, ratio: float, seed: int) -> PreTrainedModel:
     """FLAP's own split of heads against neurons, one for all layers, and the means of what goes in the biases there."""
-    plan = amp.plan(model, amp.score(model, batches, "flap", seed=seed), remove=ratio, parts="scored")
+    plan = amp.plan_jointly(model, amp.score(model, batches, "flap", seed=seed), ratio)
     folds = amp.Anatomy.of(model).layer(0).output.bias is not None
-    return amp.prune_and_fold(model, plan, batches) if folds else amp.prune(model, plan)
+    return amp.prune_and_fold(model, plan, batches).model if folds else amp.prune(model, plan).model
 
 
 def _layers(
@@ -50,12 +50,12 @@ def _layers(
 ) -> PreTrainedModel:
     """As many layers as come nearest to the ratio; with `again` scored anew after each removal."""
     plan = amp.plan_layers(
-        model, amp.rank_layers(model, batches, "random" if again else criterion, seed=seed), remove=ratio
+        model, amp.rank_layers(model, batches, "random" if again else criterion, seed=seed), pruning_ratio=ratio
     )
     if again:
         gone = len(plan.heads) - len(plan.kept_layers)
         plan = amp.drop_layers(model, batches, gone, criterion, progress=False, seed=seed)
-    return amp.prune(model, plan)
+    return amp.prune(model, plan).model
 
 
 def _repaired(
@@ -80,9 +80,9 @@ def _sliced(
     a = amp.Anatomy.of(model)
     hidden = hidden_at(a, ratio)
     if not repair:
-        return amp.slice_hidden(model, amp.rotation(model, batches), hidden)
-    whole = amp.plan(model, amp.score(model, [], "random"), heads=a.heads, neurons=a.neurons)
-    return amp.repair(model, whole, batches, reads=True, hidden=hidden, progress=False).model
+        return amp.slice_hidden(model, amp.rotation(model, batches), hidden).model
+    whole = amp.keep(model, amp.score(model, [], "random"), heads=a.heads, neurons=a.neurons)
+    return amp.repair(model, whole, batches, refit_inputs=True, hidden_size=hidden, progress=False).model
 
 
 def _by_layer(model: PreTrainedModel, tokenizer: Any, batches: Batches, ratio: float, seed: int) -> PreTrainedModel:
@@ -120,7 +120,7 @@ LAYERS = {  # label, and whether layers are scored again after each removal
     "consensus": ("layers, Consensus", True),
 }
 AMP, WANDA = partial(_width, criterion="amp"), partial(_width, criterion="wanda")
-CHOSEN = partial(_repaired, criterion="amp", choose=True, reads=True)
+CHOSEN = partial(_repaired, criterion="amp", reselect=True, refit_inputs=True)
 SLEB = partial(_layers, criterion="perplexity", again=True)
 SLICED = partial(_sliced, repair=True)
 SYSTEMS: dict[str, System] = {
@@ -157,4 +157,4 @@ SYSTEMS: dict[str, System] = {
 
 def applies(system: System, kind: str) -> bool:
     """Whether a model of this type can be treated so: only streams of RMS norms can be turned."""
-    return not system.turns or kind in STREAMS
+    return not system.turns or amp.FAMILIES[kind].stream is not None

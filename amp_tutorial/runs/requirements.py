@@ -17,13 +17,14 @@ import torch
 from huggingface_hub import constants
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
+from ..core.anatomy import Anatomy
 from ..core.checkpoint import configuration, located
 from ..core.criteria import named
-from ..core.families import Anatomy
-from ..core.plans import Plan, plan
+from ..core.plans import Plan, keep, widths_at
 from ..core.scores import score
-from ..core.stock import matmul_speed, smaller_config
+from ..core.surgery import smaller_config
 from ..files.paths import DATA
+from ..measure.check import matmul_speed
 from ..methods.official import widths as official_widths
 from ..methods.shots import widths
 from ..scale.peak_memory import of_perplexity, of_recovery, of_repair, of_scoring, of_tasks, shadow, weights
@@ -245,11 +246,11 @@ def _plan(dense: PreTrainedModel, p: Mapping[str, Any]) -> Plan:
     """A plan of the widths asked for; which heads and neurons stay changes no size."""
     chance = score(dense, [], "random")
     if p["heads"] or p["neurons"]:
-        return plan(dense, chance, heads=p["heads"] or None, neurons=p["neurons"] or None, unit=p["unit"])
+        return keep(dense, chance, heads=p["heads"] or None, neurons=p["neurons"] or None, unit=p["unit"])
     if p["fidelity"] == "official":
         heads, neurons = official_widths(dense, p["ratio"])
-        return plan(dense, chance, heads=heads, neurons=neurons)
-    return plan(dense, chance, remove=p["ratio"], unit=p["unit"], nearest=True)
+        return keep(dense, chance, heads=heads, neurons=neurons)
+    return keep(dense, chance, *widths_at(dense, p["ratio"], unit=p["unit"], nearest=True), p["unit"])
 
 
 def _peaks(
@@ -273,7 +274,7 @@ def _peaks(
         # The dense model stays, and so does that of the last shot until the next one is done: the second has most.
         left = widths(dense, p["heads"] or None, p["neurons"] or None, p["shots"], p["unit"])[:2]
         chance = score(dense, [], "random")
-        cut = [plan(dense, chance, heads=h, neurons=n, unit=p["unit"]) for h, n in left]
+        cut = [keep(dense, chance, heads=h, neurons=n, unit=p["unit"]) for h, n in left]
         first, second = (shadow(smaller_config(Anatomy.of(dense), c), dense.dtype) for c in cut)
         held = weights(dense)
         found["prune"] = held + weights(first, second)

@@ -13,9 +13,9 @@ import torch
 from huggingface_hub import constants, try_to_load_from_cache
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from ..core.anatomy import Anatomy
 from ..core.checkpoint import located
 from ..core.criteria import named
-from ..core.families import Anatomy
 
 PAPER = ("piqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge")
 ITEMS = dict(zip(PAPER, (1838, 10042, 1267, 2376, 1172), strict=True))  # in the split that lm-eval takes
@@ -65,7 +65,7 @@ def operations(dense: PreTrainedModel, small: PreTrainedModel, p: Mapping[str, A
         return sum(f.stat().st_size for f in files) // 4  # a token is about four letters; a row is longer
 
     length = longest(p["calibration_text"], p["calibration_length"])
-    passes = 3 if named(p["criterion"]).gradient else 1 if named(p["criterion"]).sees_data else 0
+    passes = 3 if named(p["criterion"]).collect else 1 if named(p["criterion"]).sees_data else 0
     passes += 4 if p["repair"] != "none" else 0
     work = p["calibration"] * length * a_token(dense, length, head=False) * passes * p["shots"]
     window = longest(p["perplexity_text"], p["window"])

@@ -23,9 +23,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from ..core.anatomy import Anatomy
 from ..core.checkpoint import configuration, matching, readable, reason
-from ..core.families import Anatomy, family_of
-from ..core.stock import tied
+from ..core.families import family_of
+from ..core.surgery import tied
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 TOKENIZER = ("tokenizer*", "vocab.*", "*.model")  # any of these says that a folder has one

@@ -18,11 +18,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from ..core.anatomy import Anatomy
 from ..core.criteria import named
-from ..core.families import Anatomy
 from ..core.plans import Plan
-from ..core.scores import pass_over
-from ..core.sums import CHUNK, CHUNK_ON_GPU, Sums
+from ..core.sums import CHUNK, CHUNK_ON_GPU, Sums, one_pass
 from ..core.surgery import cut_layer
 from ..methods.lora import adapted, summed_loss
 from ..methods.repair_layer import Options, Refits
@@ -123,7 +122,7 @@ def of_scoring(model: PreTrainedModel, criterion: str, batch: int, length: int, 
     """Bytes at the peak of `score`, for batches of so many texts of so many tokens."""
     chosen, anatomy = named(criterion), Anatomy.of(model)
     with counting(model) as alive:
-        if chosen.gradient is not None:
+        if chosen.collect is not None:
             _backward(model, anatomy, batch, length)
         elif chosen.static is not None:
             for i in range(anatomy.layers):
@@ -133,12 +132,12 @@ def of_scoring(model: PreTrainedModel, criterion: str, batch: int, length: int, 
             sums = _Sums(anatomy, ((chosen.heads, "heads"), (chosen.neurons, "neurons")))
             sums.on = device
             real = torch.zeros((batch, length), dtype=torch.long)
-            pass_over(anatomy, [{"input_ids": real, "attention_mask": real + 1}], sums, "tokens")
+            one_pass(anatomy, [{"input_ids": real, "attention_mask": real + 1}], sums, "tokens")
     return alive.peak
 
 
 def _backward(model: PreTrainedModel, anatomy: Anatomy, batch: int, length: int) -> None:
-    """A batch as in `gradients.by_gradients`, twice: the gradients of the first are there in the second."""
+    """A batch as in `taylor.by_gradients`, twice: the gradients of the first are there in the second."""
     inside = set(model.get_submodule(anatomy.family.layers).parameters())
     for p in model.parameters():
         p.requires_grad_(p in inside)

@@ -7,27 +7,26 @@ the CPU).
 
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm.auto import tqdm
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from ..core.checkpoint import located
+from ..core.anatomy import Anatomy
+from ..core.checkpoint import load, located, without_weights
 from ..core.criteria import named
 from ..core.data import calibration
-from ..core.families import Anatomy
 from ..core.plans import Plan, whole_plan
-from ..core.plans import plan as planned
 from ..core.saving import check_generation, new_folder
 from ..core.scores import Scores, hash_of, score
-from ..core.stock import smaller_config
 from ..core.sums import Batch
-from ..core.surgery import _fits, cut_layer, renumbered
+from ..core.surgery import _fits, cut_layer, renumbered, smaller_config
+from ..methods.depth_and_width import planned
 from ..methods.hidden_size import Turn, sliced_config
 from ..methods.layerwise import Walk
+from ..methods.repair import Fits
 from ..methods.repair_layer import Options, Refits
 from ..methods.residual_roles import roles
 from ..methods.rotation import Moments, Rotation
@@ -35,14 +34,28 @@ from .checkpoint_on_disk import Folder
 from .shards import Shards, without_bars
 
 
+@dataclass(frozen=True)
+class PrunedFolder:
+    """A smaller checkpoint on disk: what `Pruned` says of a model in memory."""
+
+    folder: Path
+    plan: Plan
+    report: Any = None  # of repair
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The model, loaded each time that it is asked for."""
+        return load(self.folder)[0]
+
+
 def prune_folder(
     source: str | Path,
     target: str | Path,
-    remove: float | None = None,
+    pruning_ratio: float | None = None,
     *,
     plan: Plan | None = None,
     repair: bool | dict[str, Any] = False,
-    hidden: int | None = None,
+    hidden_size: int | None = None,
     batches: Iterable[Batch] | None = None,
     text: str | Path | Sequence[str] = "tinyworld",
     criterion: str = "amp",
@@ -51,7 +64,7 @@ def prune_folder(
     overwrite: bool = False,
     progress: bool = True,
     **widths: Any,
-) -> Plan:
+) -> PrunedFolder:
     """Prune the checkpoint in `source` into a new folder `target`, with never more than a few layers in memory.
 
     The tensors written are those that `load`, `score`, `plan`, `prune` (or `repair`) and `save` give on the CPU; each
@@ -60,19 +73,20 @@ def prune_folder(
 
     Memory holds at most three decoder layers, what is outside the layers (embeddings), and one hidden state for every
     calibration token (measured: `benchmarks/larger_than_memory.py`). With `repair` two hidden states for every token,
-    and what the normal equations of one projection take (see `repair`). With `hidden` three more copies in float64 of
-    the largest matrix, or of the embedding, and a few (hidden, hidden) ones.
+    and what the normal equations of one projection take (see `repair`). With `hidden_size` three more copies in float64
+    of the largest matrix, or of the embedding, and a few (hidden, hidden) ones.
 
     Args:
         source: a local folder with safetensors (one file, or several with an index), or an embedded model.
         target: a folder that is empty or not there.
-        remove: as in `plan`, like all of `widths`: of, parts, heads, neurons, unit, combine, align, nearest, layers.
+        pruning_ratio: as in `planned`, like all of `widths`: of, parts, heads, neurons, unit, combine, align, nearest,
+            layers.
         plan: a ready-made plan instead; nothing is scored then.
-        repair: refit each layer before it is cut, as `repair` does: True, or its options choose, sequential, reads and
-            ridge. The layers are walked through a second time then.
-        hidden: slice the hidden size to this, as `slice_hidden` does, after the layers are cut. The rotation is the
-            dense model's, from a walk of its own; it sums layer by layer, so that it agrees with `rotation` but for
-            rounding. Alone, without `remove`, widths or a plan, it leaves heads and neurons whole.
+        repair: refit each layer before it is cut, as `repair` does: True, or its options reselect, sequential,
+            refit_inputs and ridge. The layers are walked through a second time then.
+        hidden_size: slice the hidden size to this, as `slice_hidden` does, after the layers are cut. The rotation is
+            the dense model's, from a walk of its own; it sums layer by layer, so that it agrees with `rotation` but for
+            rounding. Alone, without a ratio, widths or a plan, it leaves heads and neurons whole.
         batches: calibration batches as in `score`; by default drawn from `text` by `calibration`.
         text: see `data.texts`.
         criterion, average, seed: as in `score`.
@@ -80,7 +94,7 @@ def prune_folder(
         progress: show a bar over layers.
 
     Returns:
-        The plan that was carried out.
+        The folder, the plan that was carried out, and what repair reports.
 
     Raises:
         ValueError: before any work: no checkpoint there, only pickles, a missing or damaged file, quantised weights,
@@ -92,13 +106,15 @@ def prune_folder(
     name, source = source, located(source)
     if not source.is_dir():
         raise ValueError(f"{name} is no local folder; fetch it first: hf download {name} --local-dir FOLDER.")
-    options, chosen = _options(repair, hidden), named(criterion)
+    options, chosen = _options(repair, hidden_size), named(criterion)
     with without_bars():
         folder = Folder(source)
-        choosing = plan is None and (hidden is None or remove is not None or bool(widths))
-        likely = _likely(folder, plan, remove, criterion, widths) if plan or choosing else whole_plan(folder.anatomy)
-        _small(folder, likely, hidden)
-        if batches is None and (options or hidden is not None or (choosing and chosen.sees_data)):
+        choosing = plan is None and (hidden_size is None or pruning_ratio is not None or bool(widths))
+        likely = (
+            _likely(folder, plan, pruning_ratio, criterion, widths) if plan or choosing else whole_plan(folder.anatomy)
+        )
+        _small(folder, likely, hidden_size)
+        if batches is None and (options or hidden_size is not None or (choosing and chosen.sees_data)):
             if folder.tokenizer is None:
                 raise ValueError(f"{source} has no tokenizer to read the text with; give batches=… instead.")
             batches = calibration(folder.tokenizer, text, seed=seed)
@@ -107,9 +123,9 @@ def prune_folder(
             final = likely
             if choosing:
                 scores = score_folder(folder, held, criterion, average, seed, progress)
-                final = planned(folder.model, scores, remove, **widths)
-            cut, small = _small(folder, final, hidden)
-            turned = None if hidden is None else rotation_folder(folder, held, progress)
+                final = planned(folder.model, scores, pruning_ratio, **widths)
+            cut, small = _small(folder, final, hidden_size)
+            turned = None if hidden_size is None else rotation_folder(folder, held, progress)
             refits, change = None, None
             if options:
                 turn = None if turned is None else Turn(folder.anatomy, turned, small.config.hidden_size)
@@ -120,9 +136,9 @@ def prune_folder(
             _write(folder, final if refits is None else refits.plan, refits, change, shards, progress)
             shards.finish(folder.tokenizer)
     if refits is None:
-        return final
+        return PrunedFolder(Path(target), final)
     refits.warn()
-    return refits.plan
+    return PrunedFolder(Path(target), refits.plan, Fits(refits.fits))
 
 
 def _options(repair: bool | dict[str, Any], hidden: int | None) -> Options | None:
@@ -136,17 +152,19 @@ def _options(repair: bool | dict[str, Any], hidden: int | None) -> Options | Non
     return options
 
 
-def _likely(folder: Folder, plan: Plan | None, remove: float | None, criterion: str, widths: dict[str, Any]) -> Plan:
+def _likely(
+    folder: Folder, plan: Plan | None, pruning_ratio: float | None, criterion: str, widths: dict[str, Any]
+) -> Plan:
     """The plan given, or one of the widths asked for: all that can be refused without scores is refused here."""
     if plan is not None:
-        if remove is not None or widths:
-            given = ["remove"] * (remove is not None) + list(widths)
+        if pruning_ratio is not None or widths:
+            given = ["pruning_ratio"] * (pruning_ratio is not None) + list(widths)
             raise ValueError(f"A ready-made plan says what stays; leave {', '.join(given)} out, or the plan.")
         _fits(folder.anatomy, plan)
         return plan
     chance = replace(score(folder.model, [], "random"), criterion=criterion)
     by_rank = {"nearest": True} if widths.get("parts") == "scored" else {}  # there the widths will be others
-    return planned(folder.model, chance, remove, **widths | by_rank)
+    return planned(folder.model, chance, pruning_ratio, **widths | by_rank)
 
 
 def score_folder(
@@ -158,7 +176,7 @@ def score_folder(
     whatever else a family hands its layers come from its own code, and each sum is made by `score`, in its order.
     """
     chosen, layers = named(criterion), range(folder.anatomy.layers)
-    if chosen.gradient is not None:
+    if chosen.collect is not None:
         raise ValueError(f"Scores by {criterion!r} need gradients of the whole model; score in memory.")
     if not chosen.sees_data and chosen.static is None:
         return score(folder.model, [], criterion, average, seed)
@@ -194,9 +212,7 @@ def _small(folder: Folder, plan: Plan, hidden: int | None) -> tuple[Anatomy, Pre
     """Without weights: the model cut by the plan, and the one that is saved, which may be sliced."""
 
     def built(config: PreTrainedConfig) -> PreTrainedModel:
-        with torch.device("meta"):
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=folder.model.dtype)
-        return model
+        return without_weights(config, folder.model.dtype)
 
     cut = small = built(smaller_config(folder.anatomy, plan))
     names = renumbered(folder.anatomy, plan)

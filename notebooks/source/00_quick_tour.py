@@ -48,8 +48,8 @@ sizes = {"smallest": dict(items=40, repeats=9), "full": dict(items=200, repeats=
 dense, tokenizer = amp.load(model)
 batches = amp.calibration(tokenizer, "tinyworld", samples=calibration, seed=seed)
 scores = amp.score(dense, batches, criterion="amp")
-plan = amp.plan(dense, scores, remove=ratio)
-small = amp.prune(dense, plan)
+plan = amp.plan(dense, scores, pruning_ratio=ratio)
+small = amp.prune(dense, plan).model
 folder = amp.save(small, tokenizer, Path(out) / "models" / f"{Path(model).name}-quick-tour", overwrite=True)
 print(plan)
 
@@ -184,8 +184,8 @@ for phase in ("prefill", "decode"):
 # %%
 models = {"dense": dense, "AMP": small}
 for criterion in ("random", "reversed"):
-    other = amp.plan(dense, amp.score(dense, batches, criterion, seed=seed), remove=ratio)
-    models[criterion] = amp.prune(dense, other)
+    other = amp.plan(dense, amp.score(dense, batches, criterion, seed=seed), pruning_ratio=ratio)
+    models[criterion] = amp.prune(dense, other).model
     heads, neurons = plan.shared(other)
     print(f"{criterion}: keeps {heads:.0%} of AMP's heads and {neurons:.0%} of its neurons")
 # %%

@@ -576,7 +576,7 @@ for name, parts in panels["parameters"].items():
 # A plan that removes a ratio spends it on both kinds. Scores don't matter for the widths, so any will do.
 # %%
 for name, a in everyone.items():
-    p = amp.plan(a.model, amp.score(a.model, [], "random"), remove=ratio)
+    p = amp.plan(a.model, amp.score(a.model, [], "random"), pruning_ratio=ratio)
     print(f"{name:>15}: keep {len(p.heads[0])} of {a.heads} heads, {len(p.neurons[0]):,} of {a.neurons:,} neurons, "
           f"remove {p.achieved:.3%}; a group is worth {a.group_cost / a.neuron_cost:.2f} neurons")  # fmt: skip
 # %% [markdown]

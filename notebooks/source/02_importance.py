@@ -199,7 +199,7 @@ L.show(
     alt="Scatter plot: prompt length in tokens against the prompt's mean head score, for the first and the last layer. "
     f"The correlation is {trend[0]:.2f} in the first layer and {trend[-1]:.2f} in the last.",
 )
-plan_tokens, plan_prompts = (amp.plan(dense, s, remove=ratio) for s in (scores, by_prompts))
+plan_tokens, plan_prompts = (amp.plan(dense, s, pruning_ratio=ratio) for s in (scores, by_prompts))
 kept_heads, kept_neurons = plan_tokens.shared(plan_prompts)
 print("Correlation of length and score, layer by layer: " + ", ".join(f"{t:.2f}" for t in trend) + ".")
 print(f"Cutting {ratio:.0%}, the two averages agree on {kept_heads:.0%} of kept heads, {kept_neurons:.1%} of neurons.")

@@ -94,7 +94,7 @@ def widths(ratio, rate=group_cost / neuron_cost):
     return groups, round(share * anatomy.neurons + owed * rate)
 
 
-plan = amp.plan(dense, scores, remove=ratio)
+plan = amp.plan(dense, scores, pruning_ratio=ratio)
 groups_gone, neurons_gone = widths(ratio)
 target = ratio * total / anatomy.layers
 even = target / (anatomy.groups * group_cost + anatomy.neurons * neuron_cost)
@@ -149,7 +149,7 @@ big_total = big.num_parameters()
 one_layer = sum(p.numel() for p in big.model.layers[0].parameters())
 by_luck = amp.score(big, [], criterion="random")  # needs no forward pass; only the widths matter here
 for k in (7, 10):
-    big_plan = amp.plan(big, by_luck, remove=k * one_layer / big_total)
+    big_plan = amp.plan(big, by_luck, pruning_ratio=k * one_layer / big_total)
     gone = [32 - len(big_plan.heads[0]), 11008 - len(big_plan.neurons[0])]
     L.assert_close(gone, [k, 344 * k], 0, f"{k} layers' worth is {k} of 32 heads and 344·{k} of 11,008 neurons")
     print(f"  {big_plan.achieved:.2%} of {big_total:,} parameters")
@@ -189,7 +189,7 @@ print("✔ every layer keeps its highest scores, heads and neurons")
 
 # %%
 # NBVAL_CHECK_OUTPUT
-small = amp.prune(dense, plan)
+small = amp.prune(dense, plan).model
 texts = amp.texts("tinyworld", "validation")[:16]
 batch = tokenizer(texts, return_tensors="pt", padding=True, truncation=True, max_length=96).to(dense.device)
 inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
@@ -238,7 +238,7 @@ assert_same(logits(reloaded.eval().to(dense.device), inputs), masked_logits, "cu
 
 # %%
 for n in range(g, anatomy.heads + 1, g):
-    found = amp.check(dense, amp.plan(dense, scores, heads=n, neurons=anatomy.neurons))
+    found = amp.preview(dense, amp.keep(dense, scores, heads=n, neurons=anatomy.neurons))
     print(f"  {n} heads kept: {found.model_types[1]}")
 try:
     LlamaConfig(hidden_size=128, num_attention_heads=6, num_key_value_heads=6, head_dim=16)
@@ -335,7 +335,7 @@ gqa, gqa_tokenizer = amp.load("tiny-llama-gqa")
 gqa_anatomy = amp.Anatomy.of(gqa)
 size = gqa_anatomy.group_size
 gqa_scores = amp.score(gqa, amp.calibration(gqa_tokenizer, samples=calibration, seed=seed))
-gqa_plan = amp.plan(gqa, gqa_scores, heads=4, neurons=gqa_anatomy.neurons)
+gqa_plan = amp.keep(gqa, gqa_scores, heads=4, neurons=gqa_anatomy.neurons)
 for i, values in enumerate(gqa_scores.heads):
     single = sorted(values.argsort(descending=True)[:4].tolist())
     users = [sum(n // size == group for n in single) for group in range(gqa_anatomy.groups)]
@@ -359,17 +359,17 @@ for i, values in enumerate(gqa_scores.heads):
 # %%
 every = gqa_anatomy.neurons
 gqa_plans = {
-    "one group goes": amp.plan(gqa, gqa_scores, heads=6, neurons=every),
+    "one group goes": amp.keep(gqa, gqa_scores, heads=6, neurons=every),
     "two groups go": gqa_plan,
-    "two go, by their best head": amp.plan(gqa, gqa_scores, heads=4, neurons=every, combine="max"),
-    "a query of each group goes": amp.plan(gqa, gqa_scores, heads=4, neurons=every, unit="queries"),
+    "two go, by their best head": amp.keep(gqa, gqa_scores, heads=4, neurons=every, combine="max"),
+    "a query of each group goes": amp.keep(gqa, gqa_scores, heads=4, neurons=every, unit="queries"),
 }
 found = amp.perplexity(gqa, gqa_tokenizer, limit=64, window=128)
 print(f"{'dense':>26}: perplexity {found.value:6.2f} (95 % interval {found.low:.2f} to {found.high:.2f})")
 for name, grouped in gqa_plans.items():
     told, found = (
-        amp.check(gqa, grouped),
-        amp.perplexity(amp.prune(gqa, grouped), gqa_tokenizer, limit=64, window=128),
+        amp.preview(gqa, grouped),
+        amp.perplexity(amp.prune(gqa, grouped).model, gqa_tokenizer, limit=64, window=128),
     )
     print(
         f"{name:>26}: perplexity {found.value:6.2f} (95 % interval {found.low:.2f} to {found.high:.2f})\n"
@@ -392,7 +392,7 @@ inputs = {name: t.to(gqa.device) for name, t in gqa_tokenizer(texts[0], return_t
 for name, grouped in gqa_plans.items():
     with amp.masked(gqa, grouped):
         right = logits(gqa, inputs)
-    assert_same(logits(amp.prune(gqa, grouped), inputs), right, f"{name}: cut equals masked")
+    assert_same(logits(amp.prune(gqa, grouped).model, inputs), right, f"{name}: cut equals masked")
 
 # %% [markdown]
 # ## 5 A museum of broken surgeries
@@ -408,7 +408,7 @@ for name, grouped in gqa_plans.items():
 llama, llama_tokenizer = amp.load("tiny-llama")
 llama_anatomy = amp.Anatomy.of(llama)
 llama_scores = amp.score(llama, amp.calibration(llama_tokenizer, samples=calibration, seed=seed))
-heads_only = amp.plan(llama, llama_scores, heads=5, neurons=llama_anatomy.neurons)
+heads_only = amp.keep(llama, llama_scores, heads=5, neurons=llama_anatomy.neurons)
 
 
 @torch.no_grad()
@@ -488,7 +488,7 @@ for name, weight in weights.items():
     elif name.endswith("o_proj.weight"):
         weights[name] = weight[:, first]
 print(naive.load_state_dict(weights))  # what PyTorch has to say about it
-honest = amp.prune(gqa, low)
+honest = amp.prune(gqa, low).model
 many = gqa_tokenizer(texts, return_tensors="pt", padding=True, truncation=True, max_length=96).to(gqa.device)
 many = {"input_ids": many["input_ids"], "attention_mask": many["attention_mask"]}
 with amp.masked(gqa, low):
@@ -512,7 +512,7 @@ for name, network in (("right cut", honest), ("naive cut", naive)):
 
 # %%
 # NBVAL_CHECK_OUTPUT
-cut = amp.prune(gqa, gqa_plan)
+cut = amp.prune(gqa, gqa_plan).model
 for i in range(gqa_anatomy.layers):
     index = torch.tensor([group * 16 + j for group in gqa_plan.groups(i) for j in range(16)])
     found, wanted = amp.Anatomy.of(cut).layer(i), gqa_anatomy.layer(i)
@@ -530,7 +530,7 @@ assert_same(logits(cut, inputs), right, "grouped queries: keys and values of who
 # The log holds a warning, somewhere.
 
 # %%
-half = amp.prune(llama, amp.plan(llama, llama_scores, heads=4, neurons=192))
+half = amp.prune(llama, amp.keep(llama, llama_scores, heads=4, neurons=192)).model
 where = amp.save(half, llama_tokenizer, Path(out) / "models" / "03-no-head-dim", overwrite=True)
 settings = json.loads((where / "config.json").read_text())
 del settings["head_dim"]  # an older library, or a careless script, never wrote it

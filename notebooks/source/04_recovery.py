@@ -187,12 +187,13 @@ L.assert_close(expected.count(bos), 0, 0, "and BOS is never a label")
 # %%
 def cut_by(criterion: str, ratio: float):
     batches = amp.calibration(tokenizer, "tinyworld", samples=calibration, seed=seed)
-    return amp.prune(dense, amp.plan(dense, amp.score(dense, batches, criterion, seed=seed), remove=ratio))
+    scores = amp.score(dense, batches, criterion, seed=seed)
+    return amp.prune(dense, amp.plan(dense, scores, pruning_ratio=ratio)).model
 
 
 def train(start, **settings):
-    settings = dict(samples=samples, lr=rate, seed=seed, progress=False) | settings
-    return amp.recover(start, tokenizer, **settings)
+    config = amp.RecoveryConfig(**dict(samples=samples, learning_rate=rate, seed=seed) | settings)
+    return amp.recover(start, tokenizer, config=config, progress=False)
 
 
 mild, deep = f"AMP {ratio:.0%}", f"AMP {ratio_deep:.0%}"

@@ -151,8 +151,8 @@ for s in seeds:
         if name == "magnitude" and s != seed:
             continue  # no draw, so one is all
         scores[name, s] = amp.score(dense, batches, criterion, seed=s)
-        plans |= {(name, r, s): amp.plan(dense, scores[name, s], remove=r) for r in ratios}
-pruned = {key: amp.prune(dense, plan) for key, plan in plans.items()}
+        plans |= {(name, r, s): amp.plan(dense, scores[name, s], pruning_ratio=r) for r in ratios}
+pruned = {key: amp.prune(dense, plan).model for key, plan in plans.items()}
 values = {key: amp.perplexity(small, tokenizer, limit=sizes["windows"]).value for key, small in pruned.items()}
 base = amp.perplexity(dense, tokenizer, limit=sizes["windows"])
 print(f"{len(values)} pruned models measured; dense: {base.value:.2f}. {base.protocol}.")
@@ -227,7 +227,7 @@ for s in seeds:
     for name in ("AMP", "random"):
         kept = plans[name, ratio, s]
         for half, widths in (("heads", len(kept.heads[0])), ("neurons", len(kept.neurons[0]))):
-            with amp.masked(dense, amp.plan(dense, scores[name, s], **{half: widths})):
+            with amp.masked(dense, amp.keep(dense, scores[name, s], **{half: widths})):
                 halves[half, name, s] = amp.perplexity(dense, tokenizer, limit=sizes["windows"]).value
 for half in ("heads", "neurons"):
     ours, chance = (over_seeds([math.log(halves[half, name, s]) for s in seeds]) for name in ("AMP", "random"))
@@ -305,10 +305,10 @@ equal_neurons = L.check(equal_neurons, "l5_equal_neurons")
 # NBVAL_CHECK_OUTPUT
 anatomy = amp.Anatomy.of(dense)
 most = (anatomy.groups - 1) * anatomy.group_cost * anatomy.layers / dense.num_parameters()
-heads_only = amp.plan(dense, scores["AMP", seed], remove=min(ratio, most), parts="heads")
+heads_only = amp.plan(dense, scores["AMP", seed], pruning_ratio=min(ratio, most), parts="heads")
 equal = heads_only.achieved
 parts = {
-    name: {s: amp.plan(dense, scores["AMP", s], remove=equal, parts=name) for s in seeds}
+    name: {s: amp.plan(dense, scores["AMP", s], pruning_ratio=equal, parts=name) for s in seeds}
     for name in ("both", "heads", "neurons")
 }
 groups_gone = (anatomy.heads - len(heads_only.heads[0])) // anatomy.group_size
@@ -324,7 +324,7 @@ for name in parts:
 # %%
 ablation = {}
 for name, of_seed in parts.items():
-    small = {s: amp.prune(dense, plan) for s, plan in of_seed.items()}
+    small = {s: amp.prune(dense, plan).model for s, plan in of_seed.items()}
     logs = [math.log(amp.perplexity(m, tokenizer, limit=sizes["windows"]).value) for m in small.values()]
     ablation[name] = over_seeds(logs), amp.accuracy(small[seed], tokenizer, limit=sizes["items"]).mean
 paper = {"both": 61.02, "heads": 37.63, "neurons": 56.93}

@@ -37,7 +37,7 @@ import torch
 from scipy.stats import rankdata
 
 import amp_tutorial as amp
-from amp_tutorial.core.families import weight_of
+from amp_tutorial.core.anatomy import weight_of
 from amp_tutorial.course import lesson
 from amp_tutorial.reports import boards, standings
 from amp_tutorial.reports.summary import over_seeds
@@ -290,7 +290,7 @@ else:
 # Rankings differ everywhere, a plan only cares about one place: the cut. **How many structures do the plans share?**
 # Two random plans share as many as they keep.
 # %%
-plans = {key: amp.plan(dense, found, remove=ratio) for key, found in scores.items() if key[0] in names}
+plans = {key: amp.plan(dense, found, pruning_ratio=ratio) for key, found in scores.items() if key[0] in names}
 kept_heads, _, kept_neurons = plans["AMP", seed].widths
 print(f"{ratio:.0%} of all parameters: {kept_heads} of {heads} heads and {kept_neurons} of {neurons} neurons stay.")
 print(f"Drawn plans share {kept_heads / heads:.0%} of their heads and {kept_neurons / neurons:.0%} of their neurons.")
@@ -307,7 +307,7 @@ for n in names[1:]:
 values = {}
 for (name, s), plan in plans.items():
     if name != "magnitude" or s == seed:  # magnitude has no draw, so one is all
-        values[name, s] = measured(amp.prune(dense, plan))
+        values[name, s] = measured(amp.prune(dense, plan).model)
 
 
 def logs(name):
@@ -363,7 +363,7 @@ for s in seeds:
         ("heads by magnitude", replace(ours, heads=weights.heads)),
         ("neurons by magnitude", replace(ours, neurons=weights.neurons)),
     ):
-        mixed[label, s] = measured(amp.prune(dense, amp.plan(dense, scored, remove=ratio)))
+        mixed[label, s] = measured(amp.prune(dense, amp.plan(dense, scored, pruning_ratio=ratio)).model)
 halves = {}
 for label in ("heads by magnitude", "neurons by magnitude"):
     halves[label] = over_seeds([math.log(mixed[label, s] / values["AMP", s]) for s in seeds])
@@ -428,7 +428,9 @@ for name, left in amp.TRANSACT.items():
 # each shot, or all at the end. **Predict:** is it scoring again that helps, or training in between?
 # %%
 shots = 4
-training = partial(amp.recover, samples=sizes["rows"], loss="text", lr=2e-3, progress=False)
+training = partial(
+    amp.recover, config=amp.RecoveryConfig(samples=sizes["rows"], loss="text", learning_rate=2e-3), progress=False
+)
 quarters, at_once = partial(training, epochs=1), partial(training, epochs=shots)
 target = dict(heads=kept_heads, neurons=kept_neurons, criterion="transact")
 ways = {
@@ -439,7 +441,8 @@ ways = {
 }
 after, last = {}, {}
 for name, how in ways.items():
-    for small, shot in amp.prune_in_shots(dense, tokenizer, batches[seed], **target, **how):
+    for pruned in amp.prune_in_shots(dense, tokenizer, batches[seed], **target, **how):
+        small, shot = pruned.model, pruned.report
         last[name] = small, shot
         if name == "four shots + training":
             before, now = shot.kv_cache_per_token
@@ -574,7 +577,7 @@ gone = torch.zeros(len(everything), dtype=torch.bool)
 gone[lowest[worth[lowest].double().cumsum(0) <= ratio * dense.num_parameters()]] = True
 stay_heads, stay_neurons = ~gone[: head_scores.numel()].view(layers, -1), ~gone[head_scores.numel() :].view(layers, -1)
 groups_gone = round((~stay_heads).sum().item() / layers / anatomy.group_size)
-ranked = amp.plan(dense, flap, remove=ratio, parts="scored")
+ranked = amp.plan_jointly(dense, flap, ratio)
 affordable = int(ratio * dense.num_parameters() / layers // anatomy.group_cost)
 by_hand = heads - min(groups_gone, affordable) * anatomy.group_size
 L.assert_close(ranked.widths[0], by_hand, 0, "parts='scored' keeps as many heads as the ranking does in the mean")
@@ -611,7 +614,7 @@ L.show(fig, alt="Bars of what FLAP's single ranking keeps in each layer. Heads: 
        + f". Dashed: {ranked.widths[0]} heads and {ranked.widths[2]} neurons in every layer.")  # fmt: skip
 with unequal(stay_heads, stay_neurons):
     free = measured(dense)
-projected = measured(amp.prune(dense, ranked))
+projected = measured(amp.prune(dense, ranked).model)
 print(f"Every layer its own widths (masked): perplexity {free:.2f}.")
 print(f"Projected to equal widths, {ranked.widths[0]} heads and {ranked.widths[2]} neurons: {projected:.2f}.")
 print(f"The same share of heads and of neurons, {kept_heads} and {kept_neurons}: {values['FLAP', seed]:.2f}.")
@@ -628,7 +631,7 @@ else:
     how = compared(projected, values["FLAP", seed])
     print(f"What survives of the ranking is how heads and neurons split the budget: perplexity is {how}"
           f"{' as' if how == 'about the same' else ' than'} with equal shares.")  # fmt: skip
-    small = amp.prune(dense, amp.plan(dense, scores["AMP", seed], heads=ranked.widths[0], neurons=ranked.widths[2]))
+    small = amp.prune(dense, amp.keep(dense, scores["AMP", seed], ranked.widths[0], ranked.widths[2])).model
     at_its_split = measured(small)
     print(f"AMP's scores at FLAP's split: {at_its_split:.2f}. "
           + ("The split matters more here than who ranks."
@@ -660,8 +663,9 @@ else:
 plain, folded = [], []
 for s in draws:
     texts = batches[s] if has_bias else amp.calibration(its_tokenizer, "tinyworld", samples=calibration, seed=s)
-    chosen_by_flap = plans["FLAP", s] if has_bias else amp.plan(biased, amp.score(biased, texts, "flap"), remove=ratio)
-    cut, mended = amp.prune(biased, chosen_by_flap), amp.prune_and_fold(biased, chosen_by_flap, texts)
+    own = None if has_bias else amp.score(biased, texts, "flap")
+    chosen_by_flap = plans["FLAP", s] if has_bias else amp.plan(biased, own, ratio)
+    cut, mended = amp.prune(biased, chosen_by_flap).model, amp.prune_and_fold(biased, chosen_by_flap, texts).model
     plain.append(amp.perplexity(cut, its_tokenizer, limit=sizes["windows"]).value)
     folded.append(amp.perplexity(mended, its_tokenizer, limit=sizes["windows"]).value)
 better = sum(f < p for f, p in zip(folded, plain, strict=True))

@@ -409,9 +409,9 @@ for s in seeds:
     scores = amp.score(dense, texts[s])
     first = min(layers, key=lambda i: (first_votes[s][i], -i))
     plans["depth", s] = depth[s]
-    plans["width", s] = amp.plan(dense, scores, remove=budget)
+    plans["width", s] = amp.plan(dense, scores, pruning_ratio=budget)
     if goes > 1:
-        plans["mixed", s] = amp.plan(dense, scores, remove=budget, layers=[i for i in layers if i != first])
+        plans["mixed", s] = amp.plan_with_layers(dense, scores, budget, [i for i in layers if i != first])
     else:  # one layer is the whole budget: nothing is left to mix with
         plans["mixed", s] = depth[s]
 kinds = ("depth", "width", "mixed")
@@ -425,9 +425,9 @@ one_neuron = anatomy.neuron_cost * anatomy.layers / dense.num_parameters()
 for kind in kinds:
     L.assert_close(plans[kind, seed].achieved, budget, one_neuron, f"{kind}: equal parameters, to one neuron a layer")
 # %%
-cut = {key: amp.prune(dense, plan) for key, plan in plans.items()}
-cut |= {("random layers", s): amp.prune(dense, choosers[f"random, seed {s}"]) for s in seeds}
-cut["museum", seed] = amp.prune(dense, without(tuple(layers[:goes])))
+cut = {key: amp.prune(dense, plan).model for key, plan in plans.items()}
+cut |= {("random layers", s): amp.prune(dense, choosers[f"random, seed {s}"]).model for s in seeds}
+cut["museum", seed] = amp.prune(dense, without(tuple(layers[:goes]))).model
 perplexities, answers = {}, {}
 for (kind, s), small in cut.items():
     twin = next((t for t in seeds if (kind, t) in answers and plans.get((kind, t)) == plans.get((kind, s), 0)), None)

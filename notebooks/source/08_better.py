@@ -41,7 +41,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import amp_tutorial as amp
-from amp_tutorial.core.families import weight_of
+from amp_tutorial.core.anatomy import weight_of
 from amp_tutorial.course import lesson
 from amp_tutorial.methods.hidden_size import hidden_at, roles, stream_of
 from amp_tutorial.methods.normal_equations import Normal
@@ -81,7 +81,7 @@ def perplexity(what, texts=test_texts):
 
 batches = {s: batches_of(drawn(s)) for s in seeds}
 scores = {s: amp.score(dense, batches[s], seed=s) for s in seeds}
-plans = {(s, r): amp.plan(dense, scores[s], remove=r) for s in seeds for r in (ratio, ratio_deep)}
+plans = {(s, r): amp.plan(dense, scores[s], pruning_ratio=r) for s in seeds for r in (ratio, ratio_deep)}
 base = perplexity(dense)
 shares = [f"{plans[seed, r].achieved:.1%}" for r in (ratio, ratio_deep)]
 print(f"Dense: perplexity {base:.2f}. {shares[0]} of all parameters will go, later {shares[1]}.")
@@ -166,7 +166,7 @@ def equation(found, plan, i, part):
 @torch.no_grad()
 def solved(plan, found, ridge=0.01, order=None):
     """A pruned model with every output projection solved for; `order` shuffles the targets."""
-    small = amp.prune(dense, plan)
+    small = amp.prune(dense, plan).model
     shape = amp.Anatomy.of(small)
     for i, part in found:
         x, y, old = equation(found, plan, i, part)
@@ -200,7 +200,7 @@ for part in parts:
 fig, axes = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True)
 words = []
 for axis, part in zip(axes, parts, strict=True):
-    fits = [fit for fit in module.fits if fit.part == part]
+    fits = [fit for fit in module.report.fits if fit.part == part]
     for k, (name, values) in enumerate({"cut": [f.before for f in fits], "refitted": [f.after for f in fits]}.items()):
         at = [i + (k - 0.5) * 0.38 for i in range(layers)]
         style = dict(color=lesson.PALETTE[k], hatch=lesson.HATCHES[k], edgecolor="white", label=name)
@@ -212,7 +212,7 @@ axes[1].legend(frameon=False)
 L.show(fig, alt="Share of each output projection's energy that is lost, in percent, layer by layer: "
        + "; ".join(words) + ".")  # fmt: skip
 for part in parts:
-    fits = [fit for fit in module.fits if fit.part == part]
+    fits = [fit for fit in module.report.fits if fit.part == part]
     was, now = (sum(getattr(f, when) for f in fits) / layers for when in ("before", "after"))
     print(
         f"Behind the {part} the cut loses {was:.0%} of the energy in the mean over layers; after the refit {now:.0%}."
@@ -233,7 +233,7 @@ for part in parts:
 # %%
 place = layers // 2, "neurons"
 plan = plans[seed, ratio]
-whole = amp.plan(dense, scores[seed], heads=anatomy.heads)
+whole = amp.keep(dense, scores[seed], heads=anatomy.heads)
 control = equation(look(batches_of(apart)), plan, *place)
 all_rows = {s: equation(look(batches[s]), plan, *place) for s in seeds}
 most = min(len(x) for x, _, _ in all_rows.values())
@@ -379,7 +379,7 @@ def repaired(plan, batches, **settings):
 
 cut, text = plans[seed, ratio], batches[seed]
 shown = {
-    "cut alone": amp.prune(dense, cut),
+    "cut alone": amp.prune(dense, cut).model,
     "one pass": repaired(cut, text, sequential=False),
     "sequential": repaired(cut, text),
 }
@@ -448,15 +448,15 @@ values = {}
 first = {}  # the models of the first seed, which are looked at again
 for s in seeds:
     cut, text = plans[s, ratio], batches[s]
-    by_chance = amp.plan(dense, amp.score(dense, text, "random", seed=s), remove=ratio)
+    by_chance = amp.plan(dense, amp.score(dense, text, "random", seed=s), pruning_ratio=ratio)
     seen = found if s == seed else look(text)
     order = torch.randperm(len(seen[0, "heads"][0]), generator=torch.Generator().manual_seed(s))
     systems = {
-        "AMP": amp.prune(dense, cut),
+        "AMP": amp.prune(dense, cut).model,
         "AMP + one-pass repair": shown["one pass"] if s == seed else repaired(cut, text, sequential=False),
         "AMP + sequential repair": shown["sequential"] if s == seed else repaired(cut, text),
-        "chosen by error + repair": repaired(cut, text, choose=True),
-        "random": amp.prune(dense, by_chance),
+        "chosen by error + repair": repaired(cut, text, reselect=True),
+        "random": amp.prune(dense, by_chance).model,
         "random + repair": repaired(by_chance, text),
         "AMP + shuffled targets": solved(cut, seen, order=order),
     }
@@ -515,7 +515,7 @@ def at_budget(scores, heads):
     gone = math.ceil(((dense.num_parameters() - most) / layers - spared) / anatomy.neuron_cost)
     if not 0 <= gone < anatomy.neurons:
         return None
-    return amp.plan(dense, scores, heads=heads, neurons=anatomy.neurons - gone)
+    return amp.keep(dense, scores, heads=heads, neurons=anatomy.neurons - gone)
 
 
 def loss_apart(what):
@@ -532,7 +532,7 @@ judged = {h: loss_apart(m) for h, m in tried.items()}
 best = min(judged, key=judged.get)
 one_neuron = anatomy.neuron_cost * layers / dense.num_parameters()
 tested = {h: perplexity(m) for h, m in tried.items()}
-plain = {h: perplexity(amp.prune(dense, p)) for h, p in splits.items()}
+plain = {h: perplexity(amp.prune(dense, p).model) for h, p in splits.items()}
 fig, axes = plt.subplots(figsize=(7, 3.6))
 for k, (name, line) in enumerate(
     {
@@ -588,14 +588,16 @@ elif best < nearly_all:
 #
 # ## Repair against LoRA
 #
-# LoRA (lesson 4) changes all projections, with gradients; repair changes two in each layer, without. With `reads=True`
-# it also solves for those before the heads and neurons, which in the pruned model no longer see what they were trained
-# on. First at **equal data**: both get the same calibration texts, LoRA with the loss on every token. Then LoRA by
+# LoRA (lesson 4) changes all projections, with gradients; repair changes two in each layer, without. With
+# `refit_inputs=True` it also solves for those before the heads and neurons, which in the pruned model no longer see
+# what they were trained on. First at **equal data**: both get the same calibration texts, LoRA with the loss on every
+# token. Then LoRA by
 # lesson 4's recipe, on the *responses* of other rows; and repair first, LoRA after. **Predict** the winner, by
 # perplexity and by accuracy.
 # %%
 def lora(start, **settings):
-    return amp.recover(start, tokenizer, lr=rate, seed=seed, progress=False, **settings)
+    config = amp.RecoveryConfig(learning_rate=rate, seed=seed, **settings)
+    return amp.recover(start, tokenizer, config=config, progress=False)
 
 
 epochs = round(2 * samples / calibration)  # as many steps as on the responses, about
@@ -610,7 +612,7 @@ recipe = {
 compared = {
     "AMP": first["AMP"],
     "AMP + repair": first["AMP + sequential repair"],
-    "AMP + repair, reads too": repaired(plans[seed, ratio], batches[seed], reads=True),
+    "AMP + repair, reads too": repaired(plans[seed, ratio], batches[seed], refit_inputs=True),
     "AMP + LoRA on the same texts": on_texts.model,
     **{name: found_.model for name, found_ in recipe.items()},
 }
@@ -854,10 +856,13 @@ if turn is not None:
     rivals = {(ratio, name): result[name] for name in ("AMP", "AMP + repair")}
     deep = plans[seed, ratio_deep]
     more = {
-        (ratio_deep, "AMP"): amp.prune(dense, deep),
+        (ratio_deep, "AMP"): amp.prune(dense, deep).model,
         (ratio_deep, "AMP + repair"): repaired(deep, batches[seed]),
-        **{(r, "stream sliced"): amp.slice_hidden(dense, turn, hidden) for r, hidden in widths.items()},
-        **{(r, "sliced + repair"): repaired(whole, batches[seed], reads=True, hidden=h) for r, h in widths.items()},
+        **{(r, "stream sliced"): amp.slice_hidden(dense, turn, hidden).model for r, hidden in widths.items()},
+        **{
+            (r, "sliced + repair"): repaired(whole, batches[seed], refit_inputs=True, hidden_size=h)
+            for r, h in widths.items()
+        },
     }
     rivals |= {key: (perplexity(m), amp.accuracy(m, tokenizer, limit=sizes["items"]).mean) for key, m in more.items()}
     gone = [1 - m.num_parameters() / dense.num_parameters() for (_, name), m in more.items() if name == "stream sliced"]
@@ -895,17 +900,17 @@ if turn is not None:
 # %%
 trials = 4
 may_go = ("heads", "neurons", "layers") + (("hidden",) if turn is not None else ())
-fitted = amp.fit_budget(dense, batches[seed], remove=ratio, cut=may_go, trials=trials, progress=False)
+fitted = amp.fit_budget(dense, batches[seed], pruning_ratio=ratio, cut=may_go, trials=trials, progress=False)
 print(fitted)
-seconds = sum(t.seconds for t in fitted.trials)
-print(f"{len(fitted.trials)} trials in {seconds:.0f} s; what could go: {', '.join(may_go)}.")
+seconds = sum(t.seconds for t in fitted.report.trials)
+print(f"{len(fitted.report.trials)} trials in {seconds:.0f} s; what could go: {', '.join(may_go)}.")
 # %%
 # NBVAL_CHECK_OUTPUT
 short = max(0.0, ratio - (1 - fitted.model.num_parameters() / dense.num_parameters()))
 L.assert_close(short, 0.0, 0.0, "the winner removes no less than was asked")
-L.assert_close(float(len(fitted.trials) <= trials), 1.0, 0.0, "and cost no more trials than was said")
+L.assert_close(float(len(fitted.report.trials) <= trials), 1.0, 0.0, "and cost no more trials than was said")
 # %%
-shape, whole_shape = fitted.shape, (anatomy.hidden, layers, anatomy.heads, anatomy.neurons)
+shape, whole_shape = fitted.report.shape, (anatomy.hidden, layers, anatomy.heads, anatomy.neurons)
 named = ("hidden size", "layers", "heads", "neurons")
 kept = dict(zip(named, (shape.hidden, shape.layers, shape.heads, shape.neurons), strict=True))
 touched = [f"{kept[n]} of {most} ({n})" for n, most in zip(named, whole_shape, strict=True) if kept[n] < most]

@@ -35,8 +35,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import amp_tutorial as amp
-from amp_tutorial.core.stock import matmul_speed
 from amp_tutorial.course import lesson
+from amp_tutorial.measure.check import matmul_speed
 
 parameters = dict(model=model, ratio=ratio, calibration=calibration, text=text, align=align, seed=seed, preset=preset)
 L = lesson.start("B_your_own_model", parameters | dict(out=out))
@@ -149,9 +149,14 @@ batches = amp.calibration(tokenizer, text, samples=calibration, seed=seed)
 began = time.perf_counter()
 scores = amp.score(dense, batches)
 took = time.perf_counter() - began
-plan = amp.plan(dense, scores, remove=ratio, align=align, nearest=True)
-print(found := amp.check(dense, plan))
-small = amp.prune(dense, plan)
+def plan_at(share, scores):
+    heads, neurons = amp.widths_at(dense, share, align=align, nearest=True)
+    return amp.keep(dense, scores, heads, neurons)
+
+
+plan = plan_at(ratio, scores)
+print(found := amp.preview(dense, plan))
+small = amp.prune(dense, plan).model
 folder = amp.save(small, tokenizer, Path(out) / "models" / f"{Path(model).name}-pruned", overwrite=True)
 quality = {name: amp.perplexity(m, tokenizer, text, limit=windows) for name, m in (("dense", dense), ("AMP", small))}
 # %% [markdown]
@@ -195,8 +200,8 @@ L.assert_close(sum(map(len, report.values())), 0, 0, "no weight is missing, left
 # **Predict.** The order of the four perplexities, and the distance between AMP and random.
 # %%
 for criterion in ("random", "reversed"):
-    other = amp.plan(dense, amp.score(dense, batches, criterion, seed=seed), remove=ratio, align=align, nearest=True)
-    quality[criterion] = amp.perplexity(amp.prune(dense, other), tokenizer, text, limit=windows)
+    other = plan_at(ratio, amp.score(dense, batches, criterion, seed=seed))
+    quality[criterion] = amp.perplexity(amp.prune(dense, other).model, tokenizer, text, limit=windows)
 for name, p in quality.items():
     print(f"{name:>9}: perplexity {p.value:8.2f} (95 % interval {p.low:.2f} to {p.high:.2f})")
 print(f"    {quality['dense'].protocol}")
@@ -221,7 +226,7 @@ tried = [0.1, 0.2, 0.3, 0.4, 0.5]
 curves = {name: [] for name in again}
 for name, those in again.items():
     for share in tried:
-        with amp.masked(dense, amp.plan(dense, those, remove=share, align=align, nearest=True)):
+        with amp.masked(dense, plan_at(share, those)):
             curves[name].append(amp.perplexity(dense, tokenizer, text, limit=windows))
 fig, ax = plt.subplots(figsize=(7, 3.6))
 for i, (name, points) in enumerate(curves.items()):
@@ -239,7 +244,7 @@ L.show(fig, alt=f"Perplexity by the share of parameters removed, two rising line
 # %%
 # NBVAL_CHECK_OUTPUT
 assert again["AMP"].made_for(dense)
-assert amp.plan(dense, again["AMP"], remove=ratio, align=align, nearest=True) == plan
+assert plan_at(ratio, again["AMP"]) == plan
 print("✔ the scores from the file are this model's, and give the plan from before")
 # %% [markdown]
 # A curve says more than a point: choose the ratio from it, and prune once. The intervals are over windows of text;
@@ -250,7 +255,7 @@ print("✔ the scores from the file are this model's, and give the plan from bef
 # | what is too large | what to do |
 # |---|---|
 # | dense and pruned weights together | `amp.prune(dense, plan, inplace=True)` |
-# | the dense weights | `amp.prune_folder(source, target, remove=ratio)`: layer by layer from disk |
+# | the dense weights | `amp.prune_folder(source, target, pruning_ratio=ratio)`: layer by layer from disk |
 # | the weights for one GPU | `amp.load(model, device="cpu")`, which is slower, or `prune_folder` |
 # | the activations | smaller batches: `amp.calibration(…, batch_size=1)`; the scores are the same |
 #
@@ -260,9 +265,9 @@ print("✔ the scores from the file are this model's, and give the plan from bef
 # NBVAL_CHECK_OUTPUT
 whole, its_tokenizer = amp.load("tiny-phi", device="cpu")
 its_scores = amp.score(whole, amp.calibration(its_tokenizer, seed=seed))
-in_memory = amp.prune(whole, amp.plan(whole, its_scores, remove=0.30)).state_dict()
+in_memory = amp.prune(whole, amp.plan(whole, its_scores, pruning_ratio=0.30)).model.state_dict()
 with tempfile.TemporaryDirectory() as place:
-    amp.prune_folder("tiny-phi", Path(place) / "pruned", remove=0.30, seed=seed, progress=False)
+    amp.prune_folder("tiny-phi", Path(place) / "pruned", pruning_ratio=0.30, seed=seed, progress=False)
     streamed = AutoModelForCausalLM.from_pretrained(Path(place) / "pruned").state_dict()
 assert in_memory.keys() == streamed.keys()
 L.assert_close(sum(not torch.equal(in_memory[n], streamed[n]) for n in in_memory), 0, 0, "layer by layer: equal bits")

@@ -155,32 +155,33 @@ print(f"{criterion}: {scores.prompts} texts, {scores.tokens:,} tokens, mean over
 # %% [markdown]
 # ## Plan and cut
 # %%
-train = dict(
-    source=amp.text_source(recovery_text, local_copies), samples=recovery_samples or None, epochs=epochs, lr=rate,
-    length=recovery_length, rows_at_once=rows_at_once, seed=seed, progress=lesson.watched(),
+config = amp.RecoveryConfig(
+    samples=recovery_samples or None, epochs=epochs, learning_rate=rate, length=recovery_length,
+    rows_at_once=rows_at_once, seed=seed,
 )  # fmt: skip
+train = dict(source=amp.text_source(recovery_text, local_copies), config=config, progress=lesson.watched())
 with L.record.stage("cut"):
     if heads or neurons:
-        widths = dict(heads=heads or None, neurons=neurons or None)
+        widths = heads or None, neurons or None
     elif fidelity == "official":
-        widths = dict(zip(("heads", "neurons"), official.widths(network, ratio), strict=True))
+        widths = official.widths(network, ratio)
     else:
-        widths = dict(remove=ratio, nearest=True)
+        widths = amp.widths_at(network, ratio, unit=unit, nearest=True)
     if shots > 1:  # TransAct: score, cut and recover, and again
         recover = (lambda m, t: amp.recover(m, t, **train)) if recovery == "lora" else None
-        for smaller, shot in amp.prune_in_shots(  # noqa: B007
-            network, tokenizer, batches, **widths, shots=shots, criterion=criterion, recover=recover,
+        for pruned in amp.prune_in_shots(  # noqa: B007
+            network, tokenizer, batches, *widths, shots=shots, criterion=criterion, recover=recover,
             average=average, unit=unit, seed=seed,
         ):  # fmt: skip
-            print(shot)
-        network, plan = smaller, shot.plan
+            print(pruned.report)
+        network, plan = pruned.model, pruned.plan
     else:
-        plan = amp.plan(network, scores, **widths, unit=unit)
-        print(amp.check(network, plan))
+        plan = amp.keep(network, scores, *widths, unit=unit)
+        print(amp.preview(network, plan))
         if repair == "none":
-            network = amp.prune(network, plan, inplace=True)
+            network = amp.prune(network, plan, inplace=True).model
         else:
-            network = amp.repair(network, plan, batches, choose=repair == "choose", progress=lesson.watched()).model
+            network = amp.repair(network, plan, batches, reselect=repair == "choose", progress=lesson.watched()).model
 removed = 1 - network.num_parameters() / whole
 L.record.metric("parameters removed", removed, unit=f"of {whole}")
 L.record.notes["widths"] = dict(zip(("heads", "groups", "neurons"), plan.widths, strict=True))

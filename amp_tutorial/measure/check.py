@@ -1,100 +1,21 @@
-"""What a stock configuration can say about a cut model, where the saved folder will load, and what a model costs.
-
-No weights here: everything follows from configurations, so it can be known before any work.
-"""
+"""What a plan will do to a model and what loads the result; what a model costs. Shapes alone, before any work."""
 
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from ..measure.programs import EACH_LAYER, Loads, loads
-from .checkpoint import configuration
-from .families import Anatomy
-from .plans import Plan
-
-
-def made_for(anatomy: Anatomy, plan: Plan) -> None:
-    """Refuse a plan for a model of another shape.
-
-    Raises:
-        ValueError: it is.
-    """
-    there = (anatomy.layers, anatomy.heads, anatomy.groups, anatomy.neurons)
-    asked = (len(plan.heads), plan.of_heads, plan.of_groups, plan.of_neurons)
-    if there != asked:
-        raise ValueError(
-            f"The plan is for (layers, heads, KV groups, neurons) = {asked}, the model has {there}; plan anew for it."
-        )
-
-
-def tied(model: PreTrainedModel) -> bool:
-    """Whether the output head is the embedding, not only whether the configuration says so."""
-    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-    return head is not None and head.weight is embedding.weight
-
-
-def smaller_config(anatomy: Anatomy, plan: Plan) -> PreTrainedConfig:
-    """The configuration of the cut model: same family where it can say the head count, else the equal architecture.
-
-    Raises:
-        ValueError: neither can, or a setting goes by the depth of each layer.
-    """
-    family, (heads, groups, neurons) = anatomy.family, plan.widths
-    settings = anatomy.model.config.to_dict()
-    kind = settings.pop("model_type")
-    if not family.no_heads:
-        settings["num_attention_heads"] = heads
-        settings["num_key_value_heads"] = groups
-        settings["head_dim"] = anatomy.head_dim  # without it a reload would guess hidden / heads, wrongly
-    if not family.no_neurons:
-        settings[family.width] = neurons
-    if plan.layers is not None:
-        settings |= _of_layers(anatomy.model.config, plan.layers)
-    if heads not in anatomy.head_counts:
-        raise ValueError(f"No stock configuration of {kind} says {heads} heads; possible: {anatomy.head_counts}.")
-    if not family.any_head_count and anatomy.hidden % heads:
-        kind = anatomy.equal_type
-        settings |= dict(family.equal_settings)
-    if not tied(anatomy.model):
-        settings["tie_word_embeddings"] = False  # whatever it says: some checkpoints store two different matrices
-    for stale in ("architectures", "transformers_version", "_name_or_path"):
-        settings.pop(stale, None)
-    config = AutoConfig.for_model(kind, **settings)
-    config._attn_implementation = anatomy.model.config._attn_implementation
-    config._name_or_path = anatomy.model.config._name_or_path  # never saved; so that the source is not overwritten
-    return config
-
-
-def _of_layers(config: PreTrainedConfig, kept: list[int]) -> dict[str, Any]:
-    """What a configuration says layer by layer, or counts in layers, when only these are left and are renumbered.
-
-    Raises:
-        ValueError: something in a layer is worked out from its depth, which changes.
-    """
-    if getattr(config, "scale_attn_by_inverse_layer_idx", False):
-        raise ValueError(
-            "With scale_attn_by_inverse_layer_idx every layer scales attention by its depth, which a configuration "
-            "without some layers cannot say; keep all layers."
-        )
-    found: dict[str, Any] = {config.attribute_map.get("num_hidden_layers", "num_hidden_layers"): len(kept)}
-    for name in EACH_LAYER:
-        if values := getattr(config, name, None):
-            found[name] = [values[i] for i in kept]
-    if hasattr(config, "max_window_layers"):  # the layers before this one attend without a window
-        found["max_window_layers"] = sum(i < config.max_window_layers for i in kept)
-    if hasattr(config, "mlp_only_layers"):  # without experts: these, and those that the step passes over
-        step, plain = config.decoder_sparse_step, config.mlp_only_layers
-        found["mlp_only_layers"] = [new for new, i in enumerate(kept) if i in plain or (i + 1) % step]
-        found["decoder_sparse_step"] = 1
-    return found
+from ..core.anatomy import Anatomy
+from ..core.checkpoint import configuration, without_weights
+from ..core.plans import Plan
+from ..core.surgery import made_for, smaller_config
+from .programs import Loads, loads
 
 
 @dataclass(frozen=True)
-class Check:
+class Preview:
     """What a plan will do to a model, and what will load the result. Pairs are (before, after)."""
 
     layers: tuple[int, int]
@@ -141,7 +62,7 @@ class Check:
         return "\n".join([*lines, *map(str, self.loads)])
 
 
-def check(model: PreTrainedModel, plan: Plan) -> Check:
+def preview(model: PreTrainedModel, plan: Plan) -> Preview:
     """What `prune` and `save` will do, before any work: only shapes are looked at, so the model may be on "meta".
 
     A plan that no stock configuration can say is no error here: the result names the head counts that are possible.
@@ -156,10 +77,10 @@ def check(model: PreTrainedModel, plan: Plan) -> Check:
     kind, config = anatomy.model.config.model_type, None
     if heads in anatomy.head_counts:
         config = smaller_config(anatomy, plan)
-        small = _on_meta(config)
+        small = without_weights(config)
     a_head = 2 * anatomy.head_dim * next(model.parameters()).element_size()  # its keys and values in one layer's cache
     cached = _cached_heads(anatomy)
-    return Check(
+    return Preview(
         layers=(anatomy.layers, depth),
         heads=(anatomy.heads, heads),
         groups=(anatomy.groups, groups),
@@ -192,13 +113,6 @@ def _cached_heads(anatomy: Anatomy) -> int:
         return anatomy.groups
     shared = getattr(config, "multi_query", False) and not getattr(config, "new_decoder_architecture", False)
     return 1 if shared else getattr(config, "num_key_value_heads", None) or anatomy.heads
-
-
-def _on_meta(config: PreTrainedConfig) -> PreTrainedModel:
-    with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
-    model.tie_weights()  # transformers 5.0 does not, and a shared weight would count twice
-    return model
 
 
 # What a model costs, before it is loaded
@@ -247,7 +161,7 @@ def estimate(
     config = config if isinstance(config, PreTrainedConfig) else configuration(config)
     stored = dtype or config.dtype or torch.float32
     element = (getattr(torch, stored) if isinstance(stored, str) else stored).itemsize
-    model = _on_meta(config)
+    model = without_weights(config)
     anatomy = Anatomy.of(model)
     query, shared = anatomy.features("query"), anatomy.features("shared")
     neurons = anatomy.neurons or getattr(config, "intermediate_size", 0)

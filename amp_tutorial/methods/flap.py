@@ -1,0 +1,62 @@
+"""FLAP: what varies is kept, and one ranking of heads and neurons says how much of each goes."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..core.anatomy import Anatomy
+from ..core.criteria import COLUMNS, CRITERIA, Criterion
+from ..core.scores import Scores
+
+
+def moments(
+    x: Float[Tensor, "tokens *structure"], output: Float[Tensor, "*structure hidden"]
+) -> Float[Tensor, "tokens twice"]:
+    """Each input of an output projection, then the square of each."""
+    return torch.cat([x.flatten(1), x.flatten(1).square()], dim=1)
+
+
+def fluctuation(
+    mean: Float[Tensor, " twice"], output: Float[Tensor, "structures d hidden"], tokens: int
+) -> Float[Tensor, " structures"]:
+    """FLAP's WIFV: Var(x_j) · ‖W_j‖², what is lost when x_j is replaced by its mean; standardised within the layer.
+
+    A head's score is the mean over its features, of squares, as in the code. Standardised scores of all layers and of
+    heads and neurons can be compared: `plan(…, parts="scored")` lets them share the budget (FLAP's "AL-AM").
+
+    Source: FLAP (arXiv 2312.11983), official code [code]. Its running variance leaves the first sample out, and weighs
+    samples, not tokens; here it is the variance over all tokens. FLAP keeps other widths in each layer, and adds
+    biases: a stock checkpoint holds neither, so widths are made equal, and only biases that are there take the means.
+    """
+    first, second = mean.view(2, *output.shape[:2])
+    metric = (second - first.square()).clamp(min=0) * output.square().sum(-1)
+    metric = metric.square() if metric.shape[1] > 1 else metric
+    return ((metric - metric.mean()) / metric.std().clamp(min=1e-30)).mean(1)
+
+
+def joint_share(anatomy: Anatomy, scores: Scores, target: float) -> float:
+    """The share of all heads that goes if the lowest scores of all layers, heads and neurons together, go.
+
+    Args:
+        target: parameters that go in all.
+
+    Raises:
+        ValueError: scores of heads and of neurons in different units.
+    """
+    criterion = CRITERIA.get(scores.criterion)
+    if criterion is not None and not criterion.comparable:
+        able = ", ".join(repr(name) for name, c in CRITERIA.items() if c.comparable)
+        raise ValueError(
+            f"Scores by {scores.criterion!r} of a head and of a neuron are in different units, so they share no "
+            f"ranking; say parts='both', or score by one of {able}."
+        )
+    heads, neurons = torch.cat(list(scores.heads)), torch.cat(list(scores.neurons))
+    a_head = anatomy.group_cost / anatomy.group_size
+    costs = torch.cat([torch.full_like(heads, a_head), torch.full_like(neurons, anatomy.neuron_cost)])
+    order = torch.cat([heads, neurons]).argsort()
+    gone = order[: int((costs[order].cumsum(0) <= target).sum())]
+    return int((gone < len(heads)).sum()) / len(heads)
+
+
+COLUMNS[moments] = 2
+CRITERIA["flap"] = Criterion(moments, moments, finish=fluctuation, comparable=True)
