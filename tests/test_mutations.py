@@ -30,16 +30,17 @@ def unit_tests() -> Iterator[Tests]:
         stdout=subprocess.PIPE,
         text=True,
     )
-    assert runner.stdin and runner.stdout
+    asked, answers = runner.stdin, runner.stdout
+    assert asked and answers
 
     def tests(repository: Path, *nodes: str) -> tuple[int, str]:
-        print(json.dumps([str(repository), *nodes]), file=runner.stdin, flush=True)
-        status, said = json.loads(runner.stdout.readline())
+        print(json.dumps([str(repository), *nodes]), file=asked, flush=True)
+        status, said = json.loads(answers.readline())
         return status, said[-3000:]
 
     with runner:
         yield tests
-        runner.stdin.close()
+        asked.close()
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)

@@ -165,6 +165,7 @@ def test_the_cut_model_generates_with_a_cache_what_it_does_without(shape: Shape,
 
 
 @pytest.mark.slow
+@pytest.mark.grid
 @settings(max_examples=400)
 @given(shapes(dtypes=DTYPES), st.data())
 def test_many_more_shapes(shape: Shape, data: st.DataObject) -> None:
