@@ -14,7 +14,7 @@ BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: course test lab notebooks results leaderboard benchmarks constraints venv clean
+.PHONY: course test test-all test-threads lab notebooks results leaderboard benchmarks constraints venv clean
 
 course: .venv/installed
 	$(BIN)/python -m amp_tutorial.course.run --models $(MODELS) --lessons $(LESSONS) --out $(OUT) --jobs $(JOBS)
@@ -22,6 +22,14 @@ course: .venv/installed
 # One thread a worker: the models are so small that more only get in each other's way.
 test: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
+
+# Every family, model and setting, every lesson on two models and by nbval: some MINUTES on two cores
+test-all: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m "not exhaustive"
+
+# The numerical tests once more, with two threads in one process
+test-threads: .venv/installed
+	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -m "numerics and not slow and not grid"
 
 lab: .venv/installed
 	$(BIN)/jupyter lab notebooks

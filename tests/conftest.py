@@ -13,8 +13,21 @@ if threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import jaxtyping
+import pytest
 import torch
 from hypothesis import HealthCheck, Phase, settings
+
+# Linear algebra in many sizes: what a library does otherwise with two threads shows here.
+NUMERICS = {
+    "test_budget",
+    "test_compensation",
+    "test_eliminate",
+    "test_layers",
+    "test_normal_equations",
+    "test_refit",
+    "test_similarity",
+    "test_slicing",
+}
 
 jaxtyping.install_import_hook("amp_tutorial", "annotations.executed")  # before the first import of the package
 
@@ -29,3 +42,8 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 settings.load_profile("fixed")
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    if item.path.stem in NUMERICS:
+        item.add_marker(pytest.mark.numerics)

@@ -1,16 +1,17 @@
 """Small models of every family, a tokenizer of bytes, and batches: what the unit tests run on."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from amp_tutorial import FAMILIES, Anatomy, Plan, score
+from amp_tutorial import EMBEDDED, FAMILIES, Anatomy, Family, Plan, score
 from amp_tutorial.methods.depth_and_width import planned
 
 SLICED = tuple(name for name, row in FAMILIES.items() if row.stream)
@@ -66,7 +67,60 @@ def every(families: Sequence[str], groups: int = 2, group_size: int = 2, **setti
     return [s if FAMILIES[s.family].no_heads else replace(s, groups=groups, group_size=group_size) for s in shapes]
 
 
-EVERY_FAMILY = every(KNOWN)
+# What a row does not show: one family that has it.
+UNSEEN = {
+    "qwen2": "biases on query, key and value alone",
+    "cohere": "layer norms, and one for the queries of each head; attention and MLP side by side",
+    "gpt2": "matrices stored the other way round; positions that are learned",
+}
+ELSEWHERE = ("programs", "older", "no_stream")  # of a row: who else loads it, older names, a sentence
+
+
+def traits(row: Any) -> set[tuple[str, object]]:
+    """What a row says that one of all defaults does not: names count as other names, tuples by their shape."""
+    packed = isinstance(row, Family) and row.query == row.key
+    found: set[tuple[str, object]] = {("packed", True)} if packed else set()
+    for field in fields(row):
+        value = getattr(row, field.name)
+        if value == field.default or field.name in ELSEWHERE:
+            continue
+        found.add((field.name, (len(value), len(set(value))) if isinstance(value, tuple) else bool(value)))
+        if is_dataclass(value):
+            found |= {(f"{field.name}.{name}", size) for name, size in traits(value)}
+    return found
+
+
+def covering() -> list[str]:
+    """Families that have all between them that rows can say: those of `UNSEEN`, then each with a trait of its own."""
+    chosen, seen = list(UNSEEN), set[tuple[str, object]]()
+    for family in UNSEEN:
+        seen |= traits(FAMILIES[family])
+    for family, row in FAMILIES.items():
+        if not traits(row) <= seen:
+            chosen.append(family)
+            seen |= traits(row)
+    return chosen
+
+
+COVERING = covering()
+
+
+def grid(*values: Any) -> list[Any]:
+    """Values for parametrize that run only in the whole grid, with `make test-all`; a tuple is several at once."""
+    return [pytest.param(*(v if isinstance(v, tuple) else (v,)), marks=pytest.mark.grid) for v in values]
+
+
+def families(shapes: Sequence[Shape]) -> list[Any]:
+    """For parametrize: these shapes; those of families outside `COVERING` run only in the whole grid.
+
+    What every family must do is in `test_surgery.test_every_family_is_cut_as_masked_and_by_the_plan_and_loads_again`.
+    """
+    return [shape if shape.family in COVERING else grid(shape)[0] for shape in shapes]
+
+
+EVERY_FAMILY = families(every(KNOWN))
+# For parametrize: the trained models; the one with grouped queries always runs.
+TRAINED = [name if name == "tiny-llama-gqa" else grid(name)[0] for name in EMBEDDED]
 
 
 def sayable(shape: Shape, heads: int) -> bool:

@@ -9,23 +9,26 @@ from amp_tutorial.files.paths import ROOT
 
 @dataclass(frozen=True)
 class Fault:
-    """What is replaced, and what turns red: a file of unit tests and a lesson (the quickest ones that do)."""
+    """What is replaced, and what turns red: the quickest unit test that does, and a lesson where one does."""
 
     name: str
     file: str
     old: str
     new: str
-    tests: str
-    lesson: str
+    test: str
+    lesson: str = ""
 
 
+CUT = "tests/test_surgery.py::test_every_family_is_cut_as_masked_and_by_the_plan_and_loads_again[llama]"
+SLICED = "tests/test_streaming_repair.py::test_the_hidden_size_is_sliced_as_in_memory[llama-float32]"
 FAULTS = (
+    # Scores, plans and cutting
     Fault(
         "dropped abs",
         "core/criteria.py",
         "torch.sum(added.abs_(), dim=-1, out=scores[n])",
         "torch.sum(added, dim=-1, out=scores[n])",
-        "tests/test_scores.py",
+        "tests/test_scores.py::test_amp_is_its_equation[llama-tokens]",
         "02",
     ),
     Fault(
@@ -33,7 +36,7 @@ FAULTS = (
         "core/plans.py",
         "torch.sort(scores, descending=True, stable=True)",
         "torch.sort(scores, descending=False, stable=True)",
-        "tests/test_plans.py",
+        "tests/test_plans.py::test_the_highest_scores_stay_and_ties_go_to_the_lower_index",
         "00",
     ),
     Fault(
@@ -41,23 +44,16 @@ FAULTS = (
         "core/surgery.py",
         'cut(f.neurons_out, 1, kept["neurons"])',
         'cut(f.neurons_out, 0, kept["neurons"])',
-        "tests/test_surgery.py",
+        CUT,
         "03",
     ),
-    Fault(
-        "unsliced o_proj",
-        "core/surgery.py",
-        'cut(f.output, 1, kept["query"])',
-        "pass",
-        "tests/test_surgery.py",
-        "03",
-    ),
+    Fault("unsliced o_proj", "core/surgery.py", 'cut(f.output, 1, kept["query"])', "pass", CUT, "03"),
     Fault(
         "the first columns of o_proj, whichever heads stay",
         "core/surgery.py",
         'cut(f.output, 1, kept["query"])',
         'cut(f.output, 1, torch.arange(len(kept["query"])))',
-        "tests/test_surgery.py",
+        CUT,
         "03",
     ),
     Fault(
@@ -65,15 +61,15 @@ FAULTS = (
         "core/sums.py",
         "weight = exact(mask)",
         "weight = torch.ones_like(mask, dtype=torch.float64)",
-        "tests/test_scores.py",
+        "tests/test_scores.py::test_padding_counts_on_neither_side[llama-tokens]",
         "02",
     ),
     Fault(
         "Wanda's weights without abs",
-        "core/criteria.py",
+        "methods/wanda.py",
         "(output.abs().mean(-1) * mean",
         "(output.mean(-1) * mean",
-        "tests/test_criteria.py",
+        "tests/test_criteria.py::test_scores_are_their_equation[llama-wanda]",
         "06",
     ),
     Fault(
@@ -81,24 +77,136 @@ FAULTS = (
         "methods/layers.py",
         "rankdata([of_metric[i] for i in layers])",
         "rankdata([-of_metric[i] for i in layers])",
-        "tests/test_layers.py",
+        "tests/test_layers.py::test_consensus_adds_the_ranks_of_masked_features",
         "07",
     ),
+    # Repair and slicing
     Fault(
         "a ridge towards zero",
         "methods/normal_equations.py",
         "xy + penalty[:, None] * prior.T, factor",
         "xy, factor",
-        "tests/test_refit.py",
+        "tests/test_refit.py::test_a_plan_that_removes_nothing_changes_nothing[llama-True]",
         "08",
+    ),
+    Fault(
+        "the directions that carry least",
+        "methods/rotation.py",
+        "cls(vectors.flip(1), energy",
+        "cls(vectors, energy",
+        "tests/test_slicing.py::test_the_rotation_is_that_of_the_summed_moments_of_all_norm_outputs[1.0]",
+    ),
+    Fault(
+        "norms of one in a smaller stream",
+        "methods/hidden_size.py",
+        "torch.full(q.shape[1:], 1 / s - stream.offset",
+        "torch.full(q.shape[1:], 1 - stream.offset",
+        "tests/test_slicing.py::test_norms_hold_the_ratio_of_sizes",
+    ),
+    Fault(
+        "an offset of norms left out",
+        "methods/hidden_size.py",
+        'dense[f"{role.norm}.weight"].to(exact).double() + stream.offset',
+        'dense[f"{role.norm}.weight"].to(exact).double()',
+        "tests/test_slicing.py::test_a_large_eps_and_multipliers_change_nothing[gemma]",
+    ),
+    # Larger than memory
+    Fault(
+        "the first layer's scores in every layer",
+        "scale/prune_folder.py",
+        "heads.append(found.heads[i])",
+        "heads.append(found.heads[0])",
+        "tests/test_streaming.py::test_scores_are_those_of_score[tokens-amp]",
+    ),
+    Fault(
+        "tokens counted again in each layer",
+        "scale/prune_folder.py",
+        "moments.begin(batch, again=i > 0)",
+        "moments.begin(batch)",
+        SLICED,
+    ),
+    Fault(
+        "the rotation of the layers before the last",
+        "methods/rotation.py",
+        "if i == self.anatomy.layers - 1 else []",
+        "if i == self.anatomy.layers else []",
+        "tests/test_slicing.py::test_the_rotation_is_that_of_the_summed_moments_of_all_norm_outputs[1.0]",
+    ),
+    Fault(
+        "weights that stay behind",
+        "scale/checkpoint_on_disk.py",
+        'setattr(owner, name.rpartition(".")[2], before[name])',
+        "pass",
+        "tests/test_streaming.py::test_one_layer_at_a_time_and_none_left_behind",
+    ),
+    # Runs and records
+    Fault(
+        "a record amended unchecked",
+        "runs/record.py",
+        "    check(found, str(path))\n    store(path, found)",
+        "    store(path, found)",
+        "tests/test_records.py::test_amending_changes_only_what_is_named_and_refuses_what_is_not_valid",
+    ),
+    Fault(
+        "shards that overlap",
+        "runs/sweep.py",
+        "% shard[1] == shard[0] - 1",
+        "% shard[1] <= shard[0] - 1",
+        "tests/test_sweep.py::test_shards_are_disjoint_and_complete_and_stay[2]",
+    ),
+    Fault(
+        "a failed run that is run again and again",
+        "runs/sweep.py",
+        "if run.id in flying or run.id in failed:",
+        "if run.id in flying:",
+        "tests/test_sweep.py::test_a_run_that_stands_twice_runs_once[failed]",
+    ),
+    Fault(
+        "a folder that stands for its record",
+        "runs/execute.py",
+        "if not again and finished(out, job.id):",
+        "if not again and (out / job.id).is_dir():",
+        "tests/test_execute.py::test_a_corrupted_record_is_set_aside_and_run_again",
+    ),
+    Fault(
+        "runs named by where their texts are",
+        "runs/identity.py",
+        "return _tree(*found) if found else source",
+        "return source",
+        "tests/test_identity.py::test_local_copies_count_by_content",
+    ),
+    # Texts
+    Fault(
+        "Alpaca's instructions without their input",
+        "files/texts.py",
+        '(row["instruction"], row.get("input"))',
+        '(row["instruction"],)',
+        "tests/test_corpora.py::test_alpaca_in_every_format_gives_prompts_and_pairs[a.json]",
+    ),
+    Fault(
+        "tokens of two windows counted twice",
+        "core/data.py",
+        "fresh=start + len(part) - end",
+        "fresh=len(part)",
+        "tests/test_data.py::test_windows_overlap_by_the_stride",
+    ),
+    Fault(
+        "padding that is not masked",
+        "core/data.py",
+        "[1] * len(row) + [0] * (width - len(row))",
+        "[1] * width",
+        "tests/test_data.py::test_padding_is_on_the_right_and_masked",
     ),
 )
 
 
 def copy_repository(folder: Path) -> Path:
-    """The package, tests and notebooks in a folder of their own; the data is linked to."""
+    """The package, tests and notebooks in a folder of their own; the data is linked to.
+
+    With what Python has compiled: it is valid for all files that stay as they are.
+    """
     for name in ("amp_tutorial", "tests", "notebooks"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "out"))
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("out"))
     shutil.copy(ROOT / "pyproject.toml", folder)
     (folder / "data").symlink_to(ROOT / "data", target_is_directory=True)
     return folder

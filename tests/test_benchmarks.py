@@ -104,6 +104,7 @@ def test_a_goal_missed_is_said(table: Any, found: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.grid
 def test_larger_than_memory_is_a_part(table: Any, tmp_path: Path) -> None:
     path = tmp_path / "results.json"
     done = run("--smoke", "--parts", "memory", "--json", str(path))

@@ -18,6 +18,7 @@ from helpers import (
     byte_tokenizer,
     equal,
     every,
+    grid,
     logits,
     some_plan,
     tiny,
@@ -334,7 +335,7 @@ def test_onnx_runtime_computes_the_same(shape: Shape, tmp_path: Path) -> None:
 
 @pytest.mark.lessons
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["tiny-llama-gqa", "tiny-phi"])
+@pytest.mark.parametrize("model", ["tiny-llama-gqa", *grid("tiny-phi")])
 def test_the_page_prune_your_own_model_runs(model: str, tmp_path: Path) -> None:
     outcome = run.run_lesson(NOTEBOOKS / "B_your_own_model.ipynb", model, tmp_path, "smallest")
     assert outcome.status == "ok", f"{outcome.cell}: {outcome.error}"

@@ -7,7 +7,23 @@ from typing import Any
 import pytest
 import torch
 from accelerate import cpu_offload, disk_offload
-from helpers import EVERY_FAMILY, KNOWN, WHOLE, WITH_HEADS, Shape, every, logits, sayable, shapes, some_plan, tiny
+from helpers import (
+    COVERING,
+    EVERY_FAMILY,
+    KNOWN,
+    WHOLE,
+    WITH_HEADS,
+    Shape,
+    covering,
+    every,
+    families,
+    logits,
+    sayable,
+    shapes,
+    some_plan,
+    tiny,
+    traits,
+)
 from hypothesis import given
 from jaxtyping import TypeCheckError
 from peft import LoraConfig, inject_adapter_in_model
@@ -20,6 +36,16 @@ from amp_tutorial.core.families import family_of
 
 def test_the_tests_know_every_family() -> None:
     assert set(KNOWN) == set(amp.FAMILIES) and len(WHOLE) >= 14 and len(WITH_HEADS) >= 16
+
+
+def test_the_families_that_always_run_have_every_trait_and_a_new_one_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = set[tuple[str, object]]().union(*map(traits, amp.FAMILIES.values()))
+    assert set[tuple[str, object]]().union(*(traits(amp.FAMILIES[name]) for name in COVERING)) == said
+    assert COVERING == covering() and len(set(COVERING)) == len(COVERING) < 0.6 * len(KNOWN)
+    monkeypatch.setitem(amp.FAMILIES, "plain", amp.Family())
+    assert covering() == COVERING
+    monkeypatch.setitem(amp.FAMILIES, "new", amp.Family(norms=(("ln", "query"),)))
+    assert covering() == [*COVERING, "new"]
 
 
 def test_shape_annotations_are_executed() -> None:
@@ -230,7 +256,7 @@ def test_settings_that_tie_head_dim_to_the_heads_keep_heads_whole(family: str, n
         amp.prune(model, replace(plan, heads=[[0, 1, 2]] * 2))
 
 
-@pytest.mark.parametrize("shape", every(KNOWN, bias=True), ids=KNOWN)
+@pytest.mark.parametrize("shape", families(every(KNOWN, bias=True)), ids=KNOWN)
 def test_all_weights_of_the_blocks_belong_to_heads_to_neurons_or_to_none(shape: Shape) -> None:
     """Magnitude sees every weight matrix that a cut touches, once for each head that uses it; norms see to the rest."""
     model = tiny(shape)

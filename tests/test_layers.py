@@ -10,7 +10,22 @@ from typing import Any
 import pytest
 import torch
 from accelerate.hooks import ModelHook, add_hook_to_module
-from helpers import KNOWN, Shape, batch, equal, every, hooks, logits, prompts, sayable, shapes, some_plan, tiny, weights
+from helpers import (
+    KNOWN,
+    Shape,
+    batch,
+    equal,
+    every,
+    families,
+    hooks,
+    logits,
+    prompts,
+    sayable,
+    shapes,
+    some_plan,
+    tiny,
+    weights,
+)
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -23,7 +38,7 @@ from amp_tutorial.core.surgery import renumbered
 from amp_tutorial.methods.layers import consensus
 from amp_tutorial.methods.similarity import METRICS
 
-FOUR_LAYERS = every(KNOWN, layers=4)
+FOUR_LAYERS = families(every(KNOWN, layers=4))
 READING = [name for name in amp.LAYER_CRITERIA if name not in ("last", "random")]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import EVERY_FAMILY, KNOWN, Shape, tiny
+from helpers import EVERY_FAMILY, KNOWN, TRAINED, Shape, grid, tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_presets import DEFAULTS
@@ -52,7 +52,7 @@ def measured(run: Callable[[], object], *held: nn.Module) -> int:
     return peak
 
 
-@pytest.fixture(scope="module", params=amp.EMBEDDED)
+@pytest.fixture(scope="module", params=TRAINED)
 def loaded(request: pytest.FixtureRequest) -> tuple[str, PreTrainedModel, PreTrainedTokenizerBase]:
     return request.param, *amp.load(request.param, device="cpu")
 
@@ -109,7 +109,7 @@ def test_shots(loaded: Any, running_text: str, tmp_path: Path) -> None:
     assert "measure tuned" not in told.peaks
 
 
-@pytest.mark.parametrize("how, batch, length", [("solve", 3, 40), ("solve", 16, 100), ("choose", 4, 64)])
+@pytest.mark.parametrize("how, batch, length", [("solve", 3, 40), ("choose", 4, 64), *grid(("solve", 16, 100))])
 def test_repair(loaded: Any, how: str, batch: int, length: int) -> None:
     name, model, _ = loaded
     settings = ALONE | dict(calibration=3 * batch, batch=batch, calibration_length=length, calibration_text="long")
@@ -146,7 +146,7 @@ def test_no_question_is_longer_than_said(loaded: Any) -> None:
     assert max(lengths) == LONGEST_TINY
 
 
-@pytest.mark.parametrize("rows, length", [(1, 33), (4, 64), (4, 200), (16, 100)])
+@pytest.mark.parametrize("rows, length", [(1, 33), (16, 100), *grid((4, 64), (4, 200))])
 def test_recovery(loaded: Any, running_text: str, rows: int, length: int, tmp_path: Path) -> None:
     name, model, tokenizer = loaded
     source = tmp_path / "rows.jsonl"

@@ -6,7 +6,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import EVERY_FAMILY, KNOWN, Shape, batch, equal, hooks, logits, prompts, shapes, some_plan, tiny, weights
+from helpers import (
+    EVERY_FAMILY,
+    KNOWN,
+    TRAINED,
+    Shape,
+    batch,
+    equal,
+    hooks,
+    logits,
+    prompts,
+    shapes,
+    some_plan,
+    tiny,
+    weights,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -339,7 +353,7 @@ def test_too_little_text_is_said() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", amp.EMBEDDED)
+@pytest.mark.parametrize("name", TRAINED)
 def test_on_a_trained_model_each_step_helps(name: str) -> None:
     model, tokenizer = amp.load(name)
     batches = amp.calibration(tokenizer, samples=64)

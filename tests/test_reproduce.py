@@ -7,6 +7,7 @@ from typing import Any
 
 import nbformat
 import pytest
+from helpers import TRAINED
 
 import amp_tutorial as amp
 from amp_tutorial.files.paths import NOTEBOOKS, ROOT
@@ -85,7 +86,7 @@ def test_nothing_is_fetched_before_the_budget_is_known(monkeypatch: pytest.Monke
 
 @pytest.mark.lessons
 @pytest.mark.slow
-@pytest.mark.parametrize("model", amp.EMBEDDED)
+@pytest.mark.parametrize("model", TRAINED)
 def test_it_runs_with_the_preset_of_continuous_integration(model: str, tmp_path: Path) -> None:
     assert cli.main(["run", "--preset", "ci", "-p", f"model={model}", "--out", str(tmp_path)]) == 0
     (path,) = tmp_path.glob("*/record.json")
@@ -140,6 +141,7 @@ def test_over_budget_is_refused_before_anything_is_loaded(monkeypatch: pytest.Mo
 
 
 @pytest.mark.slow
+@pytest.mark.grid
 def test_the_costs_in_the_page_are_those_of_the_presets() -> None:
     page = (ROOT / "docs" / "researchers.md").read_text(encoding="utf-8")
     assert f"{costs.BEGIN}\n{costs.table()}\n{costs.END}" in page

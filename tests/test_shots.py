@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import WHOLE, Shape, batch, byte_tokenizer, equal, every, prompts, some_plan, tiny, weights
+from helpers import WHOLE, Shape, batch, byte_tokenizer, equal, every, families, prompts, some_plan, tiny, weights
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrainedModel
@@ -79,7 +79,10 @@ def test_shots_need_no_weights_if_the_scores_need_none() -> None:
     assert "KV cache 18.75 %" in str(found[-1]).replace("%", " %") and "Shot 8 of 8" in str(found[-1])
 
 
-@pytest.mark.parametrize("shape", [EIGHT, *every(WHOLE, groups=4, group_size=2, hidden=48)], ids=lambda s: s.family)
+SHAPES = families([EIGHT, *every(WHOLE, groups=4, group_size=2, hidden=48)])
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda s: s.family)
 def test_every_shot_has_the_widths_and_parameters_said(shape: Shape) -> None:
     model = tiny(shape)
     before, seen = weights(model), 0

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import EVERY_FAMILY, SLICED, Shape, batch, logits, prompts
+from helpers import EVERY_FAMILY, SLICED, Shape, batch, grid, logits, prompts
 from safetensors.torch import load_file, save_file
 from test_streaming import GROUPED, checkpoint, equal, others, stored
 from transformers import PreTrainedModel
@@ -61,7 +61,7 @@ def prune(source: Path, target: Path, **arguments: Any) -> amp.Plan:
     return amp.prune_folder(source, target, batches=BATCHES, progress=False, **arguments).plan
 
 
-@pytest.mark.parametrize("layers", [[0, 2], [1], [0, 1, 2]], ids=str)
+@pytest.mark.parametrize("layers", [[0, 2], *grid([1], [0, 1, 2])], ids=str)
 @pytest.mark.parametrize("shape", SEVERAL, ids=lambda shape: shape.family)
 def test_layers_that_go_and_those_that_stay_numbered_anew(shape: Shape, layers: list[int], tmp_path: Path) -> None:
     source = checkpoint(tmp_path / "dense", Shape(**{**vars(shape), "layers": 3}))
@@ -96,7 +96,7 @@ def test_repair_is_that_of_the_model_in_memory(shape: Shape, tmp_path: Path) -> 
 
 
 @pytest.mark.filterwarnings("ignore:Fewer calibration tokens")
-@pytest.mark.parametrize("layers", [None, [1, 2], [0, 2]], ids=str)
+@pytest.mark.parametrize("layers", [[0, 2], *grid(None, [1, 2])], ids=str)
 @pytest.mark.parametrize("options", [True, dict(sequential=False), dict(ridge=0.1, reads=True)], ids=str)
 @pytest.mark.parametrize("family", ["llama", "phi", "olmo2"])
 def test_repair_of_a_tied_model_in_bf16_with_layers_that_go(

@@ -15,6 +15,7 @@ from helpers import (
     batch,
     equal,
     every,
+    families,
     hooks,
     logits,
     prompts,
@@ -33,7 +34,7 @@ import amp_tutorial as amp
 
 DTYPES = ("float32", "bfloat16", "float16")
 # Four query heads, each with its own key and value; in two groups; all with one key and value (multi-query attention).
-ATTENTIONS = [*every(WITH_HEADS, 4, 1), *every(WITH_HEADS, 2, 2), *every(WITH_HEADS, 1, 4)]
+ATTENTIONS = families([*every(WITH_HEADS, 4, 1), *every(WITH_HEADS, 2, 2), *every(WITH_HEADS, 1, 4)])
 
 
 def any_plan(data: st.DataObject, shape: Shape, model: PreTrainedModel) -> amp.Plan:
@@ -60,6 +61,21 @@ def stock(model: PreTrainedModel) -> PreTrainedModel:
     assert not any(report.values()), report
     assert type(loaded) is type(model) and type(loaded).__module__.startswith("transformers.models")
     return loaded
+
+
+@pytest.mark.parametrize("shape", every(KNOWN), ids=KNOWN)
+def test_every_family_is_cut_as_masked_and_by_the_plan_and_loads_again(shape: Shape) -> None:
+    """Cut = masked, parameters gone = planned, saved and loaded by transformers = in memory: of every row, always."""
+    model = tiny(shape)
+    plan = some_plan(model, heads=2, neurons=11)
+    with amp.masked(model, plan):
+        masked = logits(model)
+    small = amp.prune(model, plan).model
+    alike(logits(small), masked)
+    gone = model.num_parameters() - small.num_parameters()
+    assert gone == pytest.approx(plan.achieved * model.num_parameters(), abs=0.01) and gone > 0
+    loaded = stock(small)
+    assert torch.equal(logits(loaded), logits(small)) and equal(weights(loaded), weights(small))
 
 
 @given(shapes(), st.data())
@@ -105,7 +121,7 @@ def test_what_is_saved_loads_in_stock_transformers(shape: Shape, data: st.DataOb
     assert torch.equal(logits(loaded), logits(small)) and equal(weights(loaded), weights(small))
 
 
-@pytest.mark.parametrize("shape", every(KNOWN, 4, 1), ids=KNOWN)
+@pytest.mark.parametrize("shape", families(every(KNOWN, 4, 1)), ids=KNOWN)
 def test_the_architecture_stays_unless_its_configuration_refuses(shape: Shape) -> None:
     """Three of four heads: LLaMA's weights become a mistral without a window; Gemma 2 and 3 take the nearest number."""
     model = tiny(shape)
@@ -149,6 +165,7 @@ def test_the_cut_model_generates_with_a_cache_what_it_does_without(shape: Shape,
 
 
 @pytest.mark.slow
+@pytest.mark.grid
 @settings(max_examples=400)
 @given(shapes(dtypes=DTYPES), st.data())
 def test_many_more_shapes(shape: Shape, data: st.DataObject) -> None:

@@ -8,6 +8,7 @@ from functools import cache, partial
 from operator import itemgetter
 
 import pytest
+from helpers import TRAINED
 from lm_eval.tasks import TaskManager
 from transformers import AutoTokenizer
 
@@ -253,7 +254,7 @@ def test_no_training_run_held_anything_that_is_tested(number: int, stage: int) -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", amp.EMBEDDED)
+@pytest.mark.parametrize("name", TRAINED)
 def test_dense_models_know_the_world(name: str) -> None:
     found = amp.accuracy(*amp.load(name, device="cpu"))
     assert found.mean.value >= 0.85, found

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from distributed import LocalCluster
+from distributed import Client, LocalCluster
 
 from amp_tutorial.runs import workers
 from amp_tutorial.runs.execute import Job, Outcome
@@ -241,10 +241,13 @@ def test_no_scheduler(address: str, tmp_path: Path) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_no_worker(tmp_path: Path) -> None:
+def test_no_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scheduler may take its time to answer; a worker that never comes need not be waited for."""
+    wait = Client.wait_for_workers
+    monkeypatch.setattr(Client, "wait_for_workers", lambda client, n, timeout: wait(client, n, timeout=0.1))
     with LocalCluster(n_workers=0, processes=False, dashboard_address=None) as cluster:
         with pytest.raises(ValueError, match="has no workers; start some with `dask worker"):
-            Cluster(cluster.scheduler_address, tmp_path, patience=0.5)
+            Cluster(cluster.scheduler_address, tmp_path, patience=ENOUGH)
     assert not list(tmp_path.iterdir())
 
 
@@ -266,7 +269,8 @@ def test_a_worker_with_other_code_or_another_disk(dask: str, tmp_path: Path, mon
 
 def test_a_scheduler_that_goes_away(seen: list[Any], tmp_path: Path) -> None:
     with LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None) as local:
-        cluster = Cluster(local.scheduler_address, tmp_path, patience=2)
+        cluster = Cluster(local.scheduler_address, tmp_path, patience=ENOUGH)
+        cluster._client._timeout = 0.1  # what is gone need not be waited for
     with pytest.raises(ConnectionError, match="is gone; what is finished is kept, the same command goes on"):
         assert cluster.slots == 2
     cluster.close()
