@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,12 @@ from filelock import FileLock, Timeout
 from ..files.paths import ROOT, STATIC
 from . import record as records
 from . import remains
-from .identity import absolute, data_of, notebook_sha256, run_id
+from .identity import absolute, code_of, data_of, id_of, parts
 from .kernel import DEAD
 from .remains import RECORD
 
 KERNEL = Path(__file__).with_name("kernel.py")
+CHANGED = "this package's code or the notebook was changed since; the same command runs it as it is now"
 LAST = 20  # lines of the log that are kept of a failure
 
 
@@ -44,6 +45,7 @@ class Job:
     parameters: dict[str, Any]  # all of them
     id: str
     name: str
+    code: Mapping[str, Any] = field(default_factory=dict)  # what the name was made by; see `identity.code_of`
 
     def __post_init__(self) -> None:
         """Local paths count from here on, not from the folder in which the run will be executed."""
@@ -74,7 +76,8 @@ class _Ended:
 
 def job(notebook: Path, parameters: Mapping[str, Any], name: str = "") -> Job:
     """The run of a notebook with these parameters (all of them)."""
-    return Job(str(notebook), dict(parameters), run_id(notebook, parameters), name or notebook.stem)
+    made = parts(notebook, parameters)
+    return Job(str(notebook), dict(parameters), id_of(made), name or notebook.stem, made["code"])
 
 
 def finished(out: str | Path, run: str) -> dict[str, Any] | None:
@@ -155,7 +158,9 @@ def execute(
 def _run(
     job: Job, out: Path, part: Path, limit: float | None, environment: Mapping[str, str], progress: bool
 ) -> Outcome:
-    code = notebook_sha256(Path(job.notebook))  # refuses what is no notebook before any work
+    code = code_of(Path(job.notebook), job.parameters)  # refuses what is no notebook before any work
+    if code != (job.code or code):
+        return Outcome(job.id, "failed", error=f"not started: {CHANGED}")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
     ended = _papermill(job, part, limit, environment, progress)
@@ -169,6 +174,8 @@ def _run(
             error = f"its record says {record['status']}; the last cell must finish it"
     except ValueError as wrong:
         error = error or str(wrong)
+    if not error and code_of(Path(job.notebook), job.parameters) != code:
+        error = f"its numbers may be of either code: {CHANGED}"
     final = out / job.id if not error else out / "failed" / job.id
     try:
         if error:
@@ -180,7 +187,9 @@ def _run(
                 final.relative_to(Path.cwd()) if final.is_relative_to(Path.cwd()) else final
             )
         hashes = {name: value for name, value in data_of(job.parameters).items() if len(value) == 64}
-        record |= dict(identity=job.id, notebook_sha256=code) | (dict(data=hashes) if record["schema"] == 2 else {})
+        record |= dict(identity=job.id, notebook_sha256=code["notebook"])
+        if record["schema"] == 2:
+            record |= dict(data=hashes, notes=record["notes"] | {"package code sha256": code["package"]})
         if error:
             remains.keep_failure(part, job.notebook, record, nb, cell, error, ended.log)
         else:
