@@ -22,12 +22,16 @@ DIE_WITH_PARENT = "assert __import__('ctypes').CDLL(None).prctl(1, 9) == 0"
 def end_with(parent: int) -> None:
     """End this process and all those below it, whatever they do, once its parent is gone."""
 
+    import psutil
+
+    def lives() -> bool:
+        """On Windows the number of a parent that is gone stays."""
+        return os.getppid() == parent and (sys.platform != "win32" or psutil.pid_exists(parent))
+
     def watch() -> None:
-        while os.getppid() == parent:
+        while lives():
             time.sleep(0.2)
         try:
-            import psutil
-
             for process in psutil.Process().children(recursive=True):
                 with suppress(psutil.NoSuchProcess):
                     process.kill()
