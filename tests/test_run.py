@@ -1,6 +1,8 @@
 """The runner: a failing lesson is named, the others still run, and the exit status says so."""
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import nbformat
@@ -45,6 +47,21 @@ def test_a_lesson_that_leaves_no_record_has_failed(tmp_path: Path) -> None:
     write_lesson(tmp_path, "00_quits", "out = out + '/elsewhere'")
     outcome = run.run_lesson(tmp_path / "00_quits.ipynb", "m", tmp_path / "results", "smallest")
     assert outcome.status == "failed" and "left no record" in outcome.error
+
+
+def test_a_record_that_cannot_be_closed_stays_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk is full: what stood there is whole, where writing in place would have emptied it."""
+    record = tmp_path / "record.json"
+    record.write_text('{"status": "running"}', encoding="utf-8")
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        run._close_record(record, run.Outcome("00", "m", error="it broke"))
+    assert json.loads(record.read_text(encoding="utf-8")) == {"status": "running"}
+    assert sorted(tmp_path.iterdir()) == [record]
 
 
 def test_an_unknown_parameter_is_an_error(tmp_path: Path) -> None:

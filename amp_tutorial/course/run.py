@@ -22,6 +22,7 @@ from nbconvert import HTMLExporter
 from tqdm import tqdm
 
 from ..files.paths import NOTEBOOKS, ROOT, STATIC, record_path
+from ..runs.record import store
 
 LESSON_TIMEOUT = 900  # seconds; a lesson takes under 60
 
@@ -112,7 +113,7 @@ def _close_record(path: Path, outcome: Outcome) -> None:
         outcome.error = outcome.error or "its record was never finished; the last cell must call L.finish()"
         outcome.status = record["status"] = "failed"
         record["error"] = {"cell": outcome.cell, "message": outcome.error}
-        path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        store(path, record)
 
 
 def result(outcome: Outcome) -> str:
