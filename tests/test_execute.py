@@ -16,7 +16,7 @@ from filelock import FileLock
 from small_notebooks import RECORD, small
 
 from amp_tutorial.files.paths import ROOT
-from amp_tutorial.runs import execute, package_code, remains
+from amp_tutorial.runs import execute, notebooks, package_code
 from amp_tutorial.runs import record as records
 from amp_tutorial.runs.parameters import checked, parameters_of
 
@@ -293,4 +293,4 @@ def test_a_cell_that_was_skipped_was_not_completed(tmp_path: Path) -> None:
 
 def test_a_torn_notebook_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "notebook.ipynb").write_text('{"cells": [', encoding="utf-8")
-    assert remains.executed(tmp_path) is None
+    assert notebooks._read(tmp_path / "notebook.ipynb") is None

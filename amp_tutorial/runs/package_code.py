@@ -18,12 +18,13 @@ DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 def code_sha256(folders: Sequence[str] = (".",)) -> str:
-    """One hash over the modules in folders of the package; by default over all of them.
+    """One hash over the modules in folders of the package and those beside the folders; by default over all of them.
 
     A module is read again when its size or time of change is another.
     """
     digest = hashlib.sha256()
-    for path in sorted(path for folder in folders for path in (PACKAGE / folder).rglob("*.py")):
+    inside = {path for folder in folders for path in (PACKAGE / folder).rglob("*.py")}
+    for path in sorted(inside.union(PACKAGE.glob("*.py"))):
         name, seen = path.relative_to(PACKAGE).as_posix(), path.stat()
         digest.update(f"{name} {_module(path, seen.st_size, seen.st_mtime_ns)} ".encode())
     return digest.hexdigest()
