@@ -16,7 +16,7 @@ from filelock import FileLock
 from small_notebooks import RECORD, small
 
 from amp_tutorial.files.paths import ROOT
-from amp_tutorial.runs import execute, remains
+from amp_tutorial.runs import execute, notebooks, package_code
 from amp_tutorial.runs import record as records
 from amp_tutorial.runs.parameters import checked, parameters_of
 
@@ -99,6 +99,41 @@ def test_what_does_not_count_is_kept_with_its_failure_on_top(
     if "JSON" not in error:
         record = records.read(kept / "record.json")
         assert record["status"] == "failed" and record["error"]["message"] == outcome.error
+
+
+def test_after_a_mend_of_the_package_the_old_number_is_not_returned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = tmp_path / "package" / "core" / "scale.py"
+    module.parent.mkdir(parents=True)
+    module.write_text("SCALE = 2\n", encoding="utf-8")
+    monkeypatch.setattr(package_code, "PACKAGE", tmp_path / "package")
+    read = f"import runpy\nx = runpy.run_path({str(module)!r})['SCALE'] * x"
+    notebook, out = small(tmp_path / "n.ipynb", read, RECORD), tmp_path / "out"
+    first = execute.execute(job(notebook), out)
+    module.write_text("SCALE = 2  # a comment\n", encoding="utf-8")
+    assert execute.execute(job(notebook), out).status == "finished"
+    module.write_text("SCALE = 3  # a mend\n", encoding="utf-8")
+    second = execute.execute(job(notebook), out)
+    assert (first.status, second.status) == ("ok", "ok")
+    values = [records.read(Path(o.folder) / "record.json")["metrics"]["perplexity"]["value"] for o in (first, second)]
+    assert values == [2, 3] and len(left(out)) == 2, "the earlier result is kept beside it"
+    codes = {records.read(Path(o.folder) / "record.json")["notes"]["package code sha256"] for o in (first, second)}
+    assert len(codes) == 2
+
+
+def test_code_that_changes_under_a_run_spoils_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = tmp_path / "package" / "core" / "scale.py"
+    module.parent.mkdir(parents=True)
+    module.write_text("SCALE = 2\n", encoding="utf-8")
+    monkeypatch.setattr(package_code, "PACKAGE", tmp_path / "package")
+    pull = f"import pathlib\npathlib.Path({str(module)!r}).write_text('SCALE = 3\\n')"
+    run = job(small(tmp_path / "n.ipynb", pull, RECORD))
+    outcome = execute.execute(run, tmp_path / "out")
+    assert outcome.status == "failed" and "its numbers may be of either code: " in outcome.error
+    outcome = execute.execute(run, tmp_path / "out")  # the job was made before the change
+    assert outcome.status == "failed" and outcome.error.startswith("not started: this package's code")
+    assert left(tmp_path / "out") == ["failed"]
 
 
 def test_a_time_limit_is_a_failure_that_names_the_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,4 +293,4 @@ def test_a_cell_that_was_skipped_was_not_completed(tmp_path: Path) -> None:
 
 def test_a_torn_notebook_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "notebook.ipynb").write_text('{"cells": [', encoding="utf-8")
-    assert remains.executed(tmp_path) is None
+    assert notebooks._read(tmp_path / "notebook.ipynb") is None

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from small_notebooks import small
 
 from amp_tutorial.files.paths import NOTEBOOKS
-from amp_tutorial.runs import execute, identity, presets
+from amp_tutorial.runs import execute, identity, package_code, presets
+from amp_tutorial.runs import record as records
 from amp_tutorial.runs.parameters import checked, parameters_of
 
 TEXTS = 'model = "tiny-llama"\nmy_text = "tinyworld"\nshare = 0.5\nout = "out"'
@@ -145,3 +146,89 @@ def test_the_embedded_data_count_where_they_are_used(notebook: Path) -> None:
     assert set(identity.parts(notebook, {"share": 0.5})["data"]) == {"world", "tasks"}, "a lesson does not say"
     assert set(identity.parts(notebook, {"my_text": "c4", "tasks": "boolq, tiny"})["data"]) == {"my_text", "tasks"}
     assert set(identity.parts(notebook, {"my_text": "c4", "tasks": "destiny"})["data"]) == {"my_text"}
+
+
+MODULE = '''"""A module."""
+
+SCALE = 1 / 20  # of the scores
+
+
+def scaled(x: float) -> float:
+    """Scaled."""
+    if x < 0:
+        raise ValueError(f"{x} is below 0.")
+    return SCALE * x
+'''
+NOTHING_ELSE = {
+    "a comment": MODULE.replace("of the scores", "of all scores"),
+    "the module's docstring": MODULE.replace("A module.", "A better module."),
+    "no docstring at all": MODULE.replace('    """Scaled."""\n', ""),
+    "layout": MODULE.replace("SCALE * x", "(\n        SCALE *   x\n    )"),
+    "the words of an error": MODULE.replace("is below 0.", "must be at least 0."),
+}
+ANOTHER = {
+    "a number": MODULE.replace("20", "10"),
+    "a whole number for a number": MODULE.replace("20", "20.0"),
+    "an operation": MODULE.replace("SCALE * x", "SCALE + x"),
+    "what is refused": MODULE.replace("x < 0", "x <= 0"),
+    "another error": MODULE.replace("ValueError", "TypeError"),
+    "a default": MODULE.replace("x: float", "x: float = 0.0"),
+    "a text that is no message": MODULE.replace("return", 'y = "sum"\n    return'),
+}
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package that a test may change, in the place of this one."""
+    for folder in (*package_code.NUMBERS, "course", "runs"):
+        (tmp_path / "package" / folder).mkdir(parents=True)
+        (tmp_path / "package" / folder / "module.py").write_text(MODULE, encoding="utf-8")
+    monkeypatch.setattr(package_code, "PACKAGE", tmp_path / "package")
+    return tmp_path / "package"
+
+
+@pytest.mark.parametrize("change", NOTHING_ELSE)
+def test_what_changes_no_number_of_the_package_keeps_the_name(change: str, notebook: Path, package: Path) -> None:
+    before = name(notebook)
+    (package / "core" / "module.py").write_text(NOTHING_ELSE[change], encoding="utf-8")
+    assert name(notebook) == before and MODULE != NOTHING_ELSE[change]
+
+
+@pytest.mark.parametrize("change", ANOTHER)
+def test_a_mend_of_the_package_makes_another_run(change: str, notebook: Path, package: Path) -> None:
+    before, parts = name(notebook), identity.parts(notebook, {"my_text": "c4"})
+    (package / "core" / "module.py").write_text(ANOTHER[change], encoding="utf-8")
+    assert name(notebook) != before
+    now = identity.parts(notebook, {"my_text": "c4"})
+    assert [part for part in now if now[part] != parts[part]] == ["code"]
+    (package / "core" / "module.py").write_text(MODULE, encoding="utf-8")
+    assert name(notebook) == before, "the mend is taken back"
+
+
+def test_a_new_module_and_another_name_of_one_count(notebook: Path, package: Path) -> None:
+    before = name(notebook)
+    (package / "scale" / "other.py").write_text("", encoding="utf-8")
+    added = name(notebook)
+    (package / "scale" / "other.py").rename(package / "scale" / "another.py")
+    assert len({before, added, name(notebook)}) == 3
+
+
+def test_code_that_only_runs_and_records_counts_for_no_run_and_exercises_for_lessons(package: Path) -> None:
+    reproduce, lesson = (NOTEBOOKS / f"{stem}.ipynb" for stem in ("reproduce", "05_evaluation"))
+    before = name(reproduce), name(lesson)
+    (package / "runs" / "module.py").write_text(ANOTHER["a number"], encoding="utf-8")
+    assert (name(reproduce), name(lesson)) == before
+    (package / "course" / "module.py").write_text(ANOTHER["a number"], encoding="utf-8")
+    assert name(reproduce) == before[0] and name(lesson) != before[1]
+
+
+def test_another_protocol_makes_another_run(notebook: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = name(notebook)
+    monkeypatch.setattr(identity, "PROTOCOL", records.PROTOCOL + 1)
+    assert name(notebook) != before
+
+
+def test_the_hash_is_the_same_on_every_version_of_python() -> None:
+    """Worked out with Python 3.11, 3.12 and 3.13: shards and clusters may have several."""
+    source = 'def f(x, w=3):\n    return f"{x:<{w}}", None, [], {}, 1.0, b"", ...\n'
+    assert package_code.meaning_sha256(source)[:16] == "90e8cc7d9bfb8ba7"

@@ -11,6 +11,7 @@ from helpers import grid
 
 import amp_tutorial as amp
 from amp_tutorial.files.paths import ROOT
+from amp_tutorial.runs import cli, forecast, speeds
 from amp_tutorial.runs import requirements as needs
 from amp_tutorial.scale import peak_memory as peaks
 
@@ -118,3 +119,39 @@ def test_a_t4_is_enough_for_its_preset_in_both_precisions() -> None:
 
 def test_a_laptop_is_enough_for_its_preset() -> None:
     assert told("laptop").peak < 6 * 2**30 and told("ci").peak < 2**30
+
+
+def test_without_a_gpu_the_time_of_a_preset_for_one_is_not_that_of_this_cpu(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Half precision takes a CPU without it some 40,000 times as long as a GPU: that would be 172 years."""
+
+    def timed(*_: Any) -> float:
+        raise AssertionError("this machine was timed")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(speeds, "matmul_speed", timed)
+    needs = amp.needs_of(DEFAULTS | read(amp.DATA / "presets" / "paper-llama-2-7b-30.yaml"))
+    assert 3600 < needs.seconds < 24 * 3600
+    assert "TFLOP at 40% of 312 TFLOP/s, of an A100 80 GB, as its data sheet says; there is no GPU here" in str(needs)
+    assert cli.main(["run", "--preset", "paper-llama-2-7b-30", "--dry-run"]) == 0
+    assert "there is no GPU here" in capsys.readouterr().out
+    text, seconds = forecast.cost(needs.given)
+    assert "h on an A100 80 GB, as its data sheet says; there is no GPU here" in text
+    assert "Not on this machine: device='cuda' is not there" in text
+    assert seconds == needs.seconds
+
+
+def test_what_runs_here_is_timed_here_in_its_own_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def timed(size: int, repeats: int, dtype: torch.dtype, device: str) -> float:
+        asked.append((dtype, device))
+        return 1e12
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(speeds, "matmul_speed", timed)
+    speeds._timed.cache_clear()
+    assert speeds.speed_of("bfloat16", "auto") == speeds.Speed(1e12, "") == speeds.speed_of("bfloat16", "cpu")
+    assert asked == [(torch.bfloat16, "cpu")], "once"
+    speeds._timed.cache_clear()

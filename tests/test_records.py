@@ -285,3 +285,37 @@ def test_a_record_shown_is_the_record_written(tmp_path: Path, monkeypatch: pytes
     record.show()
     assert shown[0]["application/json"] == found
     assert shown[0]["text/plain"].startswith("Record of a: ok, 1 metrics")
+
+
+WINDOWS = """
+import builtins, importlib, pkgutil, sys, types
+found = builtins.__import__
+MISSING = ("resource", "fcntl", "pwd", "grp", "termios")
+def as_on_windows(name, globals=None, *rest, **named):
+    if name in MISSING and (globals or {})["__name__"].startswith("amp_tutorial"):  # what libraries do is theirs
+        raise ImportError(f"Windows has no {name}")
+    return found(name, globals, *rest, **named)
+builtins.__import__ = as_on_windows
+import amp_tutorial.files, amp_tutorial.runs
+for package in (amp_tutorial.files, amp_tutorial.runs):
+    for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
+        importlib.import_module(module.name)
+import psutil
+from amp_tutorial.runs import machine, record
+machine._high_water = lambda: None  # nor has it /proc
+psutil.Process = lambda: types.SimpleNamespace(memory_info=lambda: types.SimpleNamespace(peak_wset=12345))
+sys.platform = "win32"
+made = record.Record("windows", {})
+with made.stage("one"):
+    pass
+assert made.data("ok")["peak_memory_bytes"] == 12345, made.data("ok")
+assert made.stages[0]["memory"] == machine.PROCESS
+"""
+
+
+def test_windows_has_no_resource_and_records_all_the_same() -> None:
+    search = os.pathsep.join(filter(None, (str(ROOT), os.getenv("PYTHONPATH"))))
+    done = subprocess.run(
+        [sys.executable, "-c", WINDOWS], env=os.environ | {"PYTHONPATH": search}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr

@@ -288,7 +288,8 @@ def test_the_ridge_is_the_one_that_does_best_on_the_other_half() -> None:
 @pytest.mark.parametrize("shape", EVERY_FAMILY, ids=KNOWN)
 def test_the_row_says_how_the_residual_stream_is_written(shape: Shape) -> None:
     """Measured: what both projections write, times one number, is what the layer adds; or no number makes it so."""
-    model = tiny(shape, **({"residual_multiplier": 0.3} if shape.family == "granite" else {}))
+    granite: dict[str, Any] = {"residual_multiplier": 0.3}
+    model = tiny(shape, **(granite if shape.family == "granite" else {}))
     anatomy = amp.Anatomy.of(model)
     walk = Walk(anatomy, BATCHES)
     with walk.only(0), watch(anatomy.layer(0)) as seen:

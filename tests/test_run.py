@@ -1,12 +1,15 @@
 """The runner: a failing lesson is named, the others still run, and the exit status says so."""
 
+import copy
+import errno
 import json
+import os
 from pathlib import Path
 
 import nbformat
 import pytest
 
-from amp_tutorial.course import run
+from amp_tutorial.course import build, run, sources
 
 
 def write_lesson(folder: Path, stem: str, *cells: str) -> None:
@@ -47,6 +50,21 @@ def test_a_lesson_that_leaves_no_record_has_failed(tmp_path: Path) -> None:
     assert outcome.status == "failed" and "left no record" in outcome.error
 
 
+def test_a_record_that_cannot_be_closed_stays_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk is full: what stood there is whole, where writing in place would have emptied it."""
+    record = tmp_path / "record.json"
+    record.write_text('{"status": "running"}', encoding="utf-8")
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        run._close_record(record, run.Outcome("00", "m", error="it broke"))
+    assert json.loads(record.read_text(encoding="utf-8")) == {"status": "running"}
+    assert sorted(tmp_path.iterdir()) == [record]
+
+
 def test_an_unknown_parameter_is_an_error(tmp_path: Path) -> None:
     write_lesson(tmp_path, "00_odd")
     nb = nbformat.read(tmp_path / "00_odd.ipynb", as_version=4)
@@ -62,3 +80,41 @@ def test_what_is_not_there_is_said_before_any_work(arguments: list[str], tmp_pat
     with pytest.raises(SystemExit, match="2"):
         run.main([*arguments, "--out", str(out)])
     assert not out.exists()
+
+
+LESSON = """# lesson: A small one
+# %% [markdown]
+# # A small one
+# %% tags=["parameters"]
+out = "out"
+# %%
+import os, time
+
+print("first", flush=True)
+time.sleep(0.3)
+print("second", flush=True)
+# %% [markdown]
+# The end.
+# %%
+sorted(os.listdir())
+"""
+
+
+def test_a_built_notebook_holds_outputs_and_nothing_else_of_its_execution() -> None:
+    nb = sources.notebook(sources.parse(LESSON), "00_small")
+    before = copy.deepcopy(nb)
+    assert build.execute(nb) > 0
+    assert build.faults(nb) == []
+    told, listed = (cell.outputs for cell in nb.cells if cell.cell_type == "code" and cell.execution_count in (3, 4))
+    assert [(o.output_type, o.text) for o in told] == [("stream", "first\nsecond\n")], "one piece, however it arrived"
+    assert [o.data["text/plain"] for o in listed] == ["[]"], "an empty folder"
+    for cell in nb.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    assert nb == before
+
+
+def test_a_lesson_that_fails_is_not_built_and_its_cell_is_named() -> None:
+    nb = sources.notebook(sources.parse(LESSON.replace("sorted(os.listdir())", "1 / 0")), "00_small")
+    with pytest.raises(ValueError, match=r"ZeroDivisionError: division by zero \(cell 00_small-06: 1 / 0\)"):
+        build.execute(nb)

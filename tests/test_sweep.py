@@ -17,7 +17,7 @@ import nbformat
 import pytest
 from tqdm import tqdm
 
-import amp_tutorial
+import amp_tutorial.runs
 from amp_tutorial.runs import forecast as forecasts
 from amp_tutorial.runs import sweep as sweeps
 from amp_tutorial.runs import workers
@@ -178,10 +178,11 @@ def test_what_a_run_costs_against_what_there_is(monkeypatch: pytest.MonkeyPatch)
             if ratio * 10 > has:
                 raise ValueError("Short of memory.")
 
-        return SimpleNamespace(peak=3, disk=2, download=int(parameters["model"] == "far"), seconds=60.0, check=check)
+        sizes = dict(peak=3, disk=2, download=int(parameters["model"] == "far"))
+        return SimpleNamespace(**sizes, seconds=60.0, speed=SimpleNamespace(of=""), check=check)
 
     fake = SimpleNamespace(needs_of=needs_of, has=lambda _: 5, size=lambda n: f"{n} B", duration=lambda s: f"{s:.0f} s")
-    monkeypatch.setattr(amp_tutorial, "needs", fake, raising=False)
+    monkeypatch.setattr(amp_tutorial.runs, "requirements", fake, raising=False)
     common = "3 B of memory, 2 B of disk, "
     assert forecasts.cost({"model": "tiny", "ratio": 0.1}) == (
         common + "nothing to download, roughly 60 s on this machine",

@@ -1,6 +1,7 @@
 """Tasks by lm-eval name and from local folders, and what is said of those that cannot be had."""
 
 import json
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ import pytest
 import torch
 import yaml
 from helpers import byte_tokenizer, tiny
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
 
 import amp_tutorial as amp
 from amp_tutorial.measure.tasks import NORM, task_names
@@ -45,7 +48,7 @@ def test_names_in_words_and_lists() -> None:
 
 
 def test_a_task_of_a_local_folder_is_measured_beside_an_embedded_one(folder: Path) -> None:
-    model, tokenizer = tiny(), byte_tokenizer()
+    model, tokenizer = tiny(), opening()
     found = amp.accuracy(model, tokenizer, "colours,tiny_tool", limit=8, folder=folder)
     assert list(found) == ["colours", f"colours{NORM}", "tiny_tool"]
     assert found["colours"].n == 8
@@ -61,6 +64,47 @@ def test_a_task_of_a_local_folder_is_measured_beside_an_embedded_one(folder: Pat
         right += max((0, 1), key=lambda k: sums[k]) == item["answer"]
         norm += max((0, 1), key=lambda k: sums[k] / len(item["choices"][k])) == item["answer"]
     assert (found["colours"].value, found[f"colours{NORM}"].value) == (right / 8, norm / 8)
+
+
+def test_normalised_answers_are_divided_by_characters_and_not_by_bytes(folder: Path) -> None:
+    """A letter of two bytes is two tokens here, so that the two ways of counting choose otherwise."""
+    items: list[dict[str, Any]] = [
+        {"question": f"The colour of number {i} is", "choices": ["dark green", "ééééé"], "answer": 0} for i in range(8)
+    ]
+    (folder / "items.jsonl").write_text("\n".join(map(json.dumps, items)), encoding="utf-8")
+    model, tokenizer = tiny(), opening()
+    right = {len: 0, _bytes: 0}
+    for item in items:
+        sums = []
+        for choice in item["choices"]:
+            given = [0, *tokenizer(str(item["question"]), add_special_tokens=False).input_ids]
+            ids = [*given, *tokenizer(f" {choice}", add_special_tokens=False).input_ids]
+            scores = model(input_ids=torch.tensor([ids])).logits[0].detach().log_softmax(-1)
+            sums.append(sum(float(scores[i - 1, ids[i]]) for i in range(len(given), len(ids))))
+        for count in right:
+            right[count] += max((0, 1), key=lambda k: sums[k] / count(item["choices"][k])) == item["answer"]
+    found = amp.accuracy(model, tokenizer, "colours", folder=folder)
+    assert right[len] != right[_bytes] and found[f"colours{NORM}"].value == right[len] / 8
+
+
+PER = "acc_norm per character"
+
+
+def opening() -> PreTrainedTokenizerFast:
+    """A tokenizer that begins every text with BOS."""
+    tokenizer = byte_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    return tokenizer
+
+
+def _bytes(text: str) -> int:
+    return len(text.encode())
+
+
+def test_the_protocol_says_what_opens_a_prompt(folder: Path) -> None:
+    said = [amp.accuracy(tiny(), t, "colours", limit=4, folder=folder).protocol for t in (opening(), byte_tokenizer())]
+    assert said[0] == f"lm-eval {version('lm-eval')}, the first 4 items, no examples, prompts opened by <s>; " + PER
+    assert said[1] == f"lm-eval {version('lm-eval')}, the first 4 items, no examples, prompts opened by nothing; " + PER
 
 
 @pytest.mark.slow

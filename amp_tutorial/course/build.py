@@ -5,7 +5,6 @@ It is executed and stored as `notebooks/NN_name.ipynb`, unless something in it s
 """
 
 import argparse
-import os
 import sys
 import tempfile
 import time
@@ -13,33 +12,37 @@ from math import ceil
 from pathlib import Path
 
 import nbformat
-from nbclient import NotebookClient
 from nbformat import NotebookNode
 
 from ..files.atomic import written_file
-from ..files.paths import NOTEBOOKS, ROOT, SOURCES, STATIC
+from ..files.paths import NOTEBOOKS, ROOT, SOURCES
+from ..runs.notebooks import execute_notebook
 from .sources import Source, notebook, parse
 
-CELL_TIMEOUT = 600  # seconds
+LIMIT = 3600  # seconds for a lesson
 COMPARED = "# NBVAL_CHECK_OUTPUT"  # first line of a cell whose output nbval compares
 
 
 def execute(nb: NotebookNode) -> float:
-    """Run all cells in a fresh kernel and an empty folder, as committed notebooks are; return the seconds it took."""
-    os.environ |= {STATIC: "1", "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.getenv("PYTHONPATH"))))}
-    metadata, started = dict(nb.metadata), time.monotonic()
+    """Run all cells, and put outputs and counts into the notebook; the seconds it took.
+
+    Nothing else of the execution is kept: no times of day, no version of Python, no state of widgets.
+
+    Raises:
+        ValueError: a cell was not completed.
+    """
+    started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        NotebookClient(
-            nb,
-            timeout=CELL_TIMEOUT,
-            kernel_name="python3",
-            coalesce_streams=True,
-            resources={"metadata": {"path": folder}},
-        ).execute()
+        source, empty = Path(folder) / "source.ipynb", Path(folder) / "empty"
+        nbformat.write(nb, source)
+        empty.mkdir()
+        ended = execute_notebook(source, empty, limit=LIMIT, output=Path(folder) / "executed.ipynb")
     seconds = time.monotonic() - started
-    nb.metadata = nbformat.from_dict(metadata)  # without widget state and interpreter version
-    for cell in nb.cells:
-        cell.metadata.pop("execution", None)  # times of day
+    if ended.error or ended.notebook is None:
+        raise ValueError(f"{ended.error} (cell {ended.place or 'unknown'})\n{ended.log}".rstrip())
+    for cell, ran in zip(nb.cells, ended.notebook.cells, strict=True):
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = ran.outputs, ran.execution_count
     return seconds
 
 

@@ -1,4 +1,4 @@
-"""Run the lessons through papermill: `python -m amp_tutorial.course.run [--models tiny-llama] [--lessons 00 02]`.
+"""Run the lessons: `python -m amp_tutorial.course.run [--models tiny-llama] [--lessons 00 02]`.
 
 Leaves in `--out`: `<model>/NN_name.ipynb` and `.html`, `records/NN_name-<model>.json`, `summary.json` and
 `summary.md`. A failing lesson names its cell and its error, the others still run, and the exit status is 1.
@@ -6,8 +6,6 @@ Leaves in `--out`: `<model>/NN_name.ipynb` and `.html`, `records/NN_name-<model>
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -16,13 +14,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import nbformat
-import papermill
 from nbconvert import HTMLExporter
 from tqdm import tqdm
 
 from ..files.atomic import write_json, write_text
-from ..files.paths import NOTEBOOKS, ROOT, STATIC, record_path
+from ..files.paths import NOTEBOOKS, record_path
+from ..runs.notebooks import execute_notebook
+from ..runs.parameters import parameters_of
 
 LESSON_TIMEOUT = 900  # seconds; a lesson takes under 60
 
@@ -52,57 +50,26 @@ def run_lesson(path: Path, model: str, out: Path, preset: str) -> Outcome:
     for stale in (executed, page, record):
         stale.unlink(missing_ok=True)
     wanted = {"model": model, "out": str(out), "preset": preset}
-    known = papermill.inspect_notebook(str(path))
-    if missing := wanted.keys() - known.keys():
-        outcome.error = f"its parameters cell does not name {', '.join(sorted(missing))}"
+    try:
+        if missing := wanted.keys() - parameters_of(path).keys():
+            raise ValueError(f"its parameters cell does not name {', '.join(sorted(missing))}")
+    except ValueError as error:
+        outcome.error = str(error)
         return outcome
     started = time.monotonic()
-    outcome.error = _papermill(path, executed, wanted)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        ended = execute_notebook(path, Path(folder), wanted, LESSON_TIMEOUT, output=executed)
     outcome.seconds = round(time.monotonic() - started, 1)
-    outcome.status = "failed" if outcome.error else "ok"
-    if executed.is_file():
-        nb = nbformat.read(executed, as_version=4)
-        outcome.notebook = str(executed.relative_to(out))
-        if outcome.error:
-            outcome.cell, outcome.error = _first_error(nb) or ("", outcome.error)
-        write_text(page, HTMLExporter(template_name="classic").from_notebook_node(nb)[0])
-        outcome.html = str(page.relative_to(out))
+    outcome.status, outcome.cell, outcome.error = "failed" if ended.error else "ok", ended.place, ended.error
+    if ended.notebook is not None:
+        write_text(page, HTMLExporter(template_name="classic").from_notebook_node(ended.notebook)[0])
+        outcome.notebook, outcome.html = str(executed.relative_to(out)), str(page.relative_to(out))
     if record.is_file():
         _close_record(record, outcome)
         outcome.record = str(record.relative_to(out))
     elif not outcome.error:
         outcome.status, outcome.error = "failed", "it left no record; its last cell must call L.finish()"
     return outcome
-
-
-def _papermill(path: Path, executed: Path, parameters: dict[str, str]) -> str:
-    """Run papermill on the notebook; return what it complains about, in one line, or nothing."""
-    raw = [word for name, value in parameters.items() for word in ("-r", name, value)]
-    search = os.pathsep.join(filter(None, (str(ROOT), os.getenv("PYTHONPATH"))))
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "papermill", str(path), str(executed), *raw, "--cwd", folder, "-k", "python3"]
-        try:
-            done = subprocess.run(
-                [*command, "--no-progress-bar", "--log-level", "ERROR"],
-                env=os.environ | {STATIC: "1", "PYTHONPATH": search},
-                capture_output=True,
-                text=True,
-                timeout=LESSON_TIMEOUT,
-            )
-        except subprocess.TimeoutExpired:
-            return f"stopped after {LESSON_TIMEOUT // 60} minutes"
-    last = done.stderr.strip().splitlines()[-1:] or ["papermill failed and said nothing"]
-    return last[0] if done.returncode else ""
-
-
-def _first_error(nb: nbformat.NotebookNode) -> tuple[str, str] | None:
-    """The cell that failed (its id and first line) and its error, in one line each."""
-    for cell in nb.cells:
-        for output in cell.get("outputs", []):
-            if output.output_type == "error":
-                line = next((s for s in cell.source.splitlines() if s.strip()), "")
-                return f"{cell.id}: {line}", f"{output.ename}: {output.evalue}".splitlines()[0]
-    return None
 
 
 def _close_record(path: Path, outcome: Outcome) -> None:
@@ -156,7 +123,7 @@ def run(paths: list[Path], models: list[str], out: Path, preset: str = "smallest
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Run the lessons through papermill and sum up.")
+    parser = argparse.ArgumentParser(description="Run the lessons and sum up.")
     parser.add_argument("--models", nargs="+", default=["tiny-llama"], help="embedded names, folders or hub ids")
     parser.add_argument("--lessons", nargs="*", default=[], help="beginnings of names, such as 00 02; default all")
     parser.add_argument("--out", type=Path, default=Path("out"), help="where everything goes")

@@ -6,6 +6,7 @@ import io
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ CHANCE = {
 }
 TASKS = tuple(CHANCE)
 PAPER_TASKS = ("piqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge")  # whose mean is AMP's metric
-NORM = " acc_norm"  # ending of what is measured with log-likelihoods divided by the bytes of each answer
+NORM = " acc_norm"  # ending of what is measured with log-likelihoods divided by the characters of each answer
 Item = dict[str, Any]  # of a task: its "prompt", its "choices", and the index of the right "answer" among them
 
 
@@ -45,7 +46,12 @@ class Measured:
 
 
 class Accuracy(dict[str, Measured]):
-    """Accuracy per task, and under "<task> acc_norm" that with normalised answers, where the task has it."""
+    """Accuracy per task, and under "<task> acc_norm" that with normalised answers, where the task has it.
+
+    `protocol` says how it was measured; it belongs into a record.
+    """
+
+    protocol: str = ""
 
     @property
     def mean(self) -> Measured:
@@ -75,6 +81,10 @@ def accuracy(
     folder: str | Path = "",
 ) -> Accuracy:
     """Zero-shot accuracy (highest summed log-likelihood) through lm-eval, with its standard errors.
+
+    Every prompt begins as the tokenizer begins a text: with BOS, or with nothing where it has none, as GPT-2's and
+    Phi's. For "acc_norm" lm-eval divides the log-likelihood of an answer by its number of characters
+    (`lm_eval/api/task.py`, `completion_len`); by bytes it does so for a metric of its own, "acc_bytes".
 
     Args:
         tasks: "tiny" (the embedded six, also by default), "paper" (`PAPER_TASKS`), or names of tasks: embedded ones, of
@@ -115,7 +125,19 @@ def accuracy(
         for key, ending in (("acc,none", ""), ("acc_norm,none", NORM)):
             if key in row:
                 result[task + ending] = Measured(row[key], math.sqrt(row[key] * (1 - row[key]) / max(1, n - 1)), n)
+    result.protocol = _protocol(tokenizer, limit)
     return result
+
+
+def _protocol(tokenizer: PreTrainedTokenizerBase, limit: int | None) -> str:
+    plain = tokenizer.encode("a", add_special_tokens=False)
+    whole = tokenizer.encode("a", add_special_tokens=True)  # as lm-eval encodes if add_bos_token is True
+    first = " ".join(tokenizer.convert_ids_to_tokens(whole[: whole.index(plain[0])]))
+    items = "all items" if limit is None else f"the first {limit} items"
+    return (
+        f"lm-eval {version('lm-eval')}, {items}, no examples, prompts opened by {first or 'nothing'}; acc_norm per "
+        "character"
+    )
 
 
 def known_tasks(names: list[str], folder: str | Path = "") -> Any:

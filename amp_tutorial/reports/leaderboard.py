@@ -143,6 +143,7 @@ class Bench:
         record.notes["perplexity protocol"] = found.protocol
         if s.tasks:
             accuracy = amp.accuracy(model, self.tokenizer, limit=s.items)
+            record.notes["tasks protocol"] = accuracy.protocol
             for name, m in (*accuracy.items(), ("mean accuracy", accuracy.mean)):
                 record.metric(name, m.value, m.low, m.high, n=m.n)
         record.write(out / run.file)

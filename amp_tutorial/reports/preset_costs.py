@@ -14,21 +14,21 @@ from ..runs.parameters import parameters_of
 from ..runs.presets import names
 
 BEGIN, END = "<!-- costs:begin -->", "<!-- costs:end -->"
-# Operations a second of matrix products: of GPUs as their data sheets say, of CPUs an assumption.
-SPEEDS = {"t4": ("T4", 65e12), "ci": ("CPU, 0.1 TFLOP/s", 1e11), "laptop": ("CPU, 0.4 TFLOP/s", 4e11)}
-OTHERS = ("A100 80 GB", 312e12)
+CPUS = {"ci": ("CPU, 0.1 TFLOP/s", 1e11), "laptop": ("CPU, 0.4 TFLOP/s", 4e11)}  # operations a second: assumptions
 
 
 def table() -> str:
-    from ..runs.requirements import duration, needs_of, size  # here, because it brings torch
+    from ..runs.requirements import duration, needs_of, size  # here, because they bring torch
+    from ..runs.speeds import ASSUMED, GPUS
 
+    speeds = CPUS | {"t4": ("T4", GPUS["T4"])}
     known = parameters_of(notebook_named("reproduce"))
     lines = [
         "| preset | model | removed | weights | peak, and in which stage | time, roughly |",
         "|---|---|---:|---:|---|---|",
     ]
     for name in names():
-        device, speed = SPEEDS.get(name, OTHERS)
+        device, speed = speeds.get(name, (ASSUMED, GPUS[ASSUMED]))
         p = effective(known, name, {"device": "cpu"}, name)
         needs = needs_of(p, speed)
         before, after = needs.parameters

@@ -150,6 +150,7 @@ def measure(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, record: 
     record.notes["perplexity protocol"] = found.protocol
     record.metric("parameters", model.num_parameters())
     accuracy = amp.accuracy(model, tokenizer, limit=limit)
+    record.notes["tasks protocol"] = accuracy.protocol
     for name, m in (*accuracy.items(), ("mean accuracy", accuracy.mean)):
         record.metric(name, m.value, m.low, m.high, n=m.n)
 

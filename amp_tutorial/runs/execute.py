@@ -9,32 +9,27 @@
 A run counts if papermill succeeded, every code cell was completed, and the record that it left is valid and says ok.
 """
 
-import json
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import psutil
+import nbformat
 from filelock import FileLock, Timeout
 
 from ..files.atomic import write_json
-from ..files.paths import ROOT, STATIC
 from . import record as records
-from . import remains
-from .identity import absolute, data_of, notebook_sha256, run_id
-from .kernel import DEAD
-from .remains import RECORD
+from .identity import absolute, code_of, data_of, id_of, parts
+from .notebook_process import NOTEBOOK
+from .notebooks import Ended, execute_notebook
 
-KERNEL = Path(__file__).with_name("kernel.py")
-LAST = 20  # lines of the log that are kept of a failure
+RECORD = "record.json"
+CHANGED = "this package's code or the notebook was changed since; the same command runs it as it is now"
 
 
 @dataclass(frozen=True)
@@ -45,6 +40,7 @@ class Job:
     parameters: dict[str, Any]  # all of them
     id: str
     name: str
+    code: Mapping[str, Any] = field(default_factory=dict)  # what the name was made by; see `identity.code_of`
 
     def __post_init__(self) -> None:
         """Local paths count from here on, not from the folder in which the run will be executed."""
@@ -64,18 +60,10 @@ class Outcome:
     folder: str = ""
 
 
-@dataclass(frozen=True)
-class _Ended:
-    """How papermill's process ended."""
-
-    error: str = ""  # what it complained about
-    stopped: bool = False  # from outside or by a dead kernel, and not by itself
-    log: str = ""  # its last lines
-
-
 def job(notebook: Path, parameters: Mapping[str, Any], name: str = "") -> Job:
     """The run of a notebook with these parameters (all of them)."""
-    return Job(str(notebook), dict(parameters), run_id(notebook, parameters), name or notebook.stem)
+    made = parts(notebook, parameters)
+    return Job(str(notebook), dict(parameters), id_of(made), name or notebook.stem, made["code"])
 
 
 def finished(out: str | Path, run: str) -> dict[str, Any] | None:
@@ -156,24 +144,26 @@ def execute(
 def _run(
     job: Job, out: Path, part: Path, limit: float | None, environment: Mapping[str, str], progress: bool
 ) -> Outcome:
-    code = notebook_sha256(Path(job.notebook))  # refuses what is no notebook before any work
+    code = code_of(Path(job.notebook), job.parameters)  # refuses what is no notebook before any work
+    if code != (job.code or code):
+        return Outcome(job.id, "failed", error=f"not started: {CHANGED}")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
-    ended = _papermill(job, part, limit, environment, progress)
-    nb = remains.executed(part)
-    cell, why = remains.complaint(nb, not ended.error) if nb else (None, "")
-    error = (ended.error if ended.stopped else why or ended.error) or ("" if nb else "it left no notebook")
-    record = None
+    given = job.parameters | ({"out": str(part)} if "out" in job.parameters else {})
+    ended = execute_notebook(Path(job.notebook), part, given, limit, environment, progress)
+    error, record = ended.error, None
     try:
-        record = remains.only_record(part)
+        record = _only_record(part)
         if not error and record["status"] != "ok":
             error = f"its record says {record['status']}; the last cell must finish it"
     except ValueError as wrong:
         error = error or str(wrong)
+    if not error and code_of(Path(job.notebook), job.parameters) != code:
+        error = f"its numbers may be of either code: {CHANGED}"
     final = out / job.id if not error else out / "failed" / job.id
     try:
         if error:
-            failure = dict(status="failed", error=dict(cell=remains.place(cell), message=error))
+            failure = dict(status="failed", error=dict(cell=ended.place, message=error))
             record = (record or records.Record(job.name, job.parameters).data("running")) | failure
         assert record is not None
         if "out" in record["parameters"]:
@@ -181,20 +171,22 @@ def _run(
                 final.relative_to(Path.cwd()) if final.is_relative_to(Path.cwd()) else final
             )
         hashes = {name: value for name, value in data_of(job.parameters).items() if len(value) == 64}
-        record |= dict(identity=job.id, notebook_sha256=code) | (dict(data=hashes) if record["schema"] == 2 else {})
+        record |= dict(identity=job.id, notebook_sha256=code["notebook"])
+        if record["schema"] == 2:
+            record |= dict(data=hashes, notes=record["notes"] | {"package code sha256": code["package"]})
         if error:
-            remains.keep_failure(part, job.notebook, record, nb, cell, error, ended.log)
+            _keep_failure(part, job.notebook, record, ended, error)
         else:
             records.check(record, str(final / RECORD))
             write_json(part / RECORD, record)
         _publish(part, final, again=not error and finished(out, job.id) is not None)
     except (OSError, ValueError) as lost:
         error = f"{error}; and it could not be kept: {lost}" if error else f"it could not be kept: {lost}"
-        return Outcome(job.id, "failed", error=error, cell=remains.place(cell))
+        return Outcome(job.id, "failed", error=error, cell=ended.place)
     if not error:
         shutil.rmtree(out / "failed" / job.id, ignore_errors=True)
         return Outcome(job.id, "ok", folder=str(final))
-    return Outcome(job.id, "failed", error=error, cell=remains.place(cell), folder=str(final))
+    return Outcome(job.id, "failed", error=error, cell=ended.place, folder=str(final))
 
 
 def _publish(part: Path, final: Path, again: bool) -> None:
@@ -210,46 +202,28 @@ def _publish(part: Path, final: Path, again: bool) -> None:
     part.rename(final)
 
 
-def _papermill(job: Job, part: Path, limit: float | None, environment: Mapping[str, str], progress: bool) -> _Ended:
-    """Run papermill in a process of its own, in the folder of the run."""
-    given = job.parameters | ({"out": str(part)} if "out" in job.parameters else {})
-    asked = dict(notebook=job.notebook, parameters=given, parent=os.getpid(), progress=progress)
-    search = os.pathsep.join(filter(None, (str(ROOT), os.getenv("PYTHONPATH"))))
-    # The kernel is to be this Python, whatever a user has installed under the name python3.
-    settings = {STATIC: "1", "PYTHONPATH": search, "JUPYTER_PREFER_ENV_PATH": "1", **environment}
-    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:  # not on a disk that may be full
-        child = subprocess.Popen(
-            [sys.executable, "-P", str(KERNEL)],  # -P: what lies beside it hides no library
-            cwd=part,
-            stdin=subprocess.PIPE,
-            stdout=log,
-            stderr=None if progress else log,
-            env=os.environ | settings,
-            text=True,
-            start_new_session=True,  # Ctrl-C is for this process, which ends that one
-        )
-        try:
-            child.communicate(json.dumps(asked), timeout=limit)
-        except subprocess.TimeoutExpired:
-            return _Ended(f"stopped after {limit:g} seconds, the limit", True)
-        finally:
-            _end(child)
-        log.seek(0)
-        said = [line.rstrip() for line in log if line.strip()][-LAST:]
-    tail = "\n".join(said)
-    if child.returncode == DEAD:
-        return _Ended("its kernel died: killed, or crashed, perhaps because memory ran out", True, tail)
-    if child.returncode < 0:
-        return _Ended(f"the process was killed (signal {-child.returncode})", True, tail)
-    return _Ended((said or ["papermill failed and said nothing"])[-1], False, tail) if child.returncode else _Ended()
+def _only_record(folder: Path) -> dict[str, Any]:
+    """The one record that a run left, put where it belongs.
+
+    Raises:
+        ValueError: none, more than one, or one that is not valid.
+    """
+    found = [path for path in (folder / RECORD, *folder.glob("records/*.json")) if path.is_file()]
+    if len(found) != 1:
+        raise ValueError(f"it left {len(found) or 'no'} records; a notebook writes one, {RECORD} in the folder `out`")
+    record = records.read(found[0])
+    found[0].replace(folder / RECORD)
+    if found[0].parent != folder and not any(found[0].parent.iterdir()):
+        found[0].parent.rmdir()
+    return record
 
 
-def _end(child: subprocess.Popen[str]) -> None:
-    """End a process, if it has not ended, and all those below it."""
-    if child.poll() is None:
-        below = psutil.Process(child.pid).children(recursive=True)
-        child.kill()
-        for process in below:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-    child.wait()
+def _keep_failure(folder: Path, original: str, record: Mapping[str, Any], ended: Ended, error: str) -> None:
+    """Put the failing cell and what was said on top of the notebook, and the record beside it."""
+    write_json(folder / RECORD, dict(record))
+    nb = ended.notebook or nbformat.read(original, as_version=4)
+    parts = ["# This run failed", error]
+    parts += [f"Its cell:\n\n```python\n{ended.cell.source}\n```"] if ended.cell is not None else []
+    parts += [f"The last that was said:\n\n```text\n{ended.log}\n```"] if ended.log else []
+    nb.cells.insert(0, nbformat.v4.new_markdown_cell("\n\n".join(parts), id="failure"))
+    nbformat.write(nb, folder / NOTEBOOK)

@@ -44,7 +44,7 @@ def cost(parameters: Mapping[str, Any], here: bool = True) -> tuple[str, float]:
         found = needs.needs_of(dict(parameters))
         text = f"{needs.size(found.peak)} of memory, {needs.size(found.disk)} of disk, "
         text += f"{needs.size(found.download)} to download, " if found.download else "nothing to download, "
-        text += f"roughly {needs.duration(found.seconds)} on this machine"
+        text += f"roughly {needs.duration(found.seconds)} on {found.speed.of or 'this machine'}"
         try:
             if here:
                 found.check(needs.has(parameters))

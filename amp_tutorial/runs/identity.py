@@ -1,8 +1,9 @@
-"""The name of a run: a hash of the notebook's code, its parameters, its data and its model.
+"""The name of a run: a hash of its code, its parameters, its data and its model.
 
-What changes no number (where results go, whether to stop over budget) is left out, so a run is found again when only
-that is said otherwise. So are the places of local files: their content counts. The version of this package is not in
-the name; a record says it.
+The code is that of the notebook and of this package (`package_code`), with the number of the protocol: after a mend
+that could change a number, no earlier run counts as finished. What changes no number (where results go, whether to stop
+over budget) is left out, so a run is found again when only that is said otherwise. So are the places of local files:
+their content counts. Versions of the libraries are not in the name; a record says them.
 """
 
 import hashlib
@@ -15,9 +16,10 @@ from typing import Any
 
 from ..files.paths import DATA
 from ..files.texts import CORPORA, copy_of, files_of_all_splits
+from .package_code import NUMBERS, code_sha256
 from .parameters import code_cells
 from .presets import names
-from .record import files_of
+from .record import PROTOCOL, file_sha256, files_of
 
 CHANGES_NOTHING = ("out", "over_budget", "keep_model", "local_copies", "country")
 SUMS = "SHA256.json"  # in the folder of each embedded model
@@ -25,7 +27,12 @@ SUMS = "SHA256.json"  # in the folder of each embedded model
 
 def run_id(notebook: Path, parameters: Mapping[str, Any]) -> str:
     """16 hexadecimal digits; `parameters` are all of them, after defaults."""
-    return _sha(parts(notebook, parameters))[:16]
+    return id_of(parts(notebook, parameters))
+
+
+def id_of(parts: Mapping[str, Any]) -> str:
+    """The name made of the parts of a run."""
+    return _sha(parts)[:16]
 
 
 def parts(notebook: Path, parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -36,7 +43,14 @@ def parts(notebook: Path, parameters: Mapping[str, Any]) -> dict[str, Any]:
     data = data_of(parameters)
     said = {name: value for name, value in said.items() if not is_data(name)}
     model = _model(str(said.pop("model", "")), str(said.pop("revision", "")))
-    return dict(notebook=notebook_sha256(notebook), parameters=said, data=data, model=model)
+    return dict(code=code_of(notebook, parameters), parameters=said, data=data, model=model)
+
+
+def code_of(notebook: Path, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run's numbers are computed by: protocol, notebook, and the package as far as the notebook uses it."""
+    lesson = not any(map(is_data, parameters))  # its exercises' references take part
+    package = code_sha256((*NUMBERS, "course") if lesson else NUMBERS)
+    return dict(protocol=PROTOCOL, notebook=notebook_sha256(notebook), package=package)
 
 
 def data_of(parameters: Mapping[str, Any]) -> dict[str, str]:
@@ -122,11 +136,4 @@ def _tree(top: Path) -> str:
 
 def _files(top: Path, paths: Iterable[Path]) -> str:
     """One hash over files, with their names inside a folder."""
-    return _sha([(p.relative_to(top).as_posix(), _of_file(p, p.stat().st_size, p.stat().st_mtime_ns)) for p in paths])
-
-
-@cache
-def _of_file(path: Path, size: int, changed: int) -> str:
-    """Hashed once as long as size and time of change are the same."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return _sha([(p.relative_to(top).as_posix(), file_sha256(p)) for p in paths])

@@ -1,7 +1,6 @@
 """What runs a run: its device, its packages, and the peak of its memory. Nothing here imports torch."""
 
 import platform
-import resource
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -11,7 +10,7 @@ PACKAGES = ("amp-tutorial", "torch", "transformers", "peft", "lm-eval", "dataset
 
 GPU = "allocated on the GPU, since the stage began"
 STAGE = "resident in this process, since the stage began"
-PROCESS = "resident in this process, since it began"  # where Linux lets nobody reset it, and on macOS
+PROCESS = "resident in this process, since it began"  # where Linux lets nobody reset it, on macOS and on Windows
 
 
 def versions() -> dict[str, str]:
@@ -49,6 +48,12 @@ def peak_memory() -> int:
         return sum(gpu.max_memory_allocated(i) for i in range(gpu.device_count()))
     if (peak := _high_water()) is not None:
         return peak
+    if sys.platform == "win32":
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource  # which Windows has not
+
     unit = 1 if sys.platform == "darwin" else 1024  # getrusage gives bytes on macOS, KiB on Linux
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

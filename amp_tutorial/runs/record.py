@@ -21,7 +21,9 @@ from ..files.paths import DATA
 from .machine import GPU, device_name, peak_memory, reset_peak, uses_gpu, versions
 
 SCHEMA = 2
-PROTOCOL = 1  # raise it whenever the same parameters would give another number: a table never mixes two silently
+# Raise it whenever the same parameters would give another number: a table never mixes two silently, and it is part of
+# the name of a run.
+PROTOCOL = 1
 
 _SCHEMA = Path(__file__).with_name("record.schema.json")
 
@@ -247,8 +249,13 @@ def _folder_of(name: str, revision: str | None) -> tuple[Path | None, str | None
 def files_of(folder: Path) -> dict[str, str]:
     """SHA-256 of each file of a model folder that says what the model is: JSON, safetensors, tokenizer files."""
     kinds = (".json", ".safetensors", ".model", ".txt", ".jinja")
-    return {p.name: _of_file(p, p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(folder.iterdir())
-            if p.is_file() and p.suffix in kinds}  # fmt: skip
+    return {p.name: file_sha256(p) for p in sorted(folder.iterdir()) if p.is_file() and p.suffix in kinds}
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file."""
+    seen = path.stat()
+    return _of_file(path, seen.st_size, seen.st_mtime_ns)
 
 
 @cache

@@ -25,10 +25,10 @@ from ..core.scores import score
 from ..core.surgery import smaller_config
 from ..files.checkpoints import located
 from ..files.paths import DATA
-from ..measure.check import matmul_speed
 from ..methods.official import widths as official_widths
 from ..methods.shots import widths
 from ..scale.peak_memory import of_perplexity, of_recovery, of_repair, of_scoring, of_tasks, shadow, weights
+from .speeds import Speed, device_of, speed_of
 from .workload import LONGEST_TASK, LONGEST_TINY, download, longest, operations
 
 CONFIGS = DATA / "configs"
@@ -67,11 +67,6 @@ def has(parameters: Mapping[str, Any]) -> Has:
     return Has(device, memory, _free(Path(parameters["out"])), _free(Path(constants.HF_HUB_CACHE)))
 
 
-def device_of(asked: str) -> str:
-    """What "auto" means here."""
-    return asked if asked != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def _free(folder: Path) -> int:
     there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
     return shutil.disk_usage(there).free
@@ -89,7 +84,7 @@ class Needs:
     download: int
     flops: float
     notes: tuple[str, ...] = ()
-    speed: float = 0.0  # operations a second of a matrix product; measured on this machine, or given
+    speed: Speed = Speed(0.0, "")
     given: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @property
@@ -99,7 +94,7 @@ class Needs:
     @property
     def seconds(self) -> float:
         """Rough: every text as long as it may be, at 40 % (`SHARE`) of the speed of a matrix product."""
-        return self.flops / (SHARE * self.speed)
+        return self.flops / (SHARE * self.speed.flops)
 
     def check(self, has: Has) -> None:
         """Compare with what there is.
@@ -147,7 +142,7 @@ class Needs:
             (
                 "time, roughly",
                 f"{duration(self.seconds)} for {self.flops / 1e12:,.3g} TFLOP at {SHARE:.0%} of "
-                f"{self.speed / 1e12:.3g} TFLOP/s",
+                f"{self.speed.flops / 1e12:.3g} TFLOP/s" + (f", of {self.speed.of}" if self.speed.of else ""),
             ),
         ]
         width = max(len(name) for name, _ in rows)
@@ -172,19 +167,17 @@ def needs_of(parameters: Mapping[str, Any], speed: float | None = None) -> Needs
 
     Args:
         parameters: effective values of all parameters of the reproduction notebook.
-        speed: floating-point operations a second of a matrix product in that dtype; measured on this machine if None,
-            on its CPU where the device is not there.
+        speed: floating-point operations a second of a matrix product in that dtype; if None it is timed on the run's
+            device, and where that is a GPU and none is here it is that of an A100, which the table then says.
 
     Raises:
         ValueError: no configuration to be had, a dtype or criterion that is none, or widths that the model cannot have.
     """
     p = dict(parameters)
     matters = tuple(sorted((name, value) for name, value in p.items() if name not in ALIKE))
-    found, device = _needs(matters), device_of(p["device"])
-    notes = found.notes
-    if speed is None and device.startswith("cuda") and not torch.cuda.is_available():
-        notes += ("  No GPU here: the time is that on this CPU.",)
-    return replace(found, speed=speed or measured_speed(p["dtype"], device), given=p, notes=notes)
+    found = _needs(matters)
+    known = speed_of(p["dtype"], p["device"]) if speed is None else Speed(speed, "a device of that speed")
+    return replace(found, speed=known, given=p)
 
 
 @functools.lru_cache(maxsize=256)  # a sweep asks for the same again and again
@@ -209,13 +202,6 @@ def _needs(parameters: tuple[tuple[str, Any], ...]) -> Needs:
         flops=operations(dense, small, p),
         notes=(*notes, *fetched),
     )
-
-
-@functools.cache
-def measured_speed(dtype: str, device: str) -> float:
-    """The speed of a matrix product here, in operations a second; on the CPU if there is no such device."""
-    there = device.startswith("cuda") and torch.cuda.is_available()
-    return matmul_speed(4096 if there else 512, 3, getattr(torch, dtype), device if there else "cpu")
 
 
 def configuration_of(name: str, revision: str | None = None) -> tuple[PreTrainedConfig, list[str]]:

@@ -4,7 +4,6 @@ Both take a `Job` by `submit` and give it back with its `Outcome` by `take`, as 
 execute at once. They keep nothing of a run that was taken back. Placing, and trying again, is Dask's work.
 """
 
-import hashlib
 import os
 import socket
 import subprocess
@@ -18,6 +17,7 @@ from threading import Thread
 from typing import Any
 
 from .execute import Job, Outcome, execute
+from .package_code import code_sha256
 
 PATIENCE = 60  # seconds for a scheduler to answer, and for a first worker to come
 
@@ -242,9 +242,5 @@ def remote(job: Job, out: str, limit: float | None, files: list[str]) -> Outcome
 
 
 def looked(token: str) -> tuple[str, bool]:
-    """The hash of this package's modules, and whether this machine sees a file."""
-    package = Path(__file__).resolve().parents[1]
-    digest = hashlib.sha256()
-    for path in sorted(package.rglob("*.py")):
-        digest.update(str(path.relative_to(package)).encode() + path.read_bytes())
-    return digest.hexdigest(), os.path.exists(token)
+    """The hash of this package's code, and whether this machine sees a file."""
+    return code_sha256(), os.path.exists(token)

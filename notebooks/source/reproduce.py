@@ -127,6 +127,7 @@ def measure(stage: str) -> None:
         if tasks == "none":
             return
         correct = amp.accuracy(network, tokenizer, tasks, items or None, batch, folder=task_folder)
+        record.notes["tasks protocol"] = correct.protocol
         for name, m in (*correct.items(), ("mean accuracy", correct.mean)):
             record.metric(f"{stage}/{name}", m.value, m.low, m.high, n=m.n, stderr=m.stderr)
         print(f"{stage:8s} mean accuracy {correct.mean.value:.1%} (± {1.96 * correct.mean.stderr:.1%} over items)")

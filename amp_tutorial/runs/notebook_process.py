@@ -1,6 +1,6 @@
 """Run one notebook through papermill: a script of its own, started by its path, so that nothing heavy is imported.
 
-What to run comes as JSON on standard input; the executed notebook goes into the working folder. This process ends when
+What to run, and where the executed notebook goes, comes as JSON on standard input. This process ends when
 its parent does, and takes the kernel along. A kernel whose papermill was killed is killed too on Linux, by the system;
 elsewhere it notices within a second.
 """
@@ -22,12 +22,16 @@ DIE_WITH_PARENT = "assert __import__('ctypes').CDLL(None).prctl(1, 9) == 0"
 def end_with(parent: int) -> None:
     """End this process and all those below it, whatever they do, once its parent is gone."""
 
+    import psutil
+
+    def lives() -> bool:
+        """On Windows the number of a parent that is gone stays."""
+        return os.getppid() == parent and (sys.platform != "win32" or psutil.pid_exists(parent))
+
     def watch() -> None:
-        while os.getppid() == parent:
+        while lives():
             time.sleep(0.2)
         try:
-            import psutil
-
             for process in psutil.Process().children(recursive=True):
                 with suppress(psutil.NoSuchProcess):
                     process.kill()
@@ -43,15 +47,19 @@ def main() -> int:
     import papermill
     from nbclient.exceptions import DeadKernelError
 
-    path = asked["notebook"].replace("{", "{{").replace("}", "}}")  # papermill formats the path
+    source, target = (
+        asked[name].replace("{", "{{").replace("}", "}}")  # papermill formats paths
+        for name in ("notebook", "output")
+    )
     try:
         papermill.execute_notebook(
-            path,
-            NOTEBOOK,
+            source,
+            target,
             asked["parameters"],
             kernel_name="python3",
             progress_bar=asked["progress"],
             start_timeout=300,  # seconds; many kernels may start at once on a slow disk
+            coalesce_streams=True,  # else a print in pieces is stored in as many as happened to arrive
             extra_arguments=[f"--IPKernelApp.exec_lines={DIE_WITH_PARENT}"] if sys.platform == "linux" else [],
         )
     except DeadKernelError:
