@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from amp_tutorial.reports import intervals
-from amp_tutorial.reports.intervals import Comparison, Interval, Items, Windows
+from amp_tutorial.measure import comparisons, intervals
+from amp_tutorial.measure.comparisons import Comparison
+from amp_tutorial.measure.intervals import Interval, Items, Windows
 
 RUNS = st.integers(1, 12).flatmap(
     lambda n: st.lists(st.fixed_dictionaries({t: st.text("01", min_size=n, max_size=n) for t in "ab"}), min_size=1)
@@ -65,7 +66,7 @@ def test_numbers_that_are_not_finite_are_refused(wrong: float) -> None:
     with pytest.raises(ValueError, match="The loss of a window is .*; an interval needs finite numbers."):
         intervals.perplexity([([1.0, wrong], [3, 3])])
     with pytest.raises(ValueError, match="The loss of a window is"):
-        intervals.compare_perplexity({0: ([1.0, 2.0], [3, 3])}, {0: ([wrong, 2.0], [3, 3])})
+        comparisons.compare_perplexity({0: ([1.0, 2.0], [3, 3])}, {0: ([wrong, 2.0], [3, 3])})
 
 
 def test_too_little_is_refused() -> None:
@@ -88,9 +89,9 @@ def test_too_little_is_refused() -> None:
 def test_what_was_not_measured_alike_is_not_compared() -> None:
     for other in ({"a": "111"}, {"b": "11"}, {"a": "11", "b": "11"}):
         with pytest.raises(ValueError, match="compared on the same items"):
-            intervals.compare_accuracy({0: {"a": "11"}}, {0: other})
+            comparisons.compare_accuracy({0: {"a": "11"}}, {0: other})
     with pytest.raises(ValueError, match="compared on the same windows"):
-        intervals.compare_perplexity({0: ([1.0, 2.0], [3, 3])}, {0: ([1.0, 2.0], [3, 4])})
+        comparisons.compare_perplexity({0: ([1.0, 2.0], [3, 3])}, {0: ([1.0, 2.0], [3, 4])})
 
 
 @given(RUNS)
@@ -111,7 +112,7 @@ def test_a_comparison_of_accuracies_has_a_width_and_turns_its_sign_with_its_side
 ) -> None:
     n = min(len(a[0]["a"]), len(b[0]["a"]))
     x, y = ({i: {t: run[t][:n] for t in run} for i, run in enumerate(side)} for side in (a, b))
-    found, turned = intervals.compare_accuracy(x, y), intervals.compare_accuracy(y, x)
+    found, turned = comparisons.compare_accuracy(x, y), comparisons.compare_accuracy(y, x)
     low, high = ends(found)
     assert low <= found.difference <= high and high - low > 0.01
     assert turned.difference == pytest.approx(-found.difference, abs=1e-12)
@@ -135,11 +136,11 @@ def test_a_perplexity_never_reaches_below_zero_and_has_a_width_or_says_why_not(r
 def test_one_window_or_item_says_so() -> None:
     one = intervals.perplexity([([6.0], [3])])
     assert (one.low, one.over, one.bounds()) == (None, "one window", "7.39 (one window)")
-    gap = intervals.compare_perplexity({0: ([6.0], [3])}, {0: ([3.0], [3])})
+    gap = comparisons.compare_perplexity({0: ([6.0], [3])}, {0: ([3.0], [3])})
     assert not gap.clear and gap.ratio() == "2.72 times (one window)"
     low, high = ends(intervals.accuracy([{"a": "1"}]))
     assert low < 0.25 and high == 1
-    assert not intervals.compare_accuracy({0: {"a": "1"}}, {0: {"a": "0"}}).clear
+    assert not comparisons.compare_accuracy({0: {"a": "1"}}, {0: {"a": "0"}}).clear
 
 
 def test_windows_without_tokens_count_nothing() -> None:
@@ -151,7 +152,7 @@ def test_all_of_n_right_has_a_width() -> None:
     found = intervals.accuracy([{"a": "1" * 20}])
     assert found.value == 1 and ends(found) == pytest.approx((0.8389, 1), abs=1e-4)
     assert found.percent() == "100.0 (83.9 to 100.0)"
-    alike = intervals.compare_accuracy({0: {"a": "1" * 20}}, {0: {"a": "1" * 20}})
+    alike = comparisons.compare_accuracy({0: {"a": "1" * 20}}, {0: {"a": "1" * 20}})
     assert alike.difference == 0 and not alike.clear and ends(alike)[0] < -0.05
 
 
@@ -188,7 +189,7 @@ def test_a_ratio_does_not_depend_on_how_large_the_perplexities_are() -> None:
     tokens = generator.integers(10, 30, 50)
     a, b = (generator.normal(3, 0.5, (3, 50)) for _ in "ab")
     small, large = (
-        intervals.compare_perplexity(*({s: ((x[s] + by) * tokens, tokens) for s in range(3)} for x in (a, b)))
+        comparisons.compare_perplexity(*({s: ((x[s] + by) * tokens, tokens) for s in range(3)} for x in (a, b)))
         for by in (0, 5)
     )
     assert (*ends(small), small.difference) == pytest.approx((*ends(large), large.difference))
@@ -205,8 +206,8 @@ def test_pairing_is_narrower_where_items_are_hard_for_both() -> None:
     generator = np.random.default_rng(0)
     hard = generator.random(600)
     a, b = ({"a": bits(hard < p + generator.normal(0, 0.01, 600))} for p in (0.72, 0.68))
-    paired = intervals.compare_accuracy({0: a}, {0: b})
-    apart = intervals.compare_intervals(intervals.accuracy([a]), intervals.accuracy([b]))
+    paired = comparisons.compare_accuracy({0: a}, {0: b})
+    apart = comparisons.compare_intervals(intervals.accuracy([a]), intervals.accuracy([b]))
     assert paired.difference == pytest.approx(apart.difference)
     widths = [high - low for low, high in (ends(paired), ends(apart))]
     assert widths[0] < 0.5 * widths[1]
@@ -219,7 +220,7 @@ def test_one_side_without_a_seed_stands_against_every_seed_of_the_other() -> Non
     base = generator.normal(60, 5, 40)
     seeded = {s: (base + shift, tokens) for s, shift in enumerate((2.0, 4.0, 6.0))}
     alone, thrice = {0: (base, tokens)}, {s: (base, tokens) for s in seeded}
-    one, three = (intervals.compare_perplexity(seeded, other) for other in (alone, thrice))
+    one, three = (comparisons.compare_perplexity(seeded, other) for other in (alone, thrice))
     assert one.seeds == 3 and one.over == three.over == "seeds"  # every window was shifted alike
     assert (*ends(one), one.difference) == pytest.approx((*ends(three), three.difference))
     assert ends(one) == pytest.approx(ends(intervals.over_seeds([0.1, 0.2, 0.3])), rel=0.01)
@@ -232,23 +233,23 @@ def test_the_same_seeds_are_paired_in_whatever_order_and_others_are_not() -> Non
     a = {s: (base + shift, tokens) for s, shift in enumerate((10.0, 40.0, 70.0))}
     b = {s: (a[s][0] - 4 + noise, tokens) for s in (2, 0, 1)}
     others = {s + 7: windows for s, windows in b.items()}
-    assert intervals.compare_perplexity(a, b).clear and not intervals.compare_perplexity(a, others).clear
+    assert comparisons.compare_perplexity(a, b).clear and not comparisons.compare_perplexity(a, others).clear
 
 
 def test_losses_are_weighted_by_tokens() -> None:
     a, b = ([4.0, 100.0], [1, 99]), ([2.0, 100.0], [1, 99])
-    assert intervals.compare_perplexity({0: a}, {0: b}).difference == pytest.approx(0.02)
+    assert comparisons.compare_perplexity({0: a}, {0: b}).difference == pytest.approx(0.02)
 
 
 def test_of_intervals_alone_the_halves_that_face_each_other_count() -> None:
     a, b = Interval(5.0, 4.0, 8.0, "items", 9), Interval(3.0, 1.0, 3.5, "items", 9)
-    assert ends(intervals.compare_intervals(a, b)) == pytest.approx((2 - math.hypot(1, 0.5), 2 + math.hypot(3, 2)))
-    logs = intervals.compare_intervals(a, b, logs=True)
+    assert ends(comparisons.compare_intervals(a, b)) == pytest.approx((2 - math.hypot(1, 0.5), 2 + math.hypot(3, 2)))
+    logs = comparisons.compare_intervals(a, b, logs=True)
     assert logs.difference == pytest.approx(math.log(5 / 3)) and logs.clear
     one = Interval(9.0, None, None, "one window", 1)
-    assert not intervals.compare_intervals(a, one, logs=True).clear
+    assert not comparisons.compare_intervals(a, one, logs=True).clear
     with pytest.raises(ValueError, match="Only positive numbers"):
-        intervals.compare_intervals(a, Interval(1.0, 0.0, 2.0, "seeds", 3), logs=True)
+        comparisons.compare_intervals(a, Interval(1.0, 0.0, 2.0, "seeds", 3), logs=True)
 
 
 def crossed(
@@ -279,7 +280,7 @@ def test_a_comparison_of_losses_holds_the_truth_in_95_percent(
         tokens, base = generator.integers(10, 40, n), generator.normal(2, 1, n)
         more = crossed(generator, seeds, n, of_seed, of_item, both)
         a = {s: ((base + more[s]) * tokens, tokens) for s in range(seeds)}
-        low, high = ends(intervals.compare_perplexity(a, {0: (base * tokens, tokens)}))
+        low, high = ends(comparisons.compare_perplexity(a, {0: (base * tokens, tokens)}))
         held += low <= 0.1 <= high
     assert 0.92 <= held / times <= 0.995  # two standard errors of 300 trials are 2.5 points
 
@@ -307,7 +308,7 @@ def test_accuracies_and_their_differences_hold_the_truth_in_95_percent() -> None
         x, y = ({task: bits(right) for task, right in side.items()} for side in (a, b))
         low, high = ends(intervals.accuracy([x]))
         held["one"] += bool(low <= np.mean(chances) <= high)
-        low, high = ends(intervals.compare_accuracy({0: x}, {0: y}))
+        low, high = ends(comparisons.compare_accuracy({0: x}, {0: y}))
         held["difference"] += bool(low <= 0.05 * np.mean(chances) <= high)
     assert all(0.92 <= count / times <= 0.99 for count in held.values()), held
 
@@ -329,17 +330,17 @@ def test_equal_systems_are_told_apart_in_one_of_twenty_cases() -> None:
     generator, clear = np.random.default_rng(1), 0
     for _ in range(300):
         a, b = ({0: {"a": bits(generator.random(100) < 0.7)}} for _ in "ab")
-        clear += intervals.compare_accuracy(a, b).clear
+        clear += comparisons.compare_accuracy(a, b).clear
     assert 0.02 <= clear / 300 <= 0.08
 
 
 def test_the_same_data_give_the_same_interval() -> None:
     code = """
 import numpy as np, sys
-from amp_tutorial.reports import intervals
+from amp_tutorial.measure import comparisons
 g = np.random.default_rng(3)
 a, b = ({s: {t: "".join(map(str, g.integers(0, 2, 50))) for t in "xy"} for s in range(3)} for _ in "ab")
-print(intervals.compare_accuracy(a, b), "torch" in sys.modules)
+print(comparisons.compare_accuracy(a, b), "torch" in sys.modules)
 """
     said = {
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout for _ in "ab"
@@ -349,9 +350,9 @@ print(intervals.compare_accuracy(a, b), "torch" in sys.modules)
 
 def test_more_items_than_are_kept_are_resampled_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     a, b = ({0: {"a": bits(np.random.default_rng(s).random(60) < 0.7)}} for s in (0, 1))
-    before = intervals.compare_accuracy(a, b)
-    monkeypatch.setattr("amp_tutorial.reports.resampling.KEPT", 10)
-    assert intervals.compare_accuracy(a, b) == before
+    before = comparisons.compare_accuracy(a, b)
+    monkeypatch.setattr("amp_tutorial.measure.resampling.KEPT", 10)
+    assert comparisons.compare_accuracy(a, b) == before
 
 
 def test_how_intervals_are_said() -> None:

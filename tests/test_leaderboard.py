@@ -1,6 +1,7 @@
 """The leaderboard: its systems, going on where it stopped, failures, and tables from records alone."""
 
 import json
+import math
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -135,7 +136,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Ran:
     table = dict(dense=SYSTEMS["dense"], a=kept("a"), b=kept("b", once=True), sliced=SYSTEMS["sliced"])
     table["lora"] = System("LORA", "LoRA", partial(function, name="lora"), recovery=True)
     monkeypatch.setattr(leaderboard, "SYSTEMS", table)
-    measured = amp.Perplexity(5.0, 4.0, 6.0, 100, "by hand")
+    measured = amp.Perplexity(5.0, 100, "by hand", ((40 * math.log(5), 60 * math.log(5)), (40, 60)))
     accuracy = amp.Accuracy({task: amp.Measured(0.5, 0.1, 26) for task in amp.TASKS})
     monkeypatch.setattr(amp, "calibration", lambda *_, **__: [])
     monkeypatch.setattr(amp, "flops", lambda *_, **__: amp.Flops(2, 1))

@@ -1,6 +1,7 @@
 """The results command: intervals, tables, the README's part, and going on where it stopped."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
     def perplexity(model: Any, tokenizer: Any) -> amp.Perplexity:
         done.append(1.0)
-        return amp.Perplexity(5.0, 4.0, 6.0, 100, "by hand")
+        return amp.Perplexity(5.0, 100, "by hand", ((40 * math.log(5), 60 * math.log(5)), (40, 60)))
 
     def accuracy(model: Any, tokenizer: Any, limit: int | None) -> amp.Accuracy:
         return amp.Accuracy({task: amp.Measured(0.5, 0.1, 26) for task in amp.TASKS})

@@ -138,13 +138,9 @@ class Bench:
             record.metric("parameters removed", 1 - kept / whole, unit=f"of the dense model's {whole}")
         else:
             self._costs(model, record)
-        found = amp.perplexity(model, self.tokenizer, s.heldout, limit=s.windows)
-        record.metric("perplexity", found.value, found.low, found.high, n=found.tokens)
-        record.notes["perplexity protocol"] = found.protocol
+        record.perplexity(amp.perplexity(model, self.tokenizer, s.heldout, limit=s.windows))
         if s.tasks:
-            accuracy = amp.accuracy(model, self.tokenizer, limit=s.items)
-            for name, m in (*accuracy.items(), ("mean accuracy", accuracy.mean)):
-                record.metric(name, m.value, m.low, m.high, n=m.n)
+            record.accuracy(amp.accuracy(model, self.tokenizer, limit=s.items))
         record.write(out / run.file)
 
     def _costs(self, model: PreTrainedModel, record: amp.Record) -> None:

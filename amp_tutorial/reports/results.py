@@ -145,13 +145,9 @@ class Bench:
 
 def measure(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, record: amp.Record, limit: int | None) -> None:
     """Perplexity, the tasks and their mean, with 95 % intervals over windows and items, into the record."""
-    found = amp.perplexity(model, tokenizer)
-    record.metric("perplexity", found.value, found.low, found.high, n=found.tokens)
-    record.notes["perplexity protocol"] = found.protocol
+    record.perplexity(amp.perplexity(model, tokenizer))
     record.metric("parameters", model.num_parameters())
-    accuracy = amp.accuracy(model, tokenizer, limit=limit)
-    for name, m in (*accuracy.items(), ("mean accuracy", accuracy.mean)):
-        record.metric(name, m.value, m.low, m.high, n=m.n)
+    record.accuracy(amp.accuracy(model, tokenizer, limit=limit))
 
 
 def main(arguments: list[str] | None = None) -> int:

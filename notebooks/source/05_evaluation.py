@@ -84,7 +84,7 @@ some = amp.texts("tinyworld", "validation")[:150]
 protocols = {"window 256": dict(window=256), "window 8": dict(window=8), "window 8, stride 2": dict(window=8, stride=2)}
 protocol = {name: amp.perplexity(dense, tokenizer, some, **how) for name, how in protocols.items()}
 for name, found in protocol.items():
-    print(f"{name:18s} {found.value:6.2f} (95 % interval {found.low:.2f} to {found.high:.2f}), {found.tokens:,} tokens")
+    print(f"{name:18s} {amp.interval(found).bounds()}, with its 95 % interval; {found.tokens:,} tokens")
 times = protocol["window 8"].value / protocol["window 256"].value
 print(f"Same weights, same text: the short windows give {times:.2f} times the perplexity of the long ones.")
 # %% [markdown]
