@@ -10,7 +10,7 @@ is picked as the best of a table is flattered by that very table.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,12 @@ class Comparison:
     def clear(self) -> bool:
         """Whether the interval leaves out zero."""
         return self.low is not None and self.high is not None and not self.low <= 0 <= self.high
+
+    @property
+    def turned(self) -> "Comparison":
+        """How B differs from A."""
+        low, high = (None if end is None else -end for end in (self.high, self.low))
+        return replace(self, difference=-self.difference, low=low, high=high)
 
     def points(self, digits: int = 1) -> str:
         """Of shares: "+3.2 points (+1.1 to +5.3)"."""

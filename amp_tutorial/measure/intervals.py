@@ -21,7 +21,7 @@ the same interval. Nothing here imports torch.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,11 @@ class Interval:
     over: str  # what another measurement would draw anew: "items", "seeds and windows" …; or "one window"
     n: int  # items or windows; of an interval over seeds alone, seeds
     seeds: int = 1
+
+    def scaled(self, by: float) -> "Interval":
+        """The same in another unit, such as percent."""
+        low, high = (None if end is None else end * by for end in (self.low, self.high))
+        return replace(self, value=self.value * by, low=low, high=high)
 
     def percent(self, digits: int = 1) -> str:
         """Of a share, in percent: "81.3 ± 2.1", or "99.0 (94.6 to 99.8)" where the two halves differ."""
