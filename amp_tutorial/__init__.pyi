@@ -4,7 +4,6 @@ from .core.checkpoint import load, save
 from .core.criteria import Criterion
 from .core.data import calibration, texts
 from .core.families import FAMILIES, Family
-from .core.perplexity import Perplexity, perplexity
 from .core.plans import Plan, keep, widths_at
 from .core.scores import Scores
 from .core.surgery import masked
@@ -28,11 +27,13 @@ from .methods.repair import Fits
 from .methods.shots import TRANSACT, Shot
 from .older_calls import (
     Fitted,
+    Perplexity,
     Pruned,
     Repaired,
     check,
     drop_layers,
     fit_budget,
+    perplexity,
     plan,
     plan_layers,
     prune,

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 import amp_tutorial as amp
-from amp_tutorial.runs import collection
+from amp_tutorial.runs import cli, collection
 from amp_tutorial.runs import record as records
 
 
-def made(path: Path, value: float = 1.0, status: str = "ok") -> dict:
-    record = amp.Record("a", dict(ratio=0.3))
+def made(path: Path, value: float = 1.0, status: str = "ok", seed: int = 0) -> dict:
+    record = amp.Record("a", dict(ratio=0.3, seed=seed))
     record.metric("perplexity", value, low=value / 2, high=2 * value)
     return records.read(record.write(path, status=status))
 
@@ -83,3 +83,25 @@ def test_nothing_is_written_of_what_is_not_a_record(tmp_path: Path) -> None:
     assert not (tmp_path / "records.jsonl").exists()
     with pytest.raises(ValueError, match="There is no folder of records"):
         collection.gather(tmp_path / "none")
+
+
+def test_the_command_gathers_a_sweep_and_leaves_a_summary(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    for run, value in (("00ff", 4.0), ("0aff", 6.0)):
+        made(tmp_path / "sweep" / run / "record.json", value, seed=int(run[:2], 16))
+    assert cli.main(["gather", str(tmp_path / "sweep")]) == 2
+    assert "name another folder for the table by --out" in capsys.readouterr().err
+    assert cli.main(["gather", str(tmp_path / "sweep"), "--out", str(tmp_path / "table")]) == 0
+    assert "records.jsonl: 2 records." in capsys.readouterr().out
+    text = (tmp_path / "table" / "summary.md").read_text(encoding="utf-8")
+    assert "Runs: 2 finished, 0 failed, 0 left out. Rows of our own: 1." in text and "| 2 |" in text
+
+
+def test_the_shipped_records_are_tables_that_are_sound() -> None:
+    for name, count in (("leaderboard", 594), ("results", 78), ("sweep", 81)):
+        folder = amp.DATA / name
+        found = collection.gathered(folder)
+        assert len(found) == count and not set(collection.files(folder)) - {folder / "summary.json"}
+        assert (folder / "summary.md").is_file() and all(record["status"] == "ok" for record in found.values())
+    for name in ("leaderboard", "results"):
+        for record in collection.gathered(amp.DATA / name).values():
+            assert "windows" in record["metrics"]["perplexity"] and "of" in record["metrics"]["mean accuracy"]

@@ -39,7 +39,7 @@ ABLATION = ("ablation-both", "ablation-heads", "ablation-neurons")
 PAPER_ABLATION = {"ablation-both": 61.02, "ablation-heads": 37.63, "ablation-neurons": 56.93}
 
 
-AGAINST = ("random", "reversed")  # what AMP's mean accuracy is compared with
+AGAINST = {"random": "random choice", "reversed": "its own reversal"}  # what AMP's mean accuracy is compared with
 
 
 def summarise(records: dict[str, list[dict[str, Any]]], settings: dict[str, Any]) -> dict[str, Any]:
@@ -82,16 +82,17 @@ def verdicts(found: dict[str, Any]) -> list[str]:
     """A sentence for each model: how AMP's mean accuracy stands to random's and to that of its own reversal."""
     sentences = []
     for model, claims in found["amp against"].items():
-        random, reversed_ = (_against(Comparison(**claims[what])) for what in AGAINST)
-        sentences.append(f"{model}: AMP keeps {random} random choice, and {reversed_} its own reversal.")
+        said = [_against(Comparison(**claims[what]), name) for what, name in AGAINST.items()]
+        sentences.append(f"{model}: {'; '.join(said)}.")
     return sentences
 
 
-def _against(gap: Comparison) -> str:
+def _against(gap: Comparison, other: str) -> str:
     if not gap.clear:
-        return f"no clear difference ({gap.points()}) from"
+        return f"AMP and {other} are not told apart, {gap.points()}"
     more = gap.difference > 0
-    return f"{(gap if more else gap.turned).points().replace('+', '')} {'more' if more else 'less'} than"
+    points = (gap if more else gap.turned).points().replace("+", "")
+    return f"AMP keeps {points} {'more' if more else 'less'} than {other}"
 
 
 def main_table(found: dict[str, Any]) -> str:
