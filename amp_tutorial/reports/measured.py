@@ -67,12 +67,16 @@ def _seed(record: Record) -> Any:
 
 
 def _of_one(metric: Mapping[str, Any], name: str, seeds: int) -> Interval:
-    """The interval that a record brings. One without a width, as older versions wrote, is not taken for one."""
+    """The interval that a record brings; of an accuracy Wilson's, where it has no width or leaves 0 to 1 behind.
+
+    Both were written by older versions: 1.96 standard errors to either side of 20 right of 20, or of 48 of 49.
+    """
     value, low, high = metric["value"], metric.get("low"), metric.get("high")
     over, n = "windows" if is_perplexity(name) else "items", metric.get("n") or 1
-    if low is not None and high is not None and low < high:
+    share = metric.get("n") is not None and 0 <= value <= 1 and not is_perplexity(name)
+    if low is not None and high is not None and low < high and not (share and not 0 <= low <= high <= 1):
         return Interval(value, low, high, over, n, seeds)
-    if low is not None and metric.get("n") and 0 <= value <= 1 and not is_perplexity(name):
+    if low is not None and share:
         sure = intervals.proportion(value * n, n)
         return Interval(value, sure.low, sure.high, over, n, seeds)
     return Interval(value, None, None, "one record", n, seeds)

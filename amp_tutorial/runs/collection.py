@@ -12,6 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from ..files.atomic import write_text
 from . import record as records
 
 TABLE = "records.jsonl"
@@ -121,8 +122,4 @@ def write(folder: str | Path, found: dict[str, Found]) -> Path:
         records.check(record, name)
     rows = ({"file": name} | found[name] for name in sorted(found))
     text = "".join(f"{json.dumps(row, separators=(',', ':'), allow_nan=False)}\n" for row in rows)
-    path = Path(folder) / TABLE
-    beside = path.with_name(f".{TABLE}.part")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside.write_text(text, encoding="utf-8")
-    return beside.replace(path)
+    return write_text(Path(folder) / TABLE, text)

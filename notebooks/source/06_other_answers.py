@@ -339,8 +339,8 @@ L.show(fig, alt=f"Perplexity at {ratio:.0%} removed with 95 % intervals, {len(se
 def against(n):
     """How a criterion stands to AMP, seed by seed and window by window on the same texts."""
     gap = amp.compare(of(n), of("AMP"))
-    word = ("better than AMP." if gap.difference < 0 else "worse than AMP.") if gap.clear else "not told apart from AMP."
-    return gap, f"{n:10s} {centre[n]:7.2f}, {gap.ratio()} AMP's perplexity: {word}"
+    word = ("better than" if gap.difference < 0 else "worse than") if gap.clear else "not told apart from"
+    return gap, f"{n:10s} {centre[n]:7.2f}, {gap.ratio()} AMP's perplexity: {word} AMP."
 
 
 for n in order:
@@ -427,10 +427,14 @@ for name, left in amp.TRANSACT.items():
 # each shot, or all at the end. **Predict:** is it scoring again that helps, or training in between?
 # %%
 shots = 4
-training = partial(
-    amp.recover, config=amp.RecoveryConfig(samples=sizes["rows"], loss="text", learning_rate=2e-3), progress=False
+quarters, at_once = (
+    partial(
+        amp.recover,
+        config=amp.RecoveryConfig(samples=sizes["rows"], epochs=epochs, loss="text", learning_rate=2e-3),
+        progress=False,
+    )
+    for epochs in (1, shots)
 )
-quarters, at_once = partial(training, epochs=1), partial(training, epochs=shots)
 target = dict(heads=kept_heads, neurons=kept_neurons, criterion="transact")
 ways = {
     "one shot": dict(shots=1, recover=None),
