@@ -4,7 +4,6 @@ from .core.checkpoint import load, save
 from .core.criteria import Criterion
 from .core.data import calibration, texts
 from .core.families import FAMILIES, Family
-from .core.perplexity import Perplexity, perplexity
 from .core.plans import Plan, keep, widths_at
 from .core.scores import Scores
 from .core.surgery import masked
@@ -12,8 +11,10 @@ from .files.checkpoints import EMBEDDED
 from .files.paths import DATA
 from .files.texts import CORPORA, perplexity_text, text_source
 from .measure.check import Preview, estimate, preview
+from .measure.comparisons import Comparison, compare
 from .measure.costs import Flops, flops, kv_cache_bytes, latency, size
 from .measure.energy import Energy, energy
+from .measure.intervals import Interval, interval
 from .measure.robustness import PERTURBATIONS, robustness
 from .measure.tasks import CHANCE, PAPER_TASKS, TASKS, Accuracy, Measured, accuracy
 from .methods import CRITERIA, score_many
@@ -26,11 +27,13 @@ from .methods.repair import Fits
 from .methods.shots import TRANSACT, Shot
 from .older_calls import (
     Fitted,
+    Perplexity,
     Pruned,
     Repaired,
     check,
     drop_layers,
     fit_budget,
+    perplexity,
     plan,
     plan_layers,
     prune,
@@ -51,12 +54,12 @@ from .scale.shared_product import shared_product
 __all__ = [
     "CHANCE", "CORPORA", "CRITERIA", "DATA", "EMBEDDED", "FAMILIES", "LAYER_CRITERIA", "PAPER_TASKS", "PERTURBATIONS",
     "TASKS", "TRANSACT",
-    "Accuracy", "Anatomy", "Criterion", "Energy", "Family", "Fits", "Fitted", "Flops", "Has", "Measured", "Needs",
-    "OverBudget", "Perplexity", "Plan", "Preview", "Pruned", "PrunedFolder", "Record", "Recovery", "RecoveryConfig",
-    "Repaired", "Rotation", "Scores", "Search", "Shot",
-    "accuracy", "calibration", "check", "drop_layers", "energy", "estimate", "fit_budget", "flops", "has", "keep",
-    "kv_cache_bytes", "latency", "load", "masked", "needs_of", "over_processes", "perplexity", "perplexity_text",
-    "plan", "plan_jointly", "plan_layers", "plan_with_layers", "preview", "prune", "prune_and_fold", "prune_folder",
-    "prune_in_shots", "rank_layers", "recover", "repair", "robustness", "rotation", "save", "score", "score_many",
-    "shared_product", "size", "slice_hidden", "text_source", "texts", "widths_at", "with_layers",
+    "Accuracy", "Anatomy", "Comparison", "Criterion", "Energy", "Family", "Fits", "Fitted", "Flops", "Has", "Interval",
+    "Measured", "Needs", "OverBudget", "Perplexity", "Plan", "Preview", "Pruned", "PrunedFolder", "Record", "Recovery",
+    "RecoveryConfig", "Repaired", "Rotation", "Scores", "Search", "Shot",
+    "accuracy", "calibration", "check", "compare", "drop_layers", "energy", "estimate", "fit_budget", "flops", "has",
+    "interval", "keep", "kv_cache_bytes", "latency", "load", "masked", "needs_of", "over_processes", "perplexity",
+    "perplexity_text", "plan", "plan_jointly", "plan_layers", "plan_with_layers", "preview", "prune", "prune_and_fold",
+    "prune_folder", "prune_in_shots", "rank_layers", "recover", "repair", "robustness", "rotation", "save", "score",
+    "score_many", "shared_product", "size", "slice_hidden", "text_source", "texts", "widths_at", "with_layers",
 ]  # fmt: skip

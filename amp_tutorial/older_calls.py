@@ -9,11 +9,14 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from .core.perplexity import Perplexity as _Perplexity
+from .core.perplexity import perplexity as _perplexity
 from .core.plans import Plan
 from .core.plans import plan as _plan
 from .core.surgery import Pruned as _Pruned
 from .core.surgery import prune as _prune
 from .measure.check import preview
+from .measure.intervals import interval
 from .methods import score as _score
 from .methods import score_many
 from .methods.budget import fit_budget as _fit_budget
@@ -93,6 +96,25 @@ slice_hidden = _renamed(_slice_hidden, hidden="hidden_size")
 fit_budget = _renamed(_fit_budget, remove="pruning_ratio")
 drop_layers = _renamed(_drop_layers, remove="num_layers")
 plan_layers = _renamed(_plan_layers, remove="pruning_ratio")
+
+
+class Perplexity(_Perplexity):
+    """`core.perplexity.Perplexity`, which also gives the ends of its interval as before."""
+
+    @property
+    def low(self) -> float | None:
+        _warn("Perplexity.low", "amp.interval(found).low")
+        return interval(self).low
+
+    @property
+    def high(self) -> float | None:
+        _warn("Perplexity.high", "amp.interval(found).high")
+        return interval(self).high
+
+
+@functools.wraps(_perplexity)
+def perplexity(*args: Any, **given: Any) -> Perplexity:
+    return Perplexity(**vars(_perplexity(*args, **given)))
 
 
 @functools.wraps(_prune_in_shots)

@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -36,7 +37,7 @@ def test_perplexity_by_hand(stride: int | None) -> None:
     assert len(counted) == len(ids)
     found = amp.perplexity(model, TOKENIZER, [TEXT], window=31, stride=stride)
     assert found.value == pytest.approx(math.exp(sum(counted) / len(counted)), rel=1e-5)
-    assert found.tokens == len(ids) and found.low <= found.value <= found.high
+    assert found.tokens == len(ids)
     assert "31 tokens" in found.protocol and "BOS" in found.protocol
     assert ("stride = window" if stride is None else f"stride {stride}") in found.protocol
 
@@ -56,7 +57,10 @@ def test_a_perplexity_that_no_float_holds_is_infinite() -> None:
     model = tiny()
     model.lm_head.weight.data *= 1e6
     found = amp.perplexity(model, TOKENIZER, [TEXT], window=31)
-    assert found.value == found.low == found.high == math.inf and found.tokens == len(TOKENIZER(TEXT)["input_ids"])
+    sure = amp.interval(found)
+    assert found.value == sure.value == sure.low == sure.high == math.inf and found.tokens == len(
+        TOKENIZER(TEXT)["input_ids"]
+    )
 
 
 def test_a_single_repeat_is_its_own_median_and_quartiles() -> None:
@@ -64,6 +68,34 @@ def test_a_single_repeat_is_its_own_median_and_quartiles() -> None:
         assert 0 < time.low == time.median == time.high
     with pytest.raises(ValueError, match="repeats=0 must be at least 1"):
         amp.latency(tiny(), repeats=0)
+
+
+def test_the_windows_come_shortest_first_with_their_losses_and_tokens() -> None:
+    model, documents = tiny(), [TEXT[:20], "Ben.", "A red kite", "A blue cat"]
+    expected = [losses(model, [0, *TOKENIZER(documents[i])["input_ids"]]) for i in (1, 2, 3, 0)]
+    for size in (1, 3):
+        found = amp.perplexity(model, TOKENIZER, documents, window=64, batch_size=size)
+        assert found.windows[0] == pytest.approx([sum(loss) for loss in expected], rel=1e-5)
+        assert found.windows[1] == tuple(map(len, expected)) and sum(found.windows[1]) == found.tokens
+        assert found.value == pytest.approx(math.exp(sum(found.windows[0]) / found.tokens))
+    sure = amp.interval(found)
+    assert (sure.value, sure.over, sure.n) == (pytest.approx(found.value), "windows", 4)
+    assert sure.low is not None and sure.high is not None and sure.low < found.value < sure.high
+    assert "windows=" not in repr(found)
+
+
+def test_models_are_compared_window_by_window_and_item_by_item() -> None:
+    a, b = tiny(seed=0), tiny(seed=1)
+    x, y = (amp.perplexity(model, TOKENIZER, [TEXT], window=16) for model in (a, b))
+    gap = amp.compare(x, y)
+    assert gap.difference == pytest.approx(math.log(x.value / y.value)) and gap.paired and gap.over == "windows"
+    assert amp.compare([x, x], [y, x]).difference == pytest.approx(gap.difference / 2)
+    right, wrong = (amp.Measured(value, 0.0, 50, {"t": str(int(value)) * 50}) for value in (1.0, 0.0))
+    assert amp.compare(right, wrong).clear and amp.compare({3: right}, {3: wrong}).difference == 1
+    mixed: Any
+    for mixed in ((x, right), ([], x), ([x, right], [y, y])):
+        with pytest.raises(ValueError, match="two perplexities, or two accuracies"):
+            amp.compare(*mixed)
 
 
 def test_an_untrained_uniform_model_has_the_vocabulary_as_perplexity() -> None:
@@ -82,13 +114,15 @@ def test_accuracy_is_slow_scoring() -> None:
     spy.remove()
     assert all(row[0] == 0 and row[1] != 0 for row in seen)  # one BOS
     for task in tasks:
-        right = 0
+        answers = []
         for line in (amp.DATA / "tasks" / f"{task}.jsonl").read_text().splitlines()[:20]:
             item = json.loads(line)
             prompt = [0, *TOKENIZER(item["prompt"])["input_ids"]]
             rows = [prompt + TOKENIZER(f" {choice}")["input_ids"] for choice in item["choices"]]
             sums = [sum(losses(model, row)[len(prompt) - 1 :]) for row in rows]
-            right += sums.index(min(sums)) == item["answer"]
+            answers.append(sums.index(min(sums)) == item["answer"])
+        right = sum(answers)
+        assert found[task].items == {task: "".join(str(int(a)) for a in answers)}
         assert found[task].value == pytest.approx(right / 20) and found[task].n == 20
         error = math.sqrt(right / 20 * (1 - right / 20) / 19)
         assert found[task].stderr == pytest.approx(error)
@@ -98,7 +132,15 @@ def test_accuracy_is_slow_scoring() -> None:
 def test_the_mean_over_tasks_and_its_error() -> None:
     found = amp.Accuracy(a=amp.Measured(0.5, 0.03, 100), b=amp.Measured(0.9, 0.04, 400))
     assert (found.mean.value, found.mean.stderr, found.mean.n) == (pytest.approx(0.7), pytest.approx(0.025), 500)
-    assert (found["a"].low, found["a"].high) == (pytest.approx(0.4412), pytest.approx(0.5588))
+    assert (found["a"].low, found["a"].high) == (pytest.approx(0.4038, abs=1e-4), pytest.approx(0.5962, abs=1e-4))
+    assert found.mean.low > found["a"].low, "the mean is known better than a task of few items"
+
+
+def test_every_answer_right_leaves_something_open() -> None:
+    found = amp.Accuracy(a=amp.Measured(1.0, 0.0, 20, {"a": "1" * 20}), b=amp.Measured(0.5, 0.1, 20, {"b": "01" * 10}))
+    assert found["a"].high == 1 and found["a"].low == pytest.approx(0.8389, abs=1e-4)
+    assert found.mean.items == {"a": "1" * 20, "b": "01" * 10}
+    assert found.mean.interval == amp.interval(found.mean) and found.mean.low < 0.75 < found.mean.high < 1
 
 
 def test_chance_is_one_over_the_number_of_choices() -> None:

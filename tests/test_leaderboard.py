@@ -1,6 +1,8 @@
 """The leaderboard: its systems, going on where it stopped, failures, and tables from records alone."""
 
 import json
+import math
+import re
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,8 +14,9 @@ from helpers import VOCABULARY, Shape, byte_tokenizer, tiny
 from torch import Tensor
 
 import amp_tutorial as amp
+from amp_tutorial.measure import intervals
 from amp_tutorial.methods import slicegpt
-from amp_tutorial.reports import boards, leaderboard, standings, summary, systems
+from amp_tutorial.reports import boards, leaderboard, markdown, standings, systems
 from amp_tutorial.reports.systems import RECOVERED, SYSTEMS, System
 
 Ran = list[tuple[str, float, int]]  # system, ratio and seed of every run that was measured
@@ -135,7 +138,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Ran:
     table = dict(dense=SYSTEMS["dense"], a=kept("a"), b=kept("b", once=True), sliced=SYSTEMS["sliced"])
     table["lora"] = System("LORA", "LoRA", partial(function, name="lora"), recovery=True)
     monkeypatch.setattr(leaderboard, "SYSTEMS", table)
-    measured = amp.Perplexity(5.0, 4.0, 6.0, 100, "by hand")
+    measured = amp.Perplexity(5.0, 100, "by hand", ((40 * math.log(5), 60 * math.log(5)), (40, 60)))
     accuracy = amp.Accuracy({task: amp.Measured(0.5, 0.1, 26) for task in amp.TASKS})
     monkeypatch.setattr(amp, "calibration", lambda *_, **__: [])
     monkeypatch.setattr(amp, "flops", lambda *_, **__: amp.Flops(2, 1))
@@ -260,7 +263,7 @@ def test_a_folder_with_own_texts_is_measured_by_perplexity_alone(tmp_path: Path)
     assert len(records) == 5 and all("mean accuracy" not in r["metrics"] for r in records)
     assert str(tmp_path) not in json.dumps(records), "names of files, no paths of this machine"
     text = (out / "summary.md").read_text(encoding="utf-8")
-    assert "| AMP + repair | repair |" in text and "accuracy" not in text.split("###")[1]
+    assert "| AMP + repair | repair |" in text and "mean accuracy" not in text
 
 
 MEASURED = {"model_sha256": "m", "heldout_sha256": "h"}
@@ -268,8 +271,16 @@ MEASURED = {"model_sha256": "m", "heldout_sha256": "h"}
 
 def record(system: str, cuts: str, value: float, seed: int = 0, ratio: float = 0.3, **other: Any) -> dict[str, Any]:
     parameters = dict(model="tiny", system=system, label=system.upper(), cuts=cuts, ratio=ratio, seed=seed)
-    named = dict(perplexity=value, **{"mean accuracy": 1 / value, "parameters removed": other.pop("gone", ratio)})
-    metrics = {name: dict(value=v, low=v, high=v) for name, v in named.items()}
+    noise = [0.05 * math.sin(i * (2 + len(system))) for i in range(20)]  # of each window; its own for every system
+    losses = [10 * (math.log(value) + x - sum(noise) / 20) for x in noise]
+    right = round(200 / value)
+    items = "".join("01"[(7 * i + len(system)) % 200 < right] for i in range(200))
+    metrics: dict[str, Any] = {
+        "perplexity": dict(value=value, low=value * 0.9, high=value * 1.1, n=200, windows=[losses, [10] * 20]),
+        "task": dict(value=right / 200, n=200, items=items),
+        "mean accuracy": dict(value=right / 200, n=200, of=["task"]),
+        "parameters removed": dict(value=other.pop("gone", ratio), low=None, high=None),
+    }
     return dict(
         name="leaderboard", status="ok", parameters=parameters | {"measured": MEASURED} | other, metrics=metrics
     )
@@ -280,7 +291,7 @@ def board(out: Path) -> list[dict[str, Any]]:
     for seed, noise in enumerate((-0.01, 0.0, 0.01)):
         records += [
             record("amp", "heads and neurons", 4.0 + noise, seed),
-            record("near", "repair", 3.01 + noise, seed),
+            record("near", "repair", 3.01 - noise, seed),
             record("ours", "repair", 3.0 + noise, seed),
             record("sleb", "layers", 2.5 + noise, seed, gone=0.2),
             record("sliced", "slicing", 2.2 + noise, seed),
@@ -293,34 +304,52 @@ def board(out: Path) -> list[dict[str, Any]]:
 
 
 def line(text: str, label: str) -> str:
-    (found,) = [row for row in text.splitlines() if row.startswith(f"| {label} | ") and "±" in row]
+    (found,) = [row for row in text.splitlines() if row.startswith(f"| {label} | ") and " to " in row]
     return found
 
 
-def test_tables_say_best_overlap_and_a_ratio_that_is_off(tmp_path: Path) -> None:
+def said(*perplexities: float, system: str) -> str:
+    found = [record(system, "repair", value, seed) for seed, value in enumerate(perplexities)]
+    return intervals.perplexity([tuple(r["metrics"]["perplexity"]["windows"]) for r in found]).bounds()
+
+
+def test_tables_say_best_what_is_not_told_apart_and_a_ratio_that_is_off(tmp_path: Path) -> None:
     board(tmp_path)
     text = boards.write(standings.read(tmp_path), tmp_path)
-    assert line(text, "OURS").startswith("| OURS | repair | **3.00 ± 0.02**")
-    assert "| ≈ 3.01 ± 0.02" in line(text, "NEAR")
-    assert "| 4.00 ± 0.02 |" in line(text, "AMP"), "apart from the best: no mark"
-    assert "| 2.50 ± 0.02 †20 % |" in line(text, "SLEB"), "removed less than asked: marked, and never the best"
-    assert "**2.20 ± 0.02**" in line(text, "SLICED") and "**2.10 ± 0.02**" in line(text, "LORA"), (
-        "contests of their own"
-    )
+    ours = said(2.99, 3.0, 3.01, system="ours")
+    assert line(text, "OURS").startswith(f"| OURS | repair | **{ours}**") and ours.startswith("3.00 (2.9")
+    assert "| ≈ 3.01 (" in line(text, "NEAR")
+    assert "| 4.00 (" in line(text, "AMP"), "told apart from the best: no mark"
+    assert re.search(r"\| 2.50 \(.*?\) †20 % \|", line(text, "SLEB")), "removed less than asked: never the best"
+    assert "**2.20 (" in line(text, "SLICED") and "**2.10 (" in line(text, "LORA"), "contests of their own"
     (goal,) = [
         row for row in text.splitlines() if row.startswith("| tiny | 30 % | Heads, neurons and layers | perplexity")
     ]
-    ours, other = "OURS: 3.00 ± 0.02 (+50.0 %)", "AMP: 4.00 ± 0.02 (+100.0 %)"
-    assert goal.endswith(f"| {ours} | {other} | ahead, intervals apart |")
-    assert "- Heads, neurons and layers, perplexity: ahead in 1 of 1 cases, intervals apart in 1." in text
+    assert f"| OURS: {ours} (+50.0 %) | AMP: {said(3.99, 4.0, 4.01, system='amp')} (+100.0 %) |" in goal
+    assert re.search(r"\| ahead clearly: 0.75 times \(0.7\d to 0.7\d\) \|$", goal)
+    assert "- Heads, neurons and layers, perplexity: ahead in 1 of 1 cases, clearly in 1; clearly behind in 0." in text
+    assert "± 0.0" not in text
 
 
-@pytest.mark.parametrize(("ours", "how"), [(4.5, "behind"), (4.0, "level"), (3.0, "ahead")])
-def test_the_sentence_follows_the_outcome(ours: float, how: str) -> None:
+@pytest.mark.parametrize(
+    ("ours", "how"), [(4.4, "behind clearly"), (4.04, "behind"), (3.96, "ahead"), (3.0, "ahead clearly")]
+)
+def test_the_verdict_follows_the_outcome(ours: float, how: str) -> None:
     records = [record("dense", "nothing", 2.0, ratio=0.0), record("amp", "heads and neurons", 4.0)]
     found, _ = standings.collect([r | {"file": "x"} for r in (*records, record("ours", "repair", ours))])
-    assert all(f" | {how}, intervals" in row for row in boards.goal_table(found)[2:])
-    assert len(boards.goal_table(found)) > 2
+    fought = standings.duels(found)
+    (row,) = [row for row in boards.goal_table(found, fought) if "| perplexity |" in row]
+    assert f"| {how}: {ours / 4:.2f} times (" in row
+    ahead, clear = "ahead" in how, "clearly" in how
+    sentence = f"perplexity: ahead in {ahead:d} of 1 cases, clearly in {ahead and clear:d}; clearly behind in "
+    assert boards.tally(fought)[0].endswith(f"{sentence}{not ahead and clear:d}.")
+
+
+def test_what_is_level_is_not_called_ahead() -> None:
+    records = [record("dense", "nothing", 2.0, ratio=0.0), record("same", "heads and neurons", 4.0)]
+    found, _ = standings.collect([r | {"file": "x"} for r in (*records, record("ours", "repair", 4.0))])
+    assert [duel.verdict for duel in standings.duels(found)] == ["level", "level"]
+    assert not any(duel.gap.clear for duel in standings.duels(found))
 
 
 def test_a_peer_from_outside_joins_as_a_record(tmp_path: Path) -> None:
@@ -329,7 +358,7 @@ def test_a_peer_from_outside_joins_as_a_record(tmp_path: Path) -> None:
     peer = json.loads(documented.replace("{…}", json.dumps(MEASURED)).replace("tiny-llama", "tiny"))
     (tmp_path / "a peer.json").write_text(json.dumps(peer), encoding="utf-8")
     text = boards.write(standings.read(tmp_path), tmp_path)
-    assert line(text, "My system").startswith("| My system | heads and neurons | 5.10 ± 0.20\\* | – |")
+    assert line(text, "My system").startswith("| My system | heads and neurons | 5.10 (4.90 to 5.30)\\* | – |")
     peer["parameters"]["measured"] = {"model_sha256": "another"}
     (tmp_path / "a peer.json").write_text(json.dumps(peer), encoding="utf-8")
     text = boards.write(standings.read(tmp_path), tmp_path)
@@ -373,7 +402,7 @@ def test_the_readme_is_filled_twice_with_the_same(tmp_path: Path) -> None:
     assert readme.read_text(encoding="utf-8") == once
     assert "![Lines of perplexity" in once and "(out/picture.png)" in once and "\nold\n" not in once
     assert "[out/summary.md](out/summary.md)" in once and once.startswith("# Title\n") and once.endswith("\nend\n")
-    assert summary.marked(readme, boards.BEGIN, boards.END)[0] == "# Title\n"
+    assert markdown.marked(readme, boards.BEGIN, boards.END)[0] == "# Title\n"
 
 
 def test_no_two_lines_of_the_picture_look_alike(tmp_path: Path) -> None:
@@ -389,16 +418,14 @@ def test_no_two_lines_of_the_picture_look_alike(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("perplexity", "verdict"), [(2.13, "met"), (2.2, "missed by 3.0 points")])
 def test_goals_are_met_or_missed_by_so_much_and_never_guessed_between_ratios(perplexity: float, verdict: str) -> None:
-    def cell(value: float, ratio: float) -> dict[str, summary.Interval]:
-        return {
-            "perplexity": summary.Interval(value, value, value, "seeds", 3),
-            "parameters removed": summary.Interval(ratio, ratio, ratio, "seeds", 3),
-        }
+    def row(system: str, cuts: str, value: float, ratio: float) -> standings.System:
+        return standings.System([record(system, cuts, value, ratio=ratio)])
 
-    rows = {("dense", "dense", "nothing", 0.0): cell(2.0, 0.0)}
-    rows |= {("sliced", "sliced", "slicing", ratio): cell(perplexity, ratio) for ratio in (0.2, 0.5)}
+    rows = {("dense", "dense", "nothing", 0.0): row("dense", "nothing", 2.0, 0.0)}
+    rows |= {("sliced", "sliced", "slicing", r): row("sliced", "slicing", perplexity, r) for r in (0.2, 0.5)}
     lines = boards.missed({"m": rows})
     said = [line.split(" | ")[-1].strip(" |") for line in lines[2:]]
     assert said == ["25% was not run; over it here"] * 2 + [verdict]
+    assert all(f": {50 * perplexity - 100:+.1f} % (" in line for line in lines[2:])
     del rows["sliced", "sliced", "slicing", 0.5], rows["sliced", "sliced", "slicing", 0.2]
     assert boards.missed({"m": rows}) == []

@@ -47,6 +47,14 @@ def test_an_old_name_gives_what_the_new_one_gives_and_warns_once() -> None:
     assert deep.kept_layers == [0, 2] and len(warned) == 1 and "num_layers=" in warned[0]
 
 
+def test_a_perplexity_gives_the_ends_of_its_interval() -> None:
+    found, warned = said(lambda: amp.perplexity(tiny(), TOKENIZER, ["a text of some length"], window=5))
+    assert not warned
+    (low, high), warned = said(lambda: (found.low, found.high))
+    assert (low, high) == (amp.interval(found).low, amp.interval(found).high) and low < found.value < high
+    assert len(warned) == 2 and "amp.interval(found).low" in warned[0]
+
+
 def test_the_new_names_warn_of_nothing() -> None:
     model = tiny()
     scores, warned = said(lambda: amp.score_many(model, BATCHES, ("amp",))["amp"])

@@ -3,6 +3,7 @@
 import errno
 import importlib.metadata
 import json
+import math
 import mmap
 import os
 import subprocess
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 import amp_tutorial as amp
 from amp_tutorial.files.checkpoints import MODELS, sha256
 from amp_tutorial.files.paths import ROOT
+from amp_tutorial.measure import intervals
 from amp_tutorial.runs import machine
 from amp_tutorial.runs import record as records
 
@@ -49,6 +51,62 @@ def test_a_record_says_everything(tmp_path: Path) -> None:
     assert found["seconds"] >= 0 and found["peak_memory_bytes"] > 50e6 and found["threads"] >= 1
     assert found["device"] and found["python"]
     assert (found["schema"], found["protocol"]) == (records.SCHEMA, records.PROTOCOL)
+
+
+LOSSES, TOKENS = (6.0, 4.123456789, 9.0), (3, 2, 5)
+
+
+def measured(path: Path) -> dict:
+    """A record with a perplexity and an accuracy of two tasks, as it was written."""
+    record = amp.Record("a", {})
+    record.perplexity(amp.Perplexity(math.exp(sum(LOSSES) / 10), 10, "by hand", (LOSSES, TOKENS)), "tuned/")
+    tasks = {"x": amp.Measured(0.75, 0.2, 4, {"x": "1101"}), "y": amp.Measured(1.0, 0.0, 4, {"y": "1111"})}
+    record.accuracy(amp.Accuracy(tasks | {"y acc_norm": amp.Measured(0.5, 0.3, 4, {"y": "1100"})}), "tuned/")
+    return written(record, path)
+
+
+def test_a_record_holds_every_window_and_every_item(tmp_path: Path) -> None:
+    found = measured(tmp_path / "a.json")
+    metrics = found["metrics"]
+    assert list(metrics) == [f"tuned/{name}" for name in ("perplexity", "x", "y", "y acc_norm", "mean accuracy")]
+    text, mean = metrics["tuned/perplexity"], metrics["tuned/mean accuracy"]
+    assert text["windows"] == [[6.0, 4.123457, 9.0], [3, 2, 5]] and text["n"] == 10
+    sure = intervals.perplexity([(LOSSES, TOKENS)])
+    assert (text["low"], text["high"]) == (sure.low, sure.high) and 0 < text["low"] < text["value"] < text["high"]
+    assert metrics["tuned/x"]["items"] == "1101" and metrics["tuned/y acc_norm"]["items"] == "1100"
+    assert mean["of"] == ["tuned/x", "tuned/y"] and mean["value"] == 0.875
+    assert metrics["tuned/y"]["high"] == 1 and metrics["tuned/y"]["low"] == pytest.approx(0.5101, abs=1e-4)
+    assert found["notes"]["perplexity protocol"] == "by hand"
+
+
+def test_a_perplexity_that_is_not_finite_has_no_windows(tmp_path: Path) -> None:
+    record = amp.Record("a", {})
+    record.perplexity(amp.Perplexity(math.nan, 3, "by hand", ((1.0, math.nan), (1, 2))))
+    found = written(record, tmp_path / "a.json")["metrics"]["perplexity"]
+    assert found == dict(value=None, low=None, high=None, stderr=None, unit="", n=3)
+
+
+@pytest.mark.parametrize(
+    ("metric", "change", "says"),
+    [
+        ("perplexity", dict(value=9.0), "its value is 9.0, but what it is the mean of gives 6.7689"),
+        ("perplexity", dict(windows=[[1.0], [10, 0]]), "its windows hold 1 losses and 10 tokens, not 10"),
+        ("perplexity", dict(windows=[[1.0], [9]]), "its windows hold 1 losses and 9 tokens, not 10"),
+        ("perplexity", dict(windows=[[1.0], [0.5]]), "0.5 is not of type 'integer'"),
+        ("perplexity", dict(windows=[[1.0]]), "is too short"),
+        ("x", dict(items="110"), "it has 3 items, not 4"),
+        ("x", dict(items="1100"), "its value is 0.75, but what it is the mean of gives 0.5"),
+        ("x", dict(items="11x1"), "'11x1' does not match"),
+        ("mean accuracy", dict(of=["tuned/z"]), "there are no items of tuned/z"),
+        ("mean accuracy", dict(of=["tuned/x"]), "its value is 0.875, but what it is the mean of gives 0.75"),
+    ],
+)
+def test_a_record_that_contradicts_itself_is_refused(tmp_path: Path, metric: str, change: dict, says: str) -> None:
+    found = measured(tmp_path / "a.json")
+    found["metrics"][f"tuned/{metric}"] |= change
+    with pytest.raises(ValueError, match=f"The record a, (metrics, )?tuned/{metric}") as caught:
+        records.check(found, "a")
+    assert says in str(caught.value)
 
 
 def test_what_only_the_caller_knows_is_in_the_record_too(tmp_path: Path) -> None:

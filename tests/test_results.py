@@ -1,31 +1,22 @@
 """The results command: intervals, tables, the README's part, and going on where it stopped."""
 
 import json
+import math
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import amp_tutorial as amp
+from amp_tutorial.measure import intervals
 from amp_tutorial.reports import results, summary
 
 
-def test_interval_over_seeds_is_students() -> None:
-    found = summary.over_seeds([1.0, 2.0, 3.0])
-    assert found.value == 2.0
-    assert found.high - found.value == pytest.approx(4.303 / 3**0.5)
-    assert found.value - found.low == pytest.approx(found.high - found.value)
-
-
-def test_one_seed_has_no_interval_over_seeds() -> None:
-    with pytest.raises(ValueError, match="at least two"):
-        summary.over_seeds([1.0])
-
-
-def test_intervals_that_touch_are_not_apart() -> None:
-    a, b, c = (summary.Interval(m, m - 1, m + 1, "seeds", 3) for m in (0.0, 2.0, 2.5))
-    assert not a.apart(b) and not b.apart(a)
-    assert a.apart(c) and c.apart(a)
+def _bits(right: float, shift: int) -> str:
+    """Of 200 items so many are right; which ones differs a little by seed."""
+    first = round(200 * right)
+    return ("0" * shift + "1" * first).ljust(200, "0")[:200]
 
 
 def _records(amp_accuracy: float) -> dict[str, list[dict[str, Any]]]:
@@ -34,11 +25,12 @@ def _records(amp_accuracy: float) -> dict[str, list[dict[str, Any]]]:
     mine = []
     for what, w in results.WHATS.items():
         for seed in range(1 if w.once else 3):
-            value = accuracy.get(what, 0.7) + 0.01 * seed
-            metrics = {name: dict(value=value, low=value - 0.02, high=value + 0.02) for name in amp.TASKS}
-            metrics["mean accuracy"] = dict(value=value, low=value - 0.01, high=value + 0.01)
-            metrics["perplexity"] = dict(value=5 + seed, low=4.0, high=9.0)
-            metrics["removed"] = dict(value=0.3, low=0.3, high=0.3)
+            bits = _bits(accuracy.get(what, 0.7) + 0.01 * seed, shift=seed)
+            value, losses = bits.count("1") / 200, [9.0 + 3 * seed, 11.0, 10.5 + seed]
+            metrics: dict[str, Any] = {name: dict(value=value, n=200, items=bits) for name in amp.TASKS}
+            metrics["mean accuracy"] = dict(value=value, n=1200, of=list(amp.TASKS))
+            metrics["perplexity"] = dict(value=math.exp(sum(losses) / 15), n=15, windows=[losses, [5, 5, 5]])
+            metrics["removed"] = dict(value=0.3, low=None, high=None)
             mine.append({"parameters": {"what": what, "seed": seed}, "metrics": metrics})
     return {"tiny-llama": mine}
 
@@ -48,16 +40,28 @@ SETTINGS: dict[str, int] = {"limit": 200, "seeds": 3}
 
 def test_table_states_mean_interval_and_what_it_is_over() -> None:
     table = summary.main_table(summary.summarise(_records(0.8), SETTINGS))
-    assert "| tiny-llama | accuracy, % | 90.0 ± 1.0\\* | 81.0 ± 2.5 |" in table
-    assert "3 seeds (Student's t)" in table and "guessing gives 37.5 %" in table
+    dense = intervals.accuracy([{task: _bits(0.9, 0) for task in amp.TASKS}])
+    seeds = intervals.accuracy([{task: _bits(0.8 + 0.01 * s, s) for task in amp.TASKS} for s in range(3)])
+    assert seeds.over == "seeds and items" and seeds.value == pytest.approx(0.81)
+    assert f"| tiny-llama | accuracy, % | {dense.percent()}\\* | {seeds.percent()} |" in table
+    assert "where it is over items or windows" in table and "guessing gives 37.5 %" in table
+    # exp of the mean of the three seeds' losses a token: (30.5 + 34.5 + 38.5) / 45
+    ((dense_text, amp_text),) = re.findall(r"perplexity \| (\S+) \(.*?\)\\\* \| (\S+) \(", table)
+    assert float(dense_text) == pytest.approx(math.exp(30.5 / 15), abs=0.005)
+    assert float(amp_text) == pytest.approx(math.exp(34.5 / 15), abs=0.005)
+    assert " ± 0.0" not in table
 
 
 @pytest.mark.parametrize(
     ("accuracy", "sentence"),
-    [(0.8, "20.0 points more than random"), (0.5, "10.0 points less than random"), (0.61, "intervals overlap")],
+    [
+        (0.8, r"AMP keeps 20\.0 points \(1\d\.\d to 2\d\.\d\) more than random choice"),
+        (0.5, r"AMP keeps 10\.0 points \(\d\.\d to 1\d\.\d\) less than random choice"),
+        (0.6, r"AMP and random choice are not told apart, \+0\.0 points \(.*\); AMP keeps 20.0"),
+    ],
 )
 def test_the_sentence_follows_the_outcome(accuracy: float, sentence: str) -> None:
-    assert sentence in summary.verdicts(summary.summarise(_records(accuracy), SETTINGS))[0]
+    assert re.search(sentence, summary.verdicts(summary.summarise(_records(accuracy), SETTINGS))[0])
 
 
 def test_write_and_fill_the_readme_twice(tmp_path: Path) -> None:
@@ -100,7 +104,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
     def perplexity(model: Any, tokenizer: Any) -> amp.Perplexity:
         done.append(1.0)
-        return amp.Perplexity(5.0, 4.0, 6.0, 100, "by hand")
+        return amp.Perplexity(5.0, 100, "by hand", ((40 * math.log(5), 60 * math.log(5)), (40, 60)))
 
     def accuracy(model: Any, tokenizer: Any, limit: int | None) -> amp.Accuracy:
         return amp.Accuracy({task: amp.Measured(0.5, 0.1, 26) for task in amp.TASKS})

@@ -13,9 +13,9 @@ import pytest
 
 import amp_tutorial as amp
 from amp_tutorial.files.paths import NOTEBOOKS, ROOT
+from amp_tutorial.measure.intervals import over_seeds
 from amp_tutorial.reports import groups, rows, table
 from amp_tutorial.reports.reference import Entry, Ours
-from amp_tutorial.reports.summary import over_seeds
 
 MODEL = "owner/llama"
 ENTRY = Entry(
@@ -69,13 +69,13 @@ def test_over_seeds_the_interval_is_students(tmp_path: Path) -> None:
     values = [0.60, 0.61, 0.63]
     (row,) = joined(put(tmp_path, *(record(seed, value) for seed, value in enumerate(values))))
     wanted = over_seeds(values)
-    assert row.ours == groups.Measured(100 * wanted.value, 100 * wanted.low, 100 * wanted.high, "seeds", 3)
+    assert row.ours == wanted.scaled(100)
     assert row.verdict == "within"
 
 
 def test_seeds_that_all_gave_the_same_have_the_interval_of_items(tmp_path: Path) -> None:
     (row,) = joined(put(tmp_path, record(0, 0.605), record(1, 0.605)))
-    assert row.ours is not None and (row.ours.over, row.ours.n) == ("items", 2)
+    assert row.ours is not None and (row.ours.over, row.ours.seeds) == ("items", 2)
     assert row.ours.low == pytest.approx(59.5) and row.verdict == "within"
 
 
@@ -320,8 +320,8 @@ def test_our_table_shows_what_varies_and_only_that(tmp_path: Path) -> None:
     ]
     assert len(lines) == 8 and all(len(line) == len(header) for line in lines)
     assert lines[0][:5] == ["a", "0.2", "amp", "2", "20.0"]
-    half = 100 * (over_seeds([0.6, 0.61]).high - 0.605)
-    assert lines[0][-1] == f"60.50 ± {half:.2f}" and lines[0][-3] == "66.00 ± 1.00 \\*"
+    half = 100 * ((over_seeds([0.6, 0.61]).high or 0) - 0.605)
+    assert lines[0][-1] == f"60.50 ± {half:.2f}" and lines[0][-3] == "66.00 ± 1.00\\*"
 
 
 def test_a_metric_some_runs_lack_is_blank_in_their_row(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -15,13 +15,13 @@ from .data import padded, texts, windows
 
 @dataclass(frozen=True)
 class Perplexity:
-    """exp of the mean loss per token, with a 95 % bootstrap interval over windows, and how it was taken."""
+    """exp of the mean loss per token, how it was taken, and of what: `amp.interval` says from it how sure it is."""
 
     value: float
-    low: float
-    high: float
     tokens: int
     protocol: str
+    # Summed loss in nats, and counted tokens, of every window: the shortest first, those of one length as in the text.
+    windows: tuple[tuple[float, ...], tuple[int, ...]] = field(repr=False)
 
 
 @torch.no_grad()
@@ -54,7 +54,8 @@ def perplexity(
     rows = windows(tokenizer, documents if join is None else [join.join(documents)], window, stride)[:limit]
     order = sorted(rows, key=lambda row: len(row.ids))
     device = next(model.parameters()).device
-    sums: list[tuple[float, int]] = []
+    sums: list[float] = []
+    tokens: list[int] = []
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
         batch = padded(tokenizer, [row.ids for row in chosen])
@@ -65,15 +66,13 @@ def perplexity(
         logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1].float()
         labels = ids[:, 1:].masked_fill(~counted[:, 1:], -100)
         loss = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=-100, reduction="none")
-        counts = counted[:, 1:].sum(1).tolist()
-        sums += list(zip(exact(loss).sum(1).tolist(), counts, strict=True))
-    low, high = _bootstrap(sums)
-    loss_sum, tokens = (sum(column) for column in zip(*sums, strict=True))
+        sums += exact(loss).sum(1).tolist()
+        tokens += counted[:, 1:].sum(1).tolist()
     bos = "opened by BOS" if tokenizer.bos_token_id is not None else "first token uncounted, no BOS"
     step = "stride = window" if stride is None else f"stride {stride}"
     apart = "documents apart" if join is None else f"documents joined by {join!r}"
     protocol = f"{len(rows)} windows of at most {window} tokens, {step}, {apart}, {bos}"
-    return Perplexity(_exp(loss_sum / tokens), low, high, int(tokens), protocol)
+    return Perplexity(_exp(sum(sums) / sum(tokens)), sum(tokens), protocol, (tuple(sums), tuple(tokens)))
 
 
 def _exp(loss: float) -> float:
@@ -82,14 +81,3 @@ def _exp(loss: float) -> float:
         return math.exp(loss)
     except OverflowError:
         return math.inf
-
-
-def _bootstrap(sums: list[tuple[float, int]], resamples: int = 500) -> tuple[float, float]:
-    """95 % interval of the perplexity when windows are drawn anew, with replacement."""
-    loss, count = (torch.tensor(column, dtype=torch.float64) for column in zip(*sums, strict=True))
-    drawn = torch.randint(len(sums), (resamples, len(sums)), generator=torch.Generator().manual_seed(0))
-    values = (loss[drawn].sum(1) / count[drawn].sum(1)).exp()
-    most = torch.finfo(values.dtype).max  # between two infinite values there is no quantile
-    ends = torch.quantile(values.clamp(max=most), torch.tensor([0.025, 0.975], dtype=torch.float64))
-    low, high = ends.masked_fill(ends == most, math.inf).tolist()
-    return low, high

@@ -24,13 +24,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..files.paths import DATA, STATIC, record_path
+from ..reports.style import HATCHES, MARKERS, PALETTE  # noqa: F401, lessons take them from here
 from ..runs.record import Record
 from . import exercises
-
-# Colour never carries meaning alone: pair PALETTE[i] with MARKERS[i] in lines and with HATCHES[i] in bars.
-PALETTE = sns.color_palette("colorblind")
-MARKERS = ("o", "s", "^", "D", "v", "P")
-HATCHES = ("", "//", "..", "xx", "\\\\", "++")
 
 MOST_THREADS = 4  # the embedded models are so small that more threads only wait for each other
 

@@ -4,8 +4,8 @@ import contextlib
 import difflib
 import io
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..files.paths import DATA
+from .intervals import Interval, proportion
+from .intervals import accuracy as accuracy_of
 
 CHANCE = {
     "tiny_tool": 1 / 2,
@@ -30,19 +32,26 @@ Item = dict[str, Any]  # of a task: its "prompt", its "choices", and the index o
 
 @dataclass(frozen=True)
 class Measured:
-    """A mean with its standard error over n items."""
+    """An accuracy with its standard error over n items, and which of them were right."""
 
     value: float
     stderr: float
     n: int
+    # Of each task one character an item, in the task's own order: "1" is right, "0" wrong. Empty where not known.
+    items: Mapping[str, str] = field(default_factory=dict, repr=False, hash=False)
+
+    @property
+    def interval(self) -> Interval:
+        """Its 95 % interval over items, see `intervals.accuracy`; without them Wilson's, as if all were of one task."""
+        return accuracy_of([self.items]) if self.items else proportion(self.value * self.n, self.n)
 
     @property
     def low(self) -> float:
-        return self.value - 1.96 * self.stderr
+        return self.interval.low or 0.0
 
     @property
     def high(self) -> float:
-        return self.value + 1.96 * self.stderr
+        return self.interval.high or 0.0
 
 
 class Accuracy(dict[str, Measured]):
@@ -58,7 +67,8 @@ class Accuracy(dict[str, Measured]):
         """The unweighted mean over tasks, of plain accuracy; items of different tasks are independent."""
         parts = [measured for name, measured in self.items() if not name.endswith(NORM)]
         error = math.sqrt(sum(m.stderr**2 for m in parts)) / len(parts)
-        return Measured(sum(m.value for m in parts) / len(parts), error, sum(m.n for m in parts))
+        items = {task: bits for m in parts for task, bits in m.items.items()} if all(m.items for m in parts) else {}
+        return Measured(sum(m.value for m in parts) / len(parts), error, sum(m.n for m in parts), items)
 
 
 def task_names(tasks: str | Sequence[str] | None) -> list[str]:
@@ -114,7 +124,7 @@ def accuracy(
             loaded,
             limit=limit,
             bootstrap_iters=0,  # the standard error of a mean has a formula
-            log_samples=False,
+            log_samples=True,
             verbosity="ERROR",
         )
     result = Accuracy()
@@ -124,7 +134,8 @@ def accuracy(
             raise ValueError(f"Task {task!r} measures no accuracy (acc), but {', '.join(k for k in row if ',' in k)}.")
         for key, ending in (("acc,none", ""), ("acc_norm,none", NORM)):
             if key in row:
-                result[task + ending] = Measured(row[key], math.sqrt(row[key] * (1 - row[key]) / max(1, n - 1)), n)
+                error, items = math.sqrt(row[key] * (1 - row[key]) / max(1, n - 1)), _items(found["samples"][task], key)
+                result[task + ending] = Measured(row[key], error, n, {task: items} if len(items) == n else {})
     result.protocol = _protocol(tokenizer, limit)
     return result
 
@@ -138,6 +149,14 @@ def _protocol(tokenizer: PreTrainedTokenizerBase, limit: int | None) -> str:
         f"lm-eval {version('lm-eval')}, {items}, no examples, prompts opened by {first or 'nothing'}; acc_norm per "
         "character"
     )
+
+
+def _items(samples: Sequence[dict[str, Any]], key: str) -> str:
+    """The answers in the order of the items; empty if one is neither right nor wrong, or half right."""
+    name, _, kind = key.partition(",")
+    mine = [sample for sample in samples if name in sample and sample.get("filter", kind) == kind]
+    marks = [sample[name] for sample in sorted(mine, key=lambda sample: sample["doc_id"])]
+    return "".join(str(int(mark)) for mark in marks) if all(mark in (0, 1) for mark in marks) else ""
 
 
 def known_tasks(names: list[str], folder: str | Path = "") -> Any:

@@ -2,30 +2,34 @@
 
 import io
 import os
-from collections.abc import Sequence
-from itertools import product
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-from ..course.lesson import PALETTE
 from ..files.atomic import write_bytes, write_text
+from ..measure.comparisons import Comparison
+from ..measure.intervals import Interval, raised
+from .markdown import BLANK, STAR, grid, marked, sure
+from .measured import is_perplexity
 from .standings import (
     CONTESTS,
     GOALS,
     METRICS,
     NEAR,
+    Duel,
     Found,
     Records,
     best,
     collect,
     dense,
+    duels,
     is_ours,
     ratios,
     read,
     rows_of,
 )
-from .summary import Interval, _cell, marked
+from .style import PALETTE
 
 BEGIN, END = "<!-- leaderboard:begin -->", "<!-- leaderboard:end -->"
 STYLES = {"heads and neurons": (":", 0), "layers": ("--", 1), "repair": ("-", 2), "slicing": ("-.", 4)}  # of PALETTE
@@ -33,75 +37,70 @@ MARKERS = "os^DvPX*<>hp"
 SHOWN = 0.30  # of the ratios, the one whose tables the README shows
 
 
+def _sure(found: Interval, name: str) -> str:
+    return sure(found, is_perplexity(name), *((1, 2) if is_perplexity(name) else (100, 1)))
+
+
+def _said(gap: Comparison, name: str) -> str:
+    return gap.ratio() if is_perplexity(name) else gap.points()
+
+
 def contest_table(found: Found, contest: str, ratio: float) -> list[str]:
-    """Systems × models at one ratio. Bold: the best; ≈: the interval overlaps the best's; †: the ratio is off."""
+    """Systems × models at one ratio. Bold: the best; ≈: not told apart from the best; †: the ratio is off."""
     rows = rows_of(found, contest, ratio)
     columns = [(m, *metric) for m in found for metric in METRICS if any(metric[0] in c for c in found[m].values())]
-    lines = ["| system | kind | " + " | ".join(f"{m}, {name}{', %' * pc}" for m, name, _, pc in columns) + " |"]
-    lines += ["|---|---|" + "---:|" * len(columns)]
     winners = [best(found[m], rows, name, sign) for m, name, sign, _ in columns]
-    lines += ["| dense | | " + " | ".join(_cell(dense(found[m])[name], pc) for m, name, _, pc in columns) + " |"]
+    lines = [["dense", "", *(_sure(dense(found[m])[name], name) for m, name, *_ in columns)]]
     for row in rows:
         said = []
-        for (m, name, _, percent), winner in zip(columns, winners, strict=True):
-            cell = found[m].get(row, {}).get(name)
-            if cell is None:
-                said.append("–")
+        for (m, name, *_), winner in zip(columns, winners, strict=True):
+            system = found[m].get(row)
+            if system is None or name not in system:
+                said.append(BLANK)
                 continue
-            text = _cell(cell, percent)
+            text = _sure(system[name], name)
             if row == winner:
                 text = f"**{text}**"
-            elif winner and not cell.apart(found[m][winner][name]):
+            elif winner and not system.against(found[m][winner], name).clear:
                 text = f"≈ {text}"
-            off = found[m][row]["parameters removed"].value
+            off = system["parameters removed"].value
             said.append(text + (f" †{100 * off:.0f} %" if abs(off - row[3]) > NEAR else ""))
-        lines.append(f"| {row[1]} | {row[2]} | " + " | ".join(said) + " |")
-    return lines
+        lines.append([row[1], row[2], *said])
+    return grid(["system", "kind", *(f"{m}, {name}{', %' * pc}" for m, name, _, pc in columns)], lines, text=2)
 
 
-def goal_table(found: Found) -> list[str]:
-    """For each model, ratio and metric: the best with repair, the best of all others, and what either costs.
-
-    Slicing and LoRA have lines of their own.
-    """
-    lines = [
-        "| model | removed | contest | metric | dense | best of ours | best other | |",
-        "|---|---:|---|---|---:|---:|---:|---|",
-    ]
-    for (model, cells), ratio, contest in product(found.items(), ratios(found), dict.fromkeys(CONTESTS.values())):
-        for name, sign, percent in METRICS:
-            rows = rows_of(found, contest, ratio)
-            ours = best(cells, [r for r in rows if is_ours(r)], name, sign)
-            other = best(cells, [r for r in rows if not is_ours(r)], name, sign)
-            if not (ours and other):
-                continue
-            whole, a, b = dense(cells)[name], cells[ours][name], cells[other][name]
-            gap = sign * (a.value - b.value)
-            how = "ahead" if gap < 0 else "behind" if gap > 0 else "level"
-            clear = "intervals apart" if a.apart(b) else "intervals overlap"
-            said = [
-                f"{row[1]}: {_cell(cell, percent)} ({_change(cell, whole, percent)})"
-                for row, cell in ((ours, a), (other, b))
-            ]
-            start = f"| {model} | {100 * ratio:g} % | {contest} | {name} | {_cell(whole, percent)} | "
-            lines.append(f"{start}{said[0]} | {said[1]} | {how}, {clear} |")
-    return lines
+def goal_table(found: Found, fought: Sequence[Duel]) -> list[str]:
+    """For each model, ratio, contest and metric: the best of ours, the best of all others, and what either costs."""
+    lines = []
+    for duel in fought:
+        cells, name = found[duel.model], duel.name
+        said = [
+            f"{row[1]}: {_sure(cells[row][name], name)} ({_change(cells[row][name], dense(cells)[name], name)})"
+            for row in (duel.ours, duel.other)
+        ]
+        verdict = f"{duel.verdict}{' clearly' if duel.gap.clear else ''}: {_said(duel.gap, name)}"
+        whole = _sure(dense(cells)[name], name)
+        lines.append([duel.model, f"{100 * duel.ratio:g} %", duel.contest, name, whole, *said, verdict])
+    return grid(["model", "removed", "contest", "metric", "dense", "best of ours", "best other", "ours"], lines)
 
 
-def tally(table: Sequence[str]) -> list[str]:
-    """In how many lines of `goal_table` ours are ahead, contest by contest and metric by metric."""
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table[2:]]
+def tally(fought: Sequence[Duel]) -> list[str]:
+    """In how many duels ours are ahead, contest by contest and metric by metric."""
     sentences = []
-    for contest, name in dict.fromkeys((row[2], row[3]) for row in rows):
-        ends = [row[-1] for row in rows if (row[2], row[3]) == (contest, name)]
-        ahead, clear = (sum(end.startswith("ahead") and sign in end for end in ends) for sign in ("", "apart"))
-        sentences.append(f"- {contest}, {name}: ahead in {ahead} of {len(ends)} cases, intervals apart in {clear}.")
+    for contest, name in dict.fromkeys((duel.contest, duel.name) for duel in fought):
+        mine = [duel for duel in fought if (duel.contest, duel.name) == (contest, name)]
+        ahead, behind = ([d for d in mine if d.verdict == verdict] for verdict in ("ahead", "behind"))
+        clear, lost = (sum(d.gap.clear for d in some) for some in (ahead, behind))
+        sentences.append(
+            f"- {contest}, {name}: ahead in {len(ahead)} of {len(mine)} cases, clearly in {clear}; clearly behind in "
+            f"{lost}."
+        )
     return sentences
 
 
 def missed(found: Found) -> list[str]:
     """By how much the goals set beforehand are met or missed; a ratio that was not run is told by those around it."""
-    lines = ["| goal, at most | model | measured | |", "|---|---|---|---|"]
+    lines = []
     for contest, asked, most in GOALS:
         above, below = [r for r in ratios(found) if r >= asked], [r for r in ratios(found) if r <= asked]
         around = {*above[:1], *below[-1:]}
@@ -109,45 +108,50 @@ def missed(found: Found) -> list[str]:
             for ratio in sorted(around):
                 rows = [row for row in rows_of(found, contest, ratio) if is_ours(row)]
                 if row := best(cells, rows, *METRICS[0][:2]):
-                    cost = 100 * (cells[row]["perplexity"].value / dense(cells)["perplexity"].value - 1)
+                    gap = cells[row].against(dense(cells), "perplexity")
+                    ends = (gap.difference, gap.low, gap.high)
+                    cost, low, high = (None if end is None else 100 * (raised(end) - 1) for end in ends)
+                    assert cost is not None
                     verdict = "met" if cost <= most else f"missed by {cost - most:.1f} points"
                     if ratio != asked:
                         verdict = f"{asked:.0%} was not run; " + ("within it" if cost <= most else "over it") + " here"
-                    start = f"| {contest}: perplexity +{most} % with {asked:.0%} of all parameters gone | {model} | "
-                    lines.append(f"{start}{row[1]} at {ratio:.0%}: {cost:+.1f} % | {verdict} |")
-    return lines if len(lines) > 2 else []
+                    sure_of = "" if low is None else f" ({low:+.1f} to {high:+.1f})"
+                    goal = f"{contest}: perplexity +{most} % with {asked:.0%} of all parameters gone"
+                    lines.append([goal, model, f"{row[1]} at {ratio:.0%}: {cost:+.1f} %{sure_of}", verdict])
+    return grid(["goal, at most", "model", "measured", "verdict"], lines) if lines else []
 
 
-def _change(now: Interval, dense: Interval, percent: bool) -> str:
-    return (
-        f"{100 * (now.value - dense.value):+.1f} points" if percent else f"{100 * (now.value / dense.value - 1):+.1f} %"
-    )
+def _change(now: Interval, whole: Interval, name: str) -> str:
+    if is_perplexity(name):
+        return f"{100 * (now.value / whole.value - 1):+.1f} %"
+    return f"{100 * (now.value - whole.value):+.1f} points"
 
 
 def costs_table(found: Found, ratio: float) -> list[str]:
     """What each system removed, and how long pruning took, as means over seeds."""
     names = (("parameters removed", 100), ("operations removed", 100), ("cache removed", 100), ("pruning seconds", 1))
-    lines = ["| system | " + " | ".join(f"{m}: parameters, operations, cache, %; s" for m in found) + " |"]
-    lines += ["|---|" + "---:|" * len(found)]
+    lines = []
     for row in (r for contest in dict.fromkeys(CONTESTS.values()) for r in rows_of(found, contest, ratio)):
         said = []
         for m in found:
-            cell = found[m].get(row, {})
-            said.append(", ".join(f"{by * cell[n].value:.1f}" if n in cell else "–" for n, by in names))
-        lines.append(f"| {row[1]} | " + " | ".join(said) + " |")
-    return lines
+            cell: Mapping[str, Interval] = found[m].get(row) or {}
+            said.append(", ".join(f"{by * cell[n].value:.1f}" if n in cell else BLANK for n, by in names))
+        lines.append([row[1], *said])
+    return grid(["system", *(f"{m}: parameters, operations, cache, %; s" for m in found)], lines, text=1)
 
 
 NOTE = (
-    "Ratios are of all parameters. ± is a 95 % interval over seeds (Student's t); \\* marks what has one record, where "
-    "it is over windows or items. Bold is the best of a table among those that removed no less than asked, ≈ an "
-    "interval that overlaps the best's, † a ratio more than 2 points off, because layers go whole. The best is read "
-    "off this very table, so a narrow lead says little."
+    f"Ratios are of all parameters; perplexities of several seeds are geometric means. ± or brackets: a 95 % interval. "
+    f"{STAR}. Bold is the best of a table among those that removed no less than asked; ≈ is not told apart from the "
+    "best, by their difference seed by seed and item by item; † a ratio more than 2 points off, because layers go "
+    "whole. The best is read off this very table, and each comparison is at 95 % by itself: a narrow lead says little."
 )
 
 
 GOAL = (
-    "In brackets what it costs against the dense model. *Ours* are all with repair, slicing with one rotation, and the "
+    "In brackets what it costs against the dense model; last, how ours stand to the other: perplexity as a multiple, "
+    "accuracy as a difference, with its 95 % interval over seeds and items, and *clearly* where it leaves out that "
+    "both are alike. *Ours* are all with repair, slicing with one rotation, and the "
     "one budget with LoRA; the best of each side is read off these very runs. A small model trained briefly has a "
     "low-rank residual stream, on which slicing flatters itself, so contests with slicing stand apart."
 )
@@ -162,8 +166,17 @@ WHY = (
 
 def body(found: Found, left_out: Sequence[str], only: float | None = None) -> list[str]:
     """Who is ahead, then the tables of every ratio, or of one only."""
-    goal = goal_table(found)
-    lines = ["### Ours against the best of all others", "", *tally(goal), "", *goal, "", GOAL, ""]
+    fought = duels(found)
+    lines = [
+        "### Ours against the best of all others",
+        "",
+        *tally(fought),
+        "",
+        *goal_table(found, fought),
+        "",
+        GOAL,
+        "",
+    ]
     if goals := missed(found):
         lines += ["### Against the goals set beforehand", "", *goals, "", WHY, ""]
     for ratio in ratios(found) if only is None else [only]:

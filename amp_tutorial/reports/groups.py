@@ -6,13 +6,16 @@ are never averaged silently, a number that was not measured is None, and a file 
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ..measure.intervals import Interval
+from ..runs import collection
 from ..runs import record as records
 from ..runs.identity import CHANGES_NOTHING
+from . import measured
 
 ASIDE = ("seed", *CHANGES_NOTHING, "preset")
 REMOVED = ("parameters removed", "removed")  # the metric's name, and the one in data/results
@@ -54,15 +57,18 @@ class Folder:
 def scan(folder: str | Path) -> Folder:
     """The finished runs of a sweep's folder (`ID/record.json`, or `ID/records/*.json`), or of a folder of records.
 
+    Records may be single files, or the lines of a table (`runs.collection`).
+
     Raises:
-        ValueError: no such folder.
+        ValueError: no such folder, or a table of records that is not sound.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"There is no folder of records at {folder}; run something first, or name another folder.")
     found = Folder([], [], [])
-    for path in _files(folder):
-        name = path.relative_to(folder).as_posix()
+    single = {path.relative_to(folder).as_posix(): path for path in collection.files(folder)}
+    found.runs += [Run(name, record) for name, record in collection.gathered(folder).items() if name not in single]
+    for name, path in single.items():
         try:
             record = records.read(path)
         except ValueError as error:
@@ -79,14 +85,6 @@ def scan(folder: str | Path) -> Folder:
     return found
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    for pattern in ("*.json", "records/*.json", "*/record.json", "*/records/*.json"):
-        for path in sorted(folder.glob(pattern)):
-            parts = path.relative_to(folder).parts
-            if not any(part.startswith(".") for part in parts):  # a run that is not finished has such a folder
-                yield path
-
-
 def _something_else(path: Path) -> bool:
     """Whether a file is sound JSON that never meant to be a record, such as a summary."""
     try:
@@ -94,21 +92,6 @@ def _something_else(path: Path) -> bool:
     except (OSError, ValueError):
         return False
     return path.name != "record.json" and not (isinstance(found, dict) and "schema" in found)
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A value with its 95 % interval: over seeds (Student's t), or of one record ("items"). None: not known."""
-
-    value: float | None
-    low: float | None
-    high: float | None
-    over: str
-    n: int  # seeds
-
-    def scaled(self, by: float) -> "Measured":
-        value, low, high = (None if v is None else v * by for v in (self.value, self.low, self.high))
-        return replace(self, value=value, low=low, high=high)
 
 
 @dataclass(frozen=True)
@@ -120,21 +103,11 @@ class Group:
     runs: tuple[Run, ...]
     mixed: tuple[str, ...] = ()  # what was mixed on request
 
-    def metric(self, *names: str) -> Measured | None:
+    def metric(self, *names: str) -> Interval | None:
         """The first of these metrics that the records have; None if none has."""
-        from .summary import over_seeds
-
         for name in names:
-            found = [r.record["metrics"][name] for r in self.runs if name in r.record["metrics"]]
-            if not found:
-                continue
-            values, first = [m["value"] for m in found], found[0]
-            if None in values:
-                return Measured(None, None, None, "", len(values))
-            if len(set(values)) > 1:
-                seeds = over_seeds(values)
-                return Measured(seeds.value, seeds.low, seeds.high, "seeds", len(values))
-            return Measured(values[0], first.get("low"), first.get("high"), "items", len(values))
+            if having := [run.record for run in self.runs if name in run.record["metrics"]]:
+                return measured.over(having, name)
         return None
 
     @property

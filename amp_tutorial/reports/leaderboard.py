@@ -12,7 +12,6 @@ The defaults are what `data/leaderboard` holds. On a model folder and texts of y
 """
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -30,7 +29,9 @@ from ..core.checkpoint import configuration
 from ..core.data import texts
 from ..files.checkpoints import located, sha256
 from ..files.paths import DATA
-from . import boards, standings, summary
+from ..runs import collection
+from . import boards, standings
+from .markdown import marked
 from .results import _quiet
 from .systems import RECOVERED, SYSTEMS, applies
 
@@ -90,11 +91,8 @@ def _hash(source: str, split: str) -> str:
 
 def done(run: Run, settings: Settings, out: Path) -> bool:
     """Whether the record is there, finished, and made with these settings, weights and texts."""
-    try:
-        found = json.loads((out / run.file).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return found.get("status") == "ok" and found.get("parameters") == run.parameters(settings)
+    found = collection.find(out, run.file)
+    return found is not None and found.get("status") == "ok" and found.get("parameters") == run.parameters(settings)
 
 
 def runs_of(model: str, systems: Sequence[str], ratios: Sequence[float], seeds: int) -> list[Run]:
@@ -138,14 +136,9 @@ class Bench:
             record.metric("parameters removed", 1 - kept / whole, unit=f"of the dense model's {whole}")
         else:
             self._costs(model, record)
-        found = amp.perplexity(model, self.tokenizer, s.heldout, limit=s.windows)
-        record.metric("perplexity", found.value, found.low, found.high, n=found.tokens)
-        record.notes["perplexity protocol"] = found.protocol
+        record.perplexity(amp.perplexity(model, self.tokenizer, s.heldout, limit=s.windows))
         if s.tasks:
-            accuracy = amp.accuracy(model, self.tokenizer, limit=s.items)
-            record.notes["tasks protocol"] = accuracy.protocol
-            for name, m in (*accuracy.items(), ("mean accuracy", accuracy.mean)):
-                record.metric(name, m.value, m.low, m.high, n=m.n)
+            record.accuracy(amp.accuracy(model, self.tokenizer, limit=s.items))
         record.write(out / run.file)
 
     def _costs(self, model: PreTrainedModel, record: amp.Record) -> None:
@@ -233,7 +226,7 @@ def _checked(o: argparse.Namespace) -> tuple[Settings, list[Run]]:
         raise ValueError(f"{len(shared)} texts of --heldout are in --text too; hold out a text that is not.")
     standings.read(o.out)
     if o.readme:
-        summary.marked(o.readme, boards.BEGIN, boards.END)
+        marked(o.readme, boards.BEGIN, boards.END)
     settings = Settings(
         o.text, o.heldout, o.tasks == "all", o.items or None, o.windows or None, o.calibration, o.samples
     )

@@ -6,18 +6,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
-import seaborn as sns
 
-from .groups import BASES, Group, Measured, setting, varying
+from ..measure.intervals import Interval
+from .groups import BASES, Group, setting, varying
+from .style import PALETTE
 
-PALETTE = sns.color_palette("colorblind")
 MARKERS = "os^DvPX*<>hp"  # colour never carries meaning alone
 AXES = ("model", "ratio", "heads", "neurons")  # what the panels and the horizontal axis show
 PLAIN = ("criterion", "what", "system")  # parameters whose values speak for themselves
 LINES = {"untuned": (":", "none"), "tuned": ("-", None), "": ("-", None)}  # of a stage: line, and inside of markers
 ASIDE = 0.35  # points of the horizontal axis by which lines stand beside each other, so that no interval hides one
 
-Point = tuple[float, Measured]
+Point = tuple[float, Interval]
 Drawn = dict[tuple[str, str], list[Point]]  # of a line (label, stage): its points
 
 
@@ -56,24 +56,24 @@ def _said(key: str, value: Any) -> str:
     return f"{key.replace('_', ' ')} {value}"
 
 
-def _panels(groups: Sequence[Group], base: str, scale: int) -> dict[str, tuple[Drawn, Measured | None]]:
+def _panels(groups: Sequence[Group], base: str, scale: int) -> dict[str, tuple[Drawn, Interval | None]]:
     """Of each model its lines, sorted by what was removed, and the dense model's value where it was measured."""
-    panels: dict[str, tuple[Drawn, Measured | None]] = {}
+    panels: dict[str, tuple[Drawn, Interval | None]] = {}
     for group, label in zip(groups, _labels(groups), strict=True):
         model, removed = str(group.parameters.get("model", "")), group.removed
         lines, dense = panels.get(model, ({}, None))
         for stage in LINES:
             found = group.metric(f"{stage}/{base}" if stage else base)
-            if found and found.value is not None and removed is not None:
+            if found and math.isfinite(found.value) and removed is not None:
                 lines.setdefault((label, stage), []).append((100 * removed, found.scaled(scale)))
         first = group.metric(f"dense/{base}")
-        dense = dense or (first.scaled(scale) if first and first.value is not None else None)
+        dense = dense or (first.scaled(scale) if first and math.isfinite(first.value) else None)
         if lines:
             panels[model] = ({key: sorted(points, key=lambda p: p[0]) for key, points in lines.items()}, dense)
     return dict(sorted(panels.items()))
 
 
-def _picture(panels: dict[str, tuple[Drawn, Measured | None]], title: str) -> bytes:
+def _picture(panels: dict[str, tuple[Drawn, Interval | None]], title: str) -> bytes:
     keys = list(dict.fromkeys(key for lines, _ in panels.values() for key in lines))
     labels = list(dict.fromkeys(label for label, _ in keys))
     fig, axes = plt.subplots(1, len(panels), figsize=(3.6 + 2.6 * len(panels), 4), sharey=True, squeeze=False)
@@ -87,7 +87,7 @@ def _picture(panels: dict[str, tuple[Drawn, Measured | None]], title: str) -> by
             points, k = lines[label, stage], labels.index(label)
             style, face = LINES[stage]
             colour, aside = PALETTE[k % len(PALETTE)], ASIDE * (k - (len(labels) - 1) / 2)
-            values = [p.value or 0.0 for _, p in points]
+            values = [p.value for _, p in points]
             down = [
                 0.0 if p.low is None else max(v - max(p.low, 0.0), 0.0)
                 for v, (_, p) in zip(values, points, strict=True)
@@ -115,12 +115,12 @@ def _picture(panels: dict[str, tuple[Drawn, Measured | None]], title: str) -> by
     return png.getvalue()
 
 
-def _alt(panels: dict[str, tuple[Drawn, Measured | None]], base: str, scale: int) -> str:
+def _alt(panels: dict[str, tuple[Drawn, Interval | None]], base: str, scale: int) -> str:
     """What is drawn, and the best and the worst of each model where most was removed."""
     said = []
     for model, (lines, _) in panels.items():
         last = max(points[-1][0] for points in lines.values())
-        there = [(points[-1][1].value or 0.0, f"{label} {stage}".strip())
+        there = [(points[-1][1].value, f"{label} {stage}".strip())
                  for (label, stage), points in lines.items() if points[-1][0] > last - 0.5]  # fmt: skip
         best, worst = sorted(there, reverse=scale == 100)[0], sorted(there, reverse=scale == 100)[-1]
         ends = [f"{value:.3g}{' %' * (scale == 100)} ({label})" for value, label in dict.fromkeys((best, worst))]

@@ -7,7 +7,6 @@ and the main table replace what stands between the two result markers of that fi
 """
 
 import argparse
-import json
 import os
 import sys
 from dataclasses import dataclass
@@ -22,7 +21,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import amp_tutorial as amp
 
+from ..runs import collection
 from . import summary
+from .markdown import marked
 
 
 @dataclass(frozen=True)
@@ -80,13 +81,10 @@ class Run:
 
     def done(self, out: Path) -> dict[str, Any] | None:
         """The finished record, if it was made with these settings, weights and data."""
-        try:
-            found = json.loads(self.path(out).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
+        found = collection.find(out, self.path(out).name)
         marks = ("status", "parameters", "model_sha256", "data_sha256")
         now = _marks(self.model) | {"parameters": self.parameters}
-        return found if all(found.get(key) == now[key] for key in marks) else None
+        return found if found is not None and all(found.get(key) == now[key] for key in marks) else None
 
 
 @cache
@@ -145,14 +143,9 @@ class Bench:
 
 def measure(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, record: amp.Record, limit: int | None) -> None:
     """Perplexity, the tasks and their mean, with 95 % intervals over windows and items, into the record."""
-    found = amp.perplexity(model, tokenizer)
-    record.metric("perplexity", found.value, found.low, found.high, n=found.tokens)
-    record.notes["perplexity protocol"] = found.protocol
+    record.perplexity(amp.perplexity(model, tokenizer))
     record.metric("parameters", model.num_parameters())
-    accuracy = amp.accuracy(model, tokenizer, limit=limit)
-    record.notes["tasks protocol"] = accuracy.protocol
-    for name, m in (*accuracy.items(), ("mean accuracy", accuracy.mean)):
-        record.metric(name, m.value, m.low, m.high, n=m.n)
+    record.accuracy(amp.accuracy(model, tokenizer, limit=limit))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -172,7 +165,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("--seeds must be at least 1, and --limit a multiple of 4 (or 0 for all items)")
     if options.readme:
         try:
-            summary.marked(options.readme)  # before any work
+            marked(options.readme, summary.BEGIN, summary.END)  # before any work
         except ValueError as error:
             parser.error(str(error))
     settings = Settings(ratio=options.ratio, limit=options.limit or None, samples=options.samples, rate=options.rate)

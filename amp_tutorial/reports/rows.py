@@ -1,10 +1,12 @@
 """Published numbers beside ours: the rows of a table, with a verdict each. What was not measured is None."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .groups import Group, Measured
+from ..measure.intervals import Interval
+from .groups import Group
 from .reference import Entry, Paper
 
 NEAR = 0.005  # shares of parameters removed that count as the same
@@ -16,7 +18,7 @@ class Row:
 
     entry: Entry
     verdict: str  # "within", "outside", "not run", or "not comparable: why"
-    ours: Measured | None = None
+    ours: Interval | None = None
     difference: float | None = None
     notes: tuple[str, ...] = ()
 
@@ -65,11 +67,11 @@ def _row(entry: Entry, group: Group) -> Row:
         why.append(f"{gone} was removed, not {100 * entry.ratio:g} %")
     if found is None:
         why.append(f"its records have no {ours.metric}")
-    elif found.value is None:
+    elif not math.isfinite(found.value):
         why.append("a value is not finite")
     elif ours.rounding is None and (found.low is None or found.high is None):
         why.append("our value has no interval")
-    if why or found is None or found.value is None:
+    if why or found is None:
         return Row(entry, f"not comparable: {'; '.join(why)}", found, None, group.notes)
     difference = found.value - entry.value
     if ours.rounding is not None:

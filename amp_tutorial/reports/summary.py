@@ -2,9 +2,8 @@
 
 import json
 import os
-import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,13 @@ import matplotlib.pyplot as plt
 
 import amp_tutorial as amp
 
-from ..course.lesson import HATCHES, PALETTE
 from ..files.atomic import write_json, write_text, written_file
+from ..measure.comparisons import Comparison
+from ..measure.intervals import Interval
+from . import measured
+from .markdown import STAR, grid, marked, sure
+from .measured import is_perplexity
+from .style import HATCHES, PALETTE
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 CHANCE = sum(amp.CHANCE.values()) / len(amp.CHANCE)  # mean accuracy of guessing
@@ -32,102 +36,63 @@ LABELS = {
 }
 MAIN = ("dense", "amp", "magnitude", "random", "reversed", "amp-recovered")
 ABLATION = ("ablation-both", "ablation-heads", "ablation-neurons")
-# Student's t, 97.5 %, for 2 to 10 seeds; beyond ten the last one is used, which errs on the wide side.
-STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 PAPER_ABLATION = {"ablation-both": 61.02, "ablation-heads": 37.63, "ablation-neurons": 56.93}
 
 
-@dataclass(frozen=True)
-class Interval:
-    """A value, its 95 % interval and what that interval is over."""
-
-    value: float
-    low: float
-    high: float
-    over: str  # "seeds" (Student's t) or "items" (one seed: the record's own interval)
-    seeds: int
-
-    def apart(self, other: "Interval") -> bool:
-        """Whether the two intervals do not overlap."""
-        return self.low > other.high or other.low > self.high
-
-
-def over_seeds(values: Sequence[float]) -> Interval:
-    """Mean over seeds with Student's t interval: mean ± t(0.975, n − 1) · s / √n.
-
-    It says how far the draw (of calibration texts, of random scores, of batches) moves the result; all seeds are
-    measured on the same items, so it does not say what other items would give.
-
-    Raises:
-        ValueError: fewer than two values.
-    """
-    if len(values) < 2:
-        raise ValueError("An interval over seeds needs at least two seeds.")
-    mean = statistics.fmean(values)
-    half = STUDENT[min(len(values), 10) - 2] * statistics.stdev(values) / len(values) ** 0.5
-    return Interval(mean, mean - half, mean + half, "seeds", len(values))
-
-
-def metric(records: Sequence[dict[str, Any]], name: str) -> Interval:
-    """One metric over the records of one treatment."""
-    found = [record["metrics"][name] for record in records]
-    if len(found) > 1:
-        return over_seeds([m["value"] for m in found])
-    m = found[0]
-    low, high = (m["value"] if m[end] is None else m[end] for end in ("low", "high"))
-    return Interval(m["value"], low, high, "items", 1)
+AGAINST = {"random": "random choice", "reversed": "its own reversal"}  # what AMP's mean accuracy is compared with
 
 
 def summarise(records: dict[str, list[dict[str, Any]]], settings: dict[str, Any]) -> dict[str, Any]:
-    """Every metric of every treatment of every model, over seeds; plain data, as in `summary.json`."""
+    """Every metric of every treatment of every model, and what is claimed; plain data, as in `summary.json`."""
     models: dict[str, Any] = {}
+    claims: dict[str, Any] = {}
     for model, mine in records.items():
         by_what: dict[str, list[dict[str, Any]]] = {}
         for record in mine:
             by_what.setdefault(record["parameters"]["what"], []).append(record)
         models[model] = {
-            what: {name: asdict(metric(group, name)) for name in group[0]["metrics"]} for what, group in by_what.items()
+            what: {name: asdict(i) for name in group[0]["metrics"] if (i := measured.over(group, name))}
+            for what, group in by_what.items()
         }
-    return {"settings": settings, "chance": CHANCE, "models": models}
+        claims[model] = {
+            what: asdict(measured.compared(by_what["amp"], by_what[what], "mean accuracy")) for what in AGAINST
+        }
+    return {"settings": settings, "chance": CHANCE, "models": models, "amp against": claims}
 
 
 def interval(found: dict[str, Any], model: str, what: str, name: str) -> Interval:
     return Interval(**found["models"][model][what][name])
 
 
-def _cell(i: Interval, percent: bool) -> str:
-    half = max(i.high - i.value, i.value - i.low)  # a bootstrap interval need not be symmetric
-    star = "" if i.over == "seeds" else "\\*"
-    return f"{100 * i.value:.1f} ± {100 * half:.1f}{star}" if percent else f"{i.value:.2f} ± {half:.2f}{star}"
+def _cells(found: dict[str, Any], model: str, whats: Sequence[str], name: str) -> list[str]:
+    text = is_perplexity(name)
+    scale, digits = (1, 2) if text else (100, 1)
+    return [sure(interval(found, model, what, name), text, scale, digits) for what in whats]
 
 
 def _rows(found: dict[str, Any], whats: Sequence[str]) -> list[str]:
-    lines = [
-        "| model | measure | " + " | ".join(LABELS[w] for w in whats) + " |",
-        "|---|---|" + "---:|" * len(whats),
-    ]
+    lines = []
     for model in found["models"]:
-        for name, label, percent in (("mean accuracy", "accuracy, %", True), ("perplexity", "perplexity", False)):
-            cells = [_cell(interval(found, model, w, name), percent) for w in whats]
-            lines.append(f"| {model if percent else ''} | {label} | " + " | ".join(cells) + " |")
-    return lines
+        for first, name, label in ((model, "mean accuracy", "accuracy, %"), ("", "perplexity", "perplexity")):
+            lines.append([first, label, *_cells(found, model, whats, name)])
+    return grid(["model", "measure", *(LABELS[w] for w in whats)], lines, text=2)
 
 
 def verdicts(found: dict[str, Any]) -> list[str]:
     """A sentence for each model: how AMP's mean accuracy stands to random's and to that of its own reversal."""
     sentences = []
-    for model in found["models"]:
-        amp_, random, reversed_ = (interval(found, model, w, "mean accuracy") for w in ("amp", "random", "reversed"))
-        against = f"{_against(amp_, random)} random choice, and {_against(amp_, reversed_)} its own reversal"
-        sentences.append(f"{model}: AMP keeps {against}.")
+    for model, claims in found["amp against"].items():
+        said = [_against(Comparison(**claims[what]), name) for what, name in AGAINST.items()]
+        sentences.append(f"{model}: {'; '.join(said)}.")
     return sentences
 
 
-def _against(a: Interval, b: Interval) -> str:
-    gap = 100 * (a.value - b.value)
-    if not a.apart(b):
-        return f"no clear difference ({gap:+.1f} points, intervals overlap) from"
-    return f"{abs(gap):.1f} points {'more' if gap > 0 else 'less'} than"
+def _against(gap: Comparison, other: str) -> str:
+    if not gap.clear:
+        return f"AMP and {other} are not told apart, {gap.points()}"
+    more = gap.difference > 0
+    points = (gap if more else gap.turned).points().replace("+", "")
+    return f"AMP keeps {points} {'more' if more else 'less'} than {other}"
 
 
 def main_table(found: dict[str, Any]) -> str:
@@ -136,9 +101,9 @@ def main_table(found: dict[str, Any]) -> str:
     items = "all items" if s["limit"] is None else f"the first {s['limit']} items"
     note = (
         f"Zero-shot accuracy, mean over six tasks ({items} of each; guessing gives {100 * CHANCE:.1f} %), and "
-        f"perplexity on held-out text. Pruned models have lost {100 * removed:.0f} % of all parameters. ± is a 95 % "
-        f"interval over {s['seeds']} seeds (Student's t); \\* marks what has no seed, where it is over items or "
-        "windows. "
+        f"perplexity on held-out text, of {s['seeds']} seeds the geometric mean. Pruned models have lost "
+        f"{100 * removed:.0f} % of all parameters. ± or brackets: a 95 % interval. {STAR}. In sentences, differences "
+        "seed by seed and item by item. "
     )
     return "\n".join([*_rows(found, MAIN), "", note + " ".join(verdicts(found))])
 
@@ -148,12 +113,13 @@ def table(found: dict[str, Any]) -> str:
     lines = ["# Results", "", main_table(found), "", "## What recovery brings back", ""]
     lines += [*_rows(found, ("dense", "dense-recovered", "amp", "amp-recovered")), ""]
     lines += ["*dense + recovery* is the control: the same training on the model nobody pruned.", ""]
-    lines += ["## Task by task", "", "| model | task | chance, % | " + " | ".join(LABELS[w] for w in MAIN) + " |"]
-    lines += ["|---|---|---:|" + "---:|" * len(MAIN)]
-    for model in found["models"]:
-        for task, chance in amp.CHANCE.items():
-            cells = [_cell(interval(found, model, w, task), True) for w in MAIN]
-            lines.append(f"| {model} | {task} | {100 * chance:.0f} | " + " | ".join(cells) + " |")
+    by_task = [
+        [model, task, f"{100 * chance:.0f}", *_cells(found, model, MAIN, task)]
+        for model in found["models"]
+        for task, chance in amp.CHANCE.items()
+    ]
+    header = ["model", "task", "chance, %", *(LABELS[w] for w in MAIN)]
+    lines += ["## Task by task", "", *grid(header, by_task, text=2)]
     lines += ["", "## AMP's ablation at equal total parameters", "", *_rows(found, ABLATION), ""]
     gone = [f"{m} {100 * w['ablation-heads']['removed']['value']:.1f} %" for m, w in found["models"].items()]
     paper = ", ".join(f"{LABELS[w]} {value}" for w, value in PAPER_ABLATION.items())
@@ -172,9 +138,10 @@ def picture(found: dict[str, Any]) -> plt.Figure:
         found_here = [interval(found, m, what, "mean accuracy") for m in models]
         x = [i + (k - (len(MAIN) - 1) / 2) * width for i in range(len(models))]
         values = [100 * f.value for f in found_here]
-        # An interval over three seeds can reach below 0 and above 100 %; the table has it whole.
-        down = [min(v, 100 * (f.value - f.low)) for v, f in zip(values, found_here, strict=True)]
-        up = [min(100 - v, 100 * (f.high - f.value)) for v, f in zip(values, found_here, strict=True)]
+        # An interval over three seeds alone can reach below 0 and above 100 %; the table has it whole.
+        ends = [(f.value if f.low is None else f.low, f.value if f.high is None else f.high) for f in found_here]
+        down = [100 * (f.value - max(low, 0.0)) for f, (low, _) in zip(found_here, ends, strict=True)]
+        up = [100 * (min(high, 1.0) - f.value) for f, (_, high) in zip(found_here, ends, strict=True)]
         axes.bar(
             x, values, width * 0.92, yerr=[down, up], label=LABELS[what], color=PALETTE[k], hatch=HATCHES[k],
             edgecolor="white", error_kw=dict(elinewidth=1.2, capsize=2.5, ecolor="black"),
@@ -218,23 +185,9 @@ def write(records: dict[str, list[dict[str, Any]]], settings: dict[str, Any], ou
     return text
 
 
-def marked(readme: Path, first: str = BEGIN, last: str = END) -> tuple[str, str]:
-    """What stands before and after the results in a README.
-
-    Raises:
-        ValueError: the file or its two markers are not there.
-    """
-    text = readme.read_text(encoding="utf-8") if readme.is_file() else ""
-    before, begin, rest = text.partition(first)
-    _, end, after = rest.partition(last)
-    if not (begin and end):
-        raise ValueError(f"{readme} has no part between {first} and {last} to fill.")
-    return before, after
-
-
 def into_readme(readme: Path, out: Path) -> None:
     """Replace what stands between the markers by the picture and the main table."""
-    before, after = marked(readme)
+    before, after = marked(readme, BEGIN, END)
     found = json.loads((out / "summary.json").read_text(encoding="utf-8"))
     link = Path(os.path.relpath(out / "picture.png", readme.resolve().parent)).as_posix()
     body = f"![{alt_text(found)}]({link})\n\n{main_table(found)}"

@@ -4,7 +4,7 @@
 """
 
 import argparse
-import html
+import math
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,18 +19,18 @@ import amp_tutorial
 from ..files.atomic import write_bytes, written_file
 from ..files.paths import DATA
 from . import groups, reference, rows
-from .groups import BASES, REMOVED, Folder, Group, Measured, setting, varying
+from .groups import BASES, REMOVED, Folder, Group, setting, varying
+from .markdown import BLANK, STAR, cell, grid, sure
+from .measured import is_perplexity
 from .plots import drawn
 from .reference import Entry, Paper
 from .rows import Row
 
-BLANK = "–"
 STAGES = ("dense", "untuned", "tuned", "")  # "": a record of one measurement
 
 LEGEND = (
-    "± is a 95 % interval over seeds (Student's t). \\* marks one seed, or seeds that all gave the same: there the "
-    "interval is over items or windows. *within*: the published value lies in our interval; *outside*: it does not. "
-    f"{BLANK}: not measured, so nothing stands there."
+    f"± or brackets: a 95 % interval. {STAR} (alone, where records do not hold their items). *within*: the published "
+    f"value lies in our interval; *outside*: it does not. {BLANK}: not measured, so nothing stands there."
 )
 
 PAGE = """<!DOCTYPE html>
@@ -103,9 +103,8 @@ class Table:
         for group in sorted(self.groups, key=lambda g: [_order(setting(g, c)) for c in columns]):
             removed = group.metric(*REMOVED)
             said = [cell(setting(group, c)) for c in columns] + [str(len(group.runs))]
-            said += [f"{100 * removed.value:.1f}" if removed and removed.value is not None else BLANK]
-            said += [interval(found.scaled(scale) if (found := group.metric(name)) else None)
-                     for name, _, scale in measures]  # fmt: skip
+            said += [BLANK if removed is None or math.isnan(removed.value) else f"{100 * removed.value:.1f}"]
+            said += [sure(group.metric(name), is_perplexity(name), scale) for name, _, scale in measures]
             lines.append([*said, cell("; ".join(group.notes))] if any(g.notes for g in self.groups) else said)
         header += ["mixed"] if any(group.notes for group in self.groups) else []
         return "\n".join([*grid(header, lines), "", LEGEND])
@@ -152,8 +151,13 @@ def _published(row: Row) -> list[str]:
     verdict = "; ".join([row.verdict, *row.notes])
     said = [e.system, e.model, _removed(e), e.metric, _value(e), e.grade, e.source]
     digits = 2 if e.ours is None or e.ours.rounding is None else 3
-    seeds = f", {row.ours.n} seeds" if row.ours and row.ours.over == "seeds" else ""
-    return [*(cell(text) for text in said), interval(row.ours, digits) + seeds, difference, cell(verdict)]
+    seeds = f", {row.ours.seeds} seeds" if row.ours and "seeds" in row.ours.over else ""
+    return [
+        *(cell(text) for text in said),
+        sure(row.ours, "perplexity" in e.metric, digits=digits) + seeds,
+        difference,
+        cell(verdict),
+    ]
 
 
 def _removed(e: Entry) -> str:
@@ -166,20 +170,6 @@ def _value(e: Entry) -> str:
     to = f" to {e.to:g}" if e.to is not None else ""
     unit = e.unit if e.unit in ("", "×") else f" {e.unit}"
     return f"{e.bound} {e.value:g}{to}{unit}".strip()
-
-
-def interval(found: Measured | None, digits: int = 2) -> str:
-    """Value ± half its interval, or value (low to high) where the two halves differ."""
-    if found is None or found.value is None:
-        return BLANK
-    star = " \\*" if found.over == "items" and found.low is not None else ""
-    value = f"{found.value:.{digits}f}"
-    if found.low is None or found.high is None:
-        return value
-    down, up = (f"{half:.{digits}f}" for half in (found.value - found.low, found.high - found.value))
-    return (
-        f"{value} ± {up}{star}" if down == up else f"{value} ({found.low:.{digits}f} to {found.high:.{digits}f}){star}"
-    )
 
 
 def _order(value: Any) -> tuple[int, float, str]:
@@ -196,22 +186,6 @@ def _measures(groups: Sequence[Group]) -> list[tuple[str, str, int]]:
             if any(name in run.record["metrics"] for group in groups for run in group.runs):
                 found.append((name, f"{stage} {base}".strip() + (", %" if scale == 100 else ""), scale))
     return found
-
-
-def cell(value: Any) -> str:
-    """Text for a Markdown table: one line, in which nothing is markup."""
-    if value is None or value == "":
-        return BLANK
-    text = {True: "yes", False: "no"}[value] if isinstance(value, bool) else " ".join(str(value).split())
-    text = html.escape(text, quote=False)
-    for mark in "\\`*_[]|":
-        text = text.replace(mark, f"\\{mark}")
-    return text
-
-
-def grid(header: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
-    """A Markdown table."""
-    return [f"| {' | '.join(line)} |" for line in (header, ["---"] * len(header), *lines)]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,4 +1,7 @@
-"""The command line: `amp-tutorial run`, `sweep`, `table` and `doctor`. Bad input is one sentence, and exit status 2."""
+"""The command line: `amp-tutorial run`, `sweep`, `table`, `gather` and `doctor`.
+
+Bad input is one sentence, and exit status 2.
+"""
 
 import argparse
 import importlib
@@ -14,6 +17,7 @@ COMMANDS = {
     "run": ("one run of a notebook", "amp_tutorial.runs.one"),
     "sweep": ("every run of a grid, on this machine or a cluster", "amp_tutorial.runs.sweep"),
     "table": ("published numbers beside those of your runs", "amp_tutorial.reports.table"),
+    "gather": ("the records of many runs as one table", "amp_tutorial.reports.gather"),
     "doctor": ("what this machine can do, and what to mend", "amp_tutorial.runs.doctor"),
 }
 

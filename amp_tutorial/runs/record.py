@@ -18,6 +18,7 @@ from typing import Any
 
 from ..files.atomic import write_json
 from ..files.paths import DATA
+from ..measure import intervals
 from .machine import GPU, device_name, peak_memory, reset_peak, uses_gpu, versions
 
 SCHEMA = 2
@@ -68,16 +69,42 @@ class Record:
         unit: str = "",
         n: int | None = None,
         stderr: float | None = None,
+        **each: Any,
     ) -> None:
         """Add one measured number; `low` and `high` bound its 95 % interval.
 
         A number that is not finite is no JSON: it becomes null, and `notes["not finite"]` says what it was.
+
+        Args:
+            each: what the number is the mean of, see `perplexity` and `accuracy`: "windows", "items", or "of".
         """
         given = dict(value=value, low=low, high=high, stderr=stderr)
         numbers = {key: None if v is None else float(v) for key, v in given.items()}
         if wild := {key: str(v) for key, v in numbers.items() if v is not None and not math.isfinite(v)}:
             self.notes.setdefault("not finite", {})[name] = wild
-        self.metrics[name] = {key: None if key in wild else v for key, v in numbers.items()} | dict(unit=unit, n=n)
+        self.metrics[name] = (
+            {key: None if key in wild else v for key, v in numbers.items()} | dict(unit=unit, n=n) | each
+        )
+
+    def perplexity(self, found: Any, stage: str = "") -> None:
+        """Add what `amp.perplexity` gave, with the summed loss (six decimals) and the tokens of every window."""
+        losses, tokens = found.windows
+        finite = all(map(math.isfinite, losses))
+        each: dict[str, Any] = dict(windows=[[round(loss, 6) for loss in losses], list(tokens)]) if finite else {}
+        sure = intervals.perplexity([found.windows]) if finite else None
+        ends = (sure.low, sure.high) if sure else (None, None)
+        self.metric(f"{stage}perplexity", found.value, *ends, n=found.tokens, **each)
+        self.notes["perplexity protocol"] = found.protocol
+
+    def accuracy(self, found: Any, stage: str = "") -> None:
+        """Add what `amp.accuracy` gave: of every task which items were right, and the mean with what it is "of"."""
+        for name, m in found.items():
+            each = dict(items="".join(m.items.values())) if m.items else {}
+            self.metric(f"{stage}{name}", m.value, m.low, m.high, n=m.n, stderr=m.stderr, **each)
+        self.notes["tasks protocol"] = found.protocol
+        mean = found.mean
+        of: dict[str, Any] = dict(of=[f"{stage}{task}" for task in mean.items]) if mean.items else {}
+        self.metric(f"{stage}mean accuracy", mean.value, mean.low, mean.high, n=mean.n, stderr=mean.stderr, **of)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -199,6 +226,30 @@ def check(found: Any, name: str) -> None:
     if error := best_match(_validator(number).iter_errors(found)):
         where = "".join(f", {part}" for part in error.absolute_path)
         raise ValueError(f"The record {name}{where}: {error.message}.")
+    for metric, found_here in found["metrics"].items():
+        if why := _contradiction(found_here, found["metrics"]):
+            raise ValueError(f"The record {name}, {metric}: {why}.")
+
+
+def _contradiction(metric: dict[str, Any], others: dict[str, dict[str, Any]]) -> str:
+    """What is wrong with a metric whose value is not the mean of its own windows, items or parts; empty if nothing."""
+    if "windows" in metric:
+        losses, tokens = metric["windows"]
+        if len(losses) != len(tokens) or sum(tokens) != metric["n"]:
+            return f"its windows hold {len(losses)} losses and {sum(tokens)} tokens, not {metric['n']}"
+        mean = intervals.raised(sum(losses) / sum(tokens))
+    elif "items" in metric:
+        if len(metric["items"]) != metric["n"]:
+            return f"it has {len(metric['items'])} items, not {metric['n']}"
+        mean = metric["items"].count("1") / len(metric["items"])
+    elif "of" in metric:
+        if lacking := [name for name in metric["of"] if "items" not in others.get(name, {})]:
+            return f"there are no items of {lacking[0]}"
+        mean = sum(others[name]["value"] for name in metric["of"]) / len(metric["of"])
+    else:
+        return ""
+    same = metric["value"] is not None and math.isclose(metric["value"], mean, rel_tol=1e-6, abs_tol=1e-12)
+    return "" if same else f"its value is {metric['value']}, but what it is the mean of gives {mean:.9g}"
 
 
 def amend(path: str | Path, **changes: Any) -> dict[str, Any]:

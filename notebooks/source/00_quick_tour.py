@@ -222,13 +222,18 @@ for name, result in results.items():
     mean = result.mean
     print(f"{name:>9}: {mean.value:.1%} right (95 % interval {mean.low:.1%} to {mean.high:.1%}, {mean.n} items)")
 # %%
+def reach(m: amp.Measured) -> tuple[float, float]:
+    """How far the interval of an accuracy goes down and up."""
+    return m.value - m.low, m.high - m.value
+
+
 fig, (left, right) = plt.subplots(1, 2, figsize=(10.5, 3.6), width_ratios=(1.2, 1.7), sharey=True)
 chance = sum(amp.CHANCE.values()) / len(amp.CHANCE)
 for i, (name, result) in enumerate(results.items()):
     style = dict(color=lesson.PALETTE[i], hatch=lesson.HATCHES[i], edgecolor="white")
-    left.bar(i, result.mean.value, yerr=1.96 * result.mean.stderr, capsize=4, **style)
+    left.bar(i, result.mean.value, yerr=[[below] for below in reach(result.mean)], capsize=4, **style)
     xs = [t + (i - 1.5) * 0.17 for t in range(len(amp.TASKS))]
-    errors = [1.96 * m.stderr for m in result.values()]
+    errors = list(zip(*(reach(m) for m in result.values()), strict=True))
     shape = dict(fmt=lesson.MARKERS[i], color=lesson.PALETTE[i], capsize=2, label=name)
     right.errorbar(xs, [m.value for m in result.values()], yerr=errors, **shape)
 left.axhline(chance, color="0.2", ls="--")
@@ -251,11 +256,11 @@ L.show(fig, alt=f"Accuracy of four models, mean over six tasks on the left: {mea
 # skill that was never there can't be lost.
 # %%
 def told_apart(a: amp.Measured, b: amp.Measured) -> str:
-    """Whether two accuracies differ by more than chance; the same items are asked, so this is on the careful side."""
-    difference, error = a.value - b.value, (a.stderr**2 + b.stderr**2) ** 0.5
-    if abs(difference) <= 1.96 * error:
+    """Whether two accuracies differ by more than chance: both answered the same items, so item by item."""
+    gap = amp.compare(a, b)
+    if not gap.clear:
         return "can't be told apart from"
-    return "is above" if difference > 0 else "is below"
+    return "is above" if gap.difference > 0 else "is below"
 
 
 mean = {name: result.mean for name, result in results.items()}

@@ -365,14 +365,14 @@ gqa_plans = {
     "a query of each group goes": amp.keep(gqa, gqa_scores, heads=4, neurons=every, unit="queries"),
 }
 found = amp.perplexity(gqa, gqa_tokenizer, limit=64, window=128)
-print(f"{'dense':>26}: perplexity {found.value:6.2f} (95 % interval {found.low:.2f} to {found.high:.2f})")
+print(f"{'dense':>26}: perplexity {amp.interval(found).bounds()}; in brackets 95 % intervals")
 for name, grouped in gqa_plans.items():
     told, found = (
         amp.preview(gqa, grouped),
         amp.perplexity(amp.prune(gqa, grouped).model, gqa_tokenizer, limit=64, window=128),
     )
     print(
-        f"{name:>26}: perplexity {found.value:6.2f} (95 % interval {found.low:.2f} to {found.high:.2f})\n"
+        f"{name:>26}: perplexity {amp.interval(found).bounds()}\n"
         f"{'':>28}{told.heads[1]} heads on {told.groups[1]} groups, saved as {told.model_types[1]}; "
         f"{told.ratio:.1%} of parameters gone, KV cache {told.kv_cache_per_token[1]:,} bytes a token"
     )
@@ -425,7 +425,7 @@ def zeroed(axis):
 rows, columns = zeroed(0), zeroed(1)
 for name, network in (("dense", llama), ("columns zeroed", columns), ("rows zeroed", rows)):
     found = amp.perplexity(network, llama_tokenizer, limit=64, window=128)
-    print(f"{name}: perplexity {found.value:.3f} (95 % interval {found.low:.3f} to {found.high:.3f})")
+    print(f"{name}: perplexity {amp.interval(found).bounds(3)}")
 print(f"Protocol: {found.protocol}.")
 
 # %% [markdown]
@@ -498,8 +498,8 @@ for name, network in (("right cut", honest), ("naive cut", naive)):
     other = (logits(network, many).argmax(-1) != right.argmax(-1)).float().mean()
     cache = amp.size(network).kv_cache_bytes_per_token
     print(
-        f"{name}: perplexity {found.value:.2f} (95 % interval {found.low:.2f} to {found.high:.2f}); logits off by up "
-        f"to {off.abs().max():.2g};\n           another next token at {other:.0%} of the positions; "
+        f"{name}: perplexity {amp.interval(found).bounds()}; logits off by up to "
+        f"{off.abs().max():.2g};\n           another next token at {other:.0%} of the positions; "
         f"KV cache {cache:,} bytes a token"
     )
 

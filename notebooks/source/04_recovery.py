@@ -231,7 +231,7 @@ measured |= {(name, "after"): measure(recovery.model) for name, recovery in reco
 print(f"{'':10s} {'perplexity':>20s} {'mean accuracy, six tasks':>32s}")
 for name in before:
     (p0, a0), (p1, a1) = measured[name, "before"], measured[name, "after"]
-    accuracies = f"{a0.value:17.1%} → {a1.value:5.1%}  (each ± {1.96 * a1.stderr:.1%})"
+    accuracies = f"{a0.value:17.1%} → {a1.value:5.1%}  ({amp.compare(a1, a0).points()})"
     print(f"{name:10s} {p0.value:9.2f} → {p1.value:8.2f} {accuracies}")
 print(f"Perplexity: {measured['dense', 'before'][0].protocol}.")
 # %%
@@ -242,7 +242,8 @@ for k, when in enumerate(("before", "after")):
     style = dict(color=lesson.PALETTE[k], hatch=lesson.HATCHES[k], edgecolor="white", label=when)
     found = [measured[name, when] for name in names]
     left.bar(at, [p.value for p, _ in found], 0.36, **style)
-    right.bar(at, [100 * m.value for _, m in found], 0.36, yerr=[196 * m.stderr for _, m in found], capsize=3, **style)
+    reach = [[100 * (m.value - m.low) for _, m in found], [100 * (m.high - m.value) for _, m in found]]
+    right.bar(at, [100 * m.value for _, m in found], 0.36, yerr=reach, capsize=3, **style)
 chance = sum(amp.CHANCE.values()) / len(amp.CHANCE)
 right.axhline(100 * chance, color="0.2", ls="--")
 right.text(len(names) - 0.45, 100 * chance, "guessing", va="center", fontsize="small")
@@ -276,23 +277,23 @@ closed = L.check(closed, "l4_closed")
 # {{solution:l4_closed}}
 # %%
 accuracy = {key: m.value for key, (_, m) in measured.items()}
-error = {key: m.stderr for key, (_, m) in measured.items()}
 ceiling = accuracy["dense", "before"], accuracy["dense", "after"]
 for name in (mild, deep, "random"):
     gain, control = (accuracy[n, "after"] - accuracy[n, "before"] for n in (name, "dense"))
-    noise = 1.96 * (error[name, "after"] ** 2 + error[name, "before"] ** 2) ** 0.5
-    gap = ceiling[1] - accuracy[name, "before"]
-    shares = closed(accuracy[name, "before"], accuracy[name, "after"], *ceiling) if gap > noise else None
-    print(f"{name}: {100 * gain:+.1f} points (± {100 * noise:.1f}), dense trained alike {100 * control:+.1f};", end=" ")
-    print("the gap itself is within noise." if shares is None else f"{shares:.0%} of the gap is closed.")
-    if gain <= noise:
+    was, now, fair = (measured[key][1] for key in ((name, "before"), (name, "after"), ("dense", "after")))
+    shown, gap = amp.compare(now, was), amp.compare(fair, was)
+    wide = gap.clear and gap.difference > 0
+    shares = closed(accuracy[name, "before"], accuracy[name, "after"], *ceiling) if wide else None
+    print(f"{name}: {shown.points()}, dense trained alike {100 * control:+.1f};", end=" ")
+    print("there is no clear gap." if shares is None else f"{shares:.0%} of the gap is closed.")
+    if not (shown.clear and gain > 0):
         print(f"  No gain that {items} items a task can show.")
     elif control > 0.5 * gain:
         print(f"  The dense model gains {control / gain:.0%} as much: most of this is no recovery.")
     else:
         print(f"  The dense model gains {max(control, 0) / gain:.0%} as much: this is mostly recovery.")
 # %% [markdown]
-# The ± is the careful one: both measurements are treated as independent, though they ask the same items.
+# In brackets is the 95 % interval of the gain, item by item: before and after, the same items were asked.
 #
 # ## Two numbers that need not agree
 #
@@ -310,13 +311,12 @@ for kind, (p, m) in found.items():
 better_text = min(found, key=lambda kind: found[kind][0].value)
 better_answers = max(found, key=lambda kind: found[kind][1].value)
 difference = abs(found["text"][1].value - found["responses"][1].value)
-noise = 1.96 * (found["text"][1].stderr ** 2 + found["responses"][1].stderr ** 2) ** 0.5
-told = "within" if difference < noise else "beyond"
+told = "beyond" if amp.compare(found["text"][1], found["responses"][1]).clear else "within"
 print(f"Perplexity prefers {better_text}.")
 print(f"Accuracy prefers {better_answers}, by {100 * difference:.1f} points, which is {told} noise.")
 fits_better = found["responses"][0].value < measured[mild, "before"][0].value
-noise = 1.96 * (error[mild, "after"] ** 2 + error[mild, "before"] ** 2) ** 0.5
-answers_better = accuracy[mild, "after"] - accuracy[mild, "before"] > noise
+gained = amp.compare(measured[mild, "after"][1], measured[mild, "before"][1])
+answers_better = gained.clear and gained.difference > 0
 if fits_better == answers_better:
     print(f"Trained on responses, {'both numbers' if fits_better else 'neither number'} clearly improved.")
 else:
@@ -354,7 +354,7 @@ L.assert_close(small.num_parameters(), before[mild].num_parameters(), 0, "mergin
 # Is the rate worth a number in the parameters cell? Here is the same training at the paper's. Its steps are as many
 # as ours, not as many as its own.
 # %%
-slow = train(before[mild], lr=3e-4)
+slow = train(before[mild], learning_rate=3e-4)
 p, m = measure(slow.model)
 print(f"At 0.0003, after {steps} steps: perplexity {p.value:.2f}, accuracy {m.value:.1%};")
 print(f"at {rate:g}: {measured[mild, 'after'][0].value:.2f} and {accuracy[mild, 'after']:.1%};", end=" ")
@@ -381,14 +381,14 @@ L.signature(
     control=("AMP reversed and the same recovery", 100 * wrong.value),
 )
 # %%
-apart = 1.96 * (best.stderr**2 + error["random", "after"] ** 2) ** 0.5
-lead = best.value - accuracy["random", "after"]
-if abs(lead) < apart:
-    print(f"After recovery AMP and random can't be told apart ({100 * lead:+.1f} points, noise {100 * apart:.1f}).")
+lead = amp.compare(best, measured["random", "after"][1])
+if lead.clear:
+    points = 100 * abs(lead.difference)
+    print(f"After recovery AMP is {points:.1f} points {'above' if lead.difference > 0 else 'below'} random.")
 else:
-    print(f"After recovery AMP is {100 * abs(lead):.1f} points {'above' if lead > 0 else 'below'} random.")
-apart = 1.96 * (best.stderr**2 + wrong.stderr**2) ** 0.5
-failed = best.value - wrong.value > apart
+    print(f"After recovery AMP and random can't be told apart: {lead.points()}.")
+failed = amp.compare(best, wrong)
+failed = failed.clear and failed.difference > 0
 print("The control failed, as it must." if failed else "The control did not fail: these items can't tell.")
 # %% [markdown]
 # ## What this does not show

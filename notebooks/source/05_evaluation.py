@@ -9,8 +9,8 @@
 #
 # **Objectives.** After this lesson you can
 # - compute a perplexity from losses, and say why it needs its window beside it;
-# - give an accuracy its standard error, and tell noise of items from noise of seeds;
-# - compare criteria over ratios and seeds with intervals, with a baseline and a control;
+# - give an accuracy its standard error and its interval, and tell noise of items from noise of seeds;
+# - compare criteria over ratios and seeds by paired differences, with a baseline and a control;
 # - take a method apart at equal parameters, and measure size, memory and speed against the ideal.
 #
 # **Prerequisites.** Lessons 0 to 2; lesson 3 for masks and cuts. **Time:** {{minutes}} minutes.
@@ -34,7 +34,6 @@ import amp_tutorial as amp
 from amp_tutorial.core.data import windows
 from amp_tutorial.course import lesson
 from amp_tutorial.reports import summary
-from amp_tutorial.reports.summary import over_seeds
 
 L = lesson.start(
     "05_evaluation",
@@ -84,7 +83,7 @@ some = amp.texts("tinyworld", "validation")[:150]
 protocols = {"window 256": dict(window=256), "window 8": dict(window=8), "window 8, stride 2": dict(window=8, stride=2)}
 protocol = {name: amp.perplexity(dense, tokenizer, some, **how) for name, how in protocols.items()}
 for name, found in protocol.items():
-    print(f"{name:18s} {found.value:6.2f} (95 % interval {found.low:.2f} to {found.high:.2f}), {found.tokens:,} tokens")
+    print(f"{name:18s} {amp.interval(found).bounds()}, with its 95 % interval; {found.tokens:,} tokens")
 times = protocol["window 8"].value / protocol["window 256"].value
 print(f"Same weights, same text: the short windows give {times:.2f} times the perplexity of the long ones.")
 # %% [markdown]
@@ -117,9 +116,8 @@ standard_error = L.check(standard_error, "l5_standard_error")
 # %%
 suite = amp.accuracy(dense, tokenizer, limit=sizes["items"])
 for task, m in suite.items():
-    print(f"{task:12s} {m.value:6.1%} ± {1.96 * m.stderr:5.1%} ({m.n} items; guessing gives {amp.CHANCE[task]:.0%})")
-m = suite.mean
-print(f"{'mean':12s} {m.value:6.1%} ± {1.96 * m.stderr:5.1%}")
+    print(f"{task:12s} {m.interval.percent()} % ({m.n} items; guessing gives {amp.CHANCE[task]:.0%})")
+print(f"{'mean':12s} {suite.mean.interval.percent()} %")
 points = 2
 needed = math.ceil(0.8 * 0.2 * (196 / points) ** 2)
 print(f"To know an accuracy of 80 % to ± {points} points, a task needs {needed:,} items.")
@@ -129,8 +127,10 @@ for task, m in suite.items():
     right = round(m.value * m.n)
     L.assert_close(standard_error([1] * right + [0] * (m.n - right)), m.stderr, 1e-9, f"standard error of {task}")
 # %% [markdown]
-# Here ± is 1.96 standard errors, a 95 % interval. A task where every answer is right shows ± 0: the formula sees no
-# spread. That is a weakness of the formula, not a certainty.
+# In brackets are 95 % intervals. Usually one takes 1.96 standard errors to either side. But where every answer is right
+# the formula sees no spread and says ± 0, and just below 100 % it reaches above. That is a weakness of the formula, not
+# a certainty. So these are **Wilson's** intervals: all true accuracies that such a count would not surprise. They are
+# lopsided at the edges, and never without a width.
 #
 # ## Two kinds of noise
 #
@@ -138,6 +138,11 @@ for task, m in suite.items():
 # is a draw altogether. More items don't help against that. Only repeating the pruning with other seeds does. With n
 # seeds, the interval is mean ± t · s / √n. For three seeds Student's t is 4.3, so be prepared for wide intervals.
 # Magnitude looks at weights only: it has no draw, and gives the same plan every time.
+#
+# `amp.interval` takes all runs of a system and puts both kinds of noise into one interval. `amp.compare` asks whether
+# two systems differ, and does not look at their two intervals: both answered the **same items** after the **same
+# draws**, so it takes the difference pair by pair. An item that is hard for both moves no difference. (What looks at
+# three seeds by drawing them again and again, as a plain bootstrap does, sees ten different samples and is too sure.)
 #
 # ## Ratios × criteria × seeds
 #
@@ -153,31 +158,24 @@ for s in seeds:
         scores[name, s] = amp.score(dense, batches, criterion, seed=s)
         plans |= {(name, r, s): amp.plan(dense, scores[name, s], pruning_ratio=r) for r in ratios}
 pruned = {key: amp.prune(dense, plan).model for key, plan in plans.items()}
-values = {key: amp.perplexity(small, tokenizer, limit=sizes["windows"]).value for key, small in pruned.items()}
+values = {key: amp.perplexity(small, tokenizer, limit=sizes["windows"]) for key, small in pruned.items()}
 base = amp.perplexity(dense, tokenizer, limit=sizes["windows"])
 print(f"{len(values)} pruned models measured; dense: {base.value:.2f}. {base.protocol}.")
 # %%
-def of_seeds(table: dict, name: str, r: float) -> list[float]:
+def of_seeds(table: dict, name: str, r: float) -> list:
     return [table[name, r, s] for s in seeds if (name, r, s) in table]
 
 
 fig, axes = plt.subplots(figsize=(7, 4))
 lines = []
 for k, name in enumerate(criteria):
-    logs = [[math.log(v) for v in of_seeds(values, name, r)] for r in ratios]
-    found = [over_seeds(v) if len(v) > 1 else None for v in logs]
-    middle = [math.exp(sum(v) / len(v)) for v in logs]
-    if None not in found:
-        bars = [[m - math.exp(f.low) for m, f in zip(middle, found, strict=True)],
-                [math.exp(f.high) - m for m, f in zip(middle, found, strict=True)]]  # fmt: skip
-    else:
-        bars = None
+    found = [amp.interval(*of_seeds(values, name, r)) for r in ratios]
+    middle, bars = [f.value for f in found], [[f.value - f.low for f in found], [f.high - f.value for f in found]]
     x = [100 * r + (k - 1.5) * 0.4 for r in ratios]  # side by side, so that bars don't hide each other
     axes.errorbar(x, middle, bars, marker=lesson.MARKERS[k], color=lesson.PALETTE[k + 1], capsize=3, label=name)
     lines.append(f"{name} " + ", ".join(f"{m:.3g}" for m in middle))
-    for r, m, f in zip(ratios, middle, found, strict=True):
-        spread = f"{math.exp(f.low):9.2f} to {math.exp(f.high):9.2f}" if f else "        no draw"
-        print(f"{name:10s} {r:4.0%}  perplexity {m:8.2f}   {spread}")
+    for r, f in zip(ratios, found, strict=True):
+        print(f"{name:10s} {r:4.0%}  perplexity {f.bounds()}, over {f.over}")
 axes.axhline(base.value, color="0.2", ls="--")
 axes.text(100 * ratios[-1], base.value * 1.05, "dense", va="bottom", ha="right")
 axes.set(yscale="log", ylabel="perplexity", xlabel="share of all parameters removed (%)")
@@ -190,21 +188,20 @@ L.show(fig, alt=f"Perplexity, log axis, at {where} removed, mean over seeds with
 
 # %% [markdown]
 # Means and intervals were taken over log perplexities, that is, over losses: perplexities of bad models are so large
-# that one of them would rule the mean. The next cell puts the picture in sentences.
+# that one of them would rule the mean, and a perplexity below zero does not exist. So two systems are compared by the
+# ratio of their perplexities. The next cell puts the picture in sentences.
 # %%
 def order(r: float) -> str:
-    ours, chance = (over_seeds([math.log(v) for v in of_seeds(values, n, r)]) for n in ("AMP", "random"))
-    if not ours.apart(chance):
-        return f"At {r:.0%} the intervals of AMP and random overlap: {len(seeds)} seeds can't tell them apart."
-    return f"At {r:.0%} AMP is {'better' if ours.value < chance.value else 'worse'} than random, clear of its interval."
+    gap = amp.compare(of_seeds(values, "AMP", r), of_seeds(values, "random", r))
+    stands = ("better" if gap.difference < 0 else "worse") if gap.clear else "not told apart"
+    return f"At {r:.0%} AMP has {gap.ratio()} the perplexity of random: {stands}, with {len(seeds)} seeds."
 
 
 for r in ratios:
     print(order(r))
-    ours = over_seeds([math.log(v) for v in of_seeds(values, "AMP", r)])
-    weights = math.log(of_seeds(values, "magnitude", r)[0])
-    place = "better than" if weights < ours.low else "worse than" if weights > ours.high else "within the interval of"
-    print(f"  Magnitude, which sees no data, is {place} AMP there.")
+    gap = amp.compare(of_seeds(values, "magnitude", r), of_seeds(values, "AMP", r))
+    place = ("better than" if gap.difference < 0 else "worse than") if gap.clear else "not told apart from"
+    print(f"  Magnitude, which sees no data, is {place} AMP there: {gap.ratio()} its perplexity.")
 heads, neurons = plans["AMP", ratio, seeds[0]].shared(plans["AMP", ratio, seeds[1]])
 print(f"Two AMP plans from other calibration texts share {heads:.0%} of their heads, {neurons:.0%} of their neurons.")
 # %% [markdown]
@@ -228,12 +225,12 @@ for s in seeds:
         kept = plans[name, ratio, s]
         for half, widths in (("heads", len(kept.heads[0])), ("neurons", len(kept.neurons[0]))):
             with amp.masked(dense, amp.keep(dense, scores[name, s], **{half: widths})):
-                halves[half, name, s] = amp.perplexity(dense, tokenizer, limit=sizes["windows"]).value
+                halves[half, name, s] = amp.perplexity(dense, tokenizer, limit=sizes["windows"])
 for half in ("heads", "neurons"):
-    ours, chance = (over_seeds([math.log(halves[half, name, s]) for s in seeds]) for name in ("AMP", "random"))
-    better = "AMP is better" if ours.value < chance.value else "AMP is worse"
-    verdict = better if ours.apart(chance) else "not told apart"
-    shown = [f"{math.exp(f.value):.2f} ({math.exp(f.low):.2f} to {math.exp(f.high):.2f})" for f in (ours, chance)]
+    ours, chance = ([halves[half, name, s] for s in seeds] for name in ("AMP", "random"))
+    gap = amp.compare(ours, chance)
+    verdict = ("AMP is better" if gap.difference < 0 else "AMP is worse") if gap.clear else "not told apart"
+    shown = [amp.interval(*runs).bounds() for runs in (ours, chance)]
     print(f"{half:8s} gone: perplexity {shown[0]} by AMP, {shown[1]} at random: {verdict}.")
 # %% [markdown]
 # Where AMP's heads or neurons are no better than drawn ones, mind what the score is: a **mean** size over all tokens.
@@ -247,7 +244,7 @@ for half in ("heads", "neurons"):
 # %%
 at_ratio = {key: small for key, small in pruned.items() if key[1] == ratio}
 answers = {key: amp.accuracy(small, tokenizer, limit=sizes["items"]) for key, small in at_ratio.items()}
-means = {key: 100 * found.mean.value for key, found in answers.items()}
+means = {key: found.mean for key, found in answers.items()}
 fig, axes = plt.subplots(figsize=(8.5, 3.8))
 told = []
 for k, name in enumerate(("dense", *criteria)):
@@ -325,16 +322,15 @@ for name in parts:
 ablation = {}
 for name, of_seed in parts.items():
     small = {s: amp.prune(dense, plan).model for s, plan in of_seed.items()}
-    logs = [math.log(amp.perplexity(m, tokenizer, limit=sizes["windows"]).value) for m in small.values()]
-    ablation[name] = over_seeds(logs), amp.accuracy(small[seed], tokenizer, limit=sizes["items"]).mean
+    of_text = amp.interval(*(amp.perplexity(m, tokenizer, limit=sizes["windows"]) for m in small.values()))
+    ablation[name] = of_text, amp.accuracy(small[seed], tokenizer, limit=sizes["items"]).mean
 paper = {"both": 61.02, "heads": 37.63, "neurons": 56.93}
 print(f"{equal:.1%} of all parameters removed; perplexity over {len(seeds)} seeds, accuracy with the first.")
-for name, (logs, m) in ablation.items():
-    shown = f"{math.exp(logs.value):9.2f} ({math.exp(logs.low):.2f} to {math.exp(logs.high):.2f})"
-    print(f"{name:8s} accuracy {m.value:6.1%} ± {1.96 * m.stderr:.1%}   perplexity {shown}   paper {paper[name]:.2f} %")
+for name, (of_text, m) in ablation.items():
+    print(f"{name:8s} accuracy {m.interval.percent()} %   perplexity {of_text.bounds()}   paper {paper[name]:.2f} %")
 by_accuracy = sorted(ablation, key=lambda name: -ablation[name][1].value)
 first, second = (ablation[name][1] for name in by_accuracy[:2])
-clear = first.value - second.value > 1.96 * (first.stderr**2 + second.stderr**2) ** 0.5
+clear = amp.compare(first, second).clear
 print(f"Here the order is {' > '.join(by_accuracy)}; the paper's is both > neurons > heads.")
 print(f"The first two are {'clearly apart' if clear else 'not told apart by these items'}.")
 # %% [markdown]
@@ -410,38 +406,37 @@ else:
 # over random choice,** with everything else equal? The baseline is magnitude. AMP upside down is the control: it must
 # lie below AMP.
 # %%
-gaps = [means["AMP", ratio, s] - means["random", ratio, s] for s in seeds]
-gap = over_seeds(gaps)
-chance = sum(of_seeds(means, "random", ratio)) / len(seeds)
-upside_down = sum(of_seeds(means, "reversed", ratio)) / len(seeds) - chance
+gap = amp.compare(of_seeds(means, "AMP", ratio), of_seeds(means, "random", ratio))
+against_chance = {
+    name: 100 * amp.compare(of_seeds(means, name, ratio), of_seeds(means, "random", ratio)).difference
+    for name in ("magnitude", "reversed")
+}
 L.signature(
     f"AMP minus random, mean accuracy at {ratio:.0%}",
-    gap.value,
-    gap.low,
-    gap.high,
+    100 * gap.difference,
+    100 * gap.low,
+    100 * gap.high,
     "points",
-    baseline=("magnitude minus random", means["magnitude", ratio, seed] - chance),
-    control=("AMP reversed minus random", upside_down),
+    baseline=("magnitude minus random", against_chance["magnitude"]),
+    control=("AMP reversed minus random", against_chance["reversed"]),
 )
 for name in criteria:
     for s in seeds:
         if (name, ratio, s) in means:
-            L.record.metric(f"mean accuracy, {name}, seed {s}", means[name, ratio, s], unit="%")
+            L.record.metric(f"mean accuracy, {name}, seed {s}", 100 * means[name, ratio, s].value, unit="%")
 # %%
-if gap.low > 0:
-    print("AMP beats random choice here, and the interval excludes zero.")
-elif gap.high < 0:
-    print("AMP loses to random choice here, and the interval excludes zero.")
+if gap.clear:
+    print(f"AMP {'beats' if gap.difference > 0 else 'loses to'} random choice here, and the interval excludes zero.")
 else:
     print(f"The interval includes zero: with {len(seeds)} seeds, AMP and random are not told apart by accuracy.")
-reversed_ = over_seeds([means["AMP", ratio, s] - means["reversed", ratio, s] for s in seeds])
-if reversed_.low > 0:
-    print(f"The control failed, as it must: reversed, AMP loses {reversed_.value:.1f} more points.")
+reversed_ = amp.compare(of_seeds(means, "AMP", ratio), of_seeds(means, "reversed", ratio))
+if reversed_.clear and reversed_.difference > 0:
+    print(f"The control failed, as it must: reversed, AMP loses {100 * reversed_.difference:.1f} more points.")
 else:
     print("The control is not clearly below AMP: on this model and these items, the score's order carries little.")
 # %% [markdown]
-# The interval is over seeds, all of them asked the same items. It says what another draw would give, and not what other
-# items would.
+# The interval is over seeds and over items, which are the same for both: what other draws and other items would give.
+# Each such claim is at 95 % by itself. Make twenty of them about systems that are alike, and one will look clear.
 #
 # ## What this does not show
 # - **A ranking of methods.** Four criteria on one tiny model. On LLaMA-7B at 20 %, figures published elsewhere (other

@@ -40,7 +40,6 @@ import amp_tutorial as amp
 from amp_tutorial.core.anatomy import weight_of
 from amp_tutorial.course import lesson
 from amp_tutorial.reports import boards, standings
-from amp_tutorial.reports.summary import over_seeds
 
 L = lesson.start(
     "06_other_answers",
@@ -54,8 +53,12 @@ anatomy = amp.Anatomy.of(dense)
 layers, heads, neurons = anatomy.layers, anatomy.heads, anatomy.neurons
 
 
+def read(small) -> amp.Perplexity:
+    return amp.perplexity(small, tokenizer, limit=sizes["windows"])
+
+
 def measured(small) -> float:
-    return amp.perplexity(small, tokenizer, limit=sizes["windows"]).value
+    return read(small).value
 
 
 base = measured(dense)
@@ -304,23 +307,23 @@ for n in names[1:]:
 # One budget, one measurement: perplexity on held-out text. **Predict** the order. Where plans share nine tenths of what
 # they keep, can their models differ much?
 # %%
-values = {}
+runs = {}
 for (name, s), plan in plans.items():
     if name != "magnitude" or s == seed:  # magnitude has no draw, so one is all
-        values[name, s] = measured(amp.prune(dense, plan).model)
+        runs[name, s] = read(amp.prune(dense, plan).model)
+values = {key: run.value for key, run in runs.items()}
 
 
-def logs(name):
-    return [math.log(values[name, s]) for s in seeds if (name, s) in values]
+def of(name):
+    return [runs[name, s] for s in seeds if (name, s) in runs]
 
 
-spread = {n: over_seeds(logs(n)) for n in names if n != "magnitude"}
-centre = {n: math.exp(sum(logs(n)) / len(logs(n))) for n in names}
+spread = {n: amp.interval(*of(n)) for n in names}
+centre = {n: spread[n].value for n in names}
 order = sorted(names, key=centre.get)
 fig, ax = plt.subplots(figsize=(8, 4))
 for k, n in enumerate(order):
-    bars = spread.get(n)
-    reach = [[centre[n] - math.exp(bars.low)], [math.exp(bars.high) - centre[n]]] if bars else None
+    reach = [[centre[n] - spread[n].low], [spread[n].high - centre[n]]]
     c = names.index(n)
     ax.errorbar(centre[n], k, xerr=reach, color=lesson.PALETTE[c], marker=boards.MARKERS[c], markersize=8, capsize=4)
     ax.annotate(f"{centre[n]:.3g}", (centre[n], k), xytext=(0, 8), textcoords="offset points", ha="center", fontsize=9)
@@ -328,28 +331,26 @@ ax.axvline(base, color="0.2", ls="--")
 ax.set_yticks(range(len(order)), order)
 ax.set_ylim(len(order) - 0.5, -0.8)
 ax.set(xscale="log", xlabel=f"perplexity with {ratio:.0%} removed (dashed: dense)")
-L.show(fig, alt=f"Perplexity at {ratio:.0%} removed with 95 % intervals over {len(seeds)} seeds, best first: "
+L.show(fig, alt=f"Perplexity at {ratio:.0%} removed with 95 % intervals, {len(seeds)} seeds, best first: "
        + ", ".join(f"{n} {centre[n]:.3g}" for n in order) + f". Dense: {base:.3g}.")  # fmt: skip
 
 
 # %%
 def against(n):
-    """How a criterion stands to AMP, seed by seed on the same texts."""
-    gaps = over_seeds([math.log(values[n, seed if n == "magnitude" else s] / values["AMP", s]) for s in seeds])
-    times = f"{math.exp(gaps.value):.2f} times AMP's perplexity ({math.exp(gaps.low):.2f} to {math.exp(gaps.high):.2f})"
-    return gaps, f"{n:10s} {centre[n]:7.2f}, {times}: " + (
-        "better than AMP." if gaps.high < 0 else "worse than AMP." if gaps.low > 0 else "not told apart from AMP."
-    )
+    """How a criterion stands to AMP, seed by seed and window by window on the same texts."""
+    gap = amp.compare(of(n), of("AMP"))
+    word = ("better than" if gap.difference < 0 else "worse than") if gap.clear else "not told apart from"
+    return gap, f"{n:10s} {centre[n]:7.2f}, {gap.ratio()} AMP's perplexity: {word} AMP."
 
 
 for n in order:
     if n != "AMP":
         print(against(n)[1])
-ahead = [n for n in order if n != "AMP" and against(n)[0].high < 0]
+ahead = [n for n in order if n != "AMP" and against(n)[0].clear and centre[n] < centre["AMP"]]
 print(f"Clearly ahead of AMP here: {', '.join(ahead) or 'none'}.")
 # %% [markdown]
-# The interval is that of the ratio on the same seeds (for magnitude, which has one plan, over AMP's seeds). It is over
-# calibration texts, not over models.
+# The interval is that of the ratio on the same seeds and windows (magnitude, which has one plan, stands against each of
+# AMP's). It is over calibration texts and windows, not over models.
 #
 # ## 4 · When magnitude wins, and what that says
 #
@@ -363,22 +364,20 @@ for s in seeds:
         ("heads by magnitude", replace(ours, heads=weights.heads)),
         ("neurons by magnitude", replace(ours, neurons=weights.neurons)),
     ):
-        mixed[label, s] = measured(amp.prune(dense, amp.plan(dense, scored, pruning_ratio=ratio)).model)
+        mixed[label, s] = read(amp.prune(dense, amp.plan(dense, scored, pruning_ratio=ratio)).model)
 halves = {}
 for label in ("heads by magnitude", "neurons by magnitude"):
-    halves[label] = over_seeds([math.log(mixed[label, s] / values["AMP", s]) for s in seeds])
-    g = halves[label]
-    word = "better" if g.high < 0 else "worse" if g.low > 0 else "no clear difference"
-    print(f"AMP, but {label}: {math.exp(g.value):.2f} times the perplexity of AMP "
-          f"({math.exp(g.low):.2f} to {math.exp(g.high):.2f}): {word}.")  # fmt: skip
+    halves[label] = g = amp.compare([mixed[label, s] for s in seeds], of("AMP"))
+    word = ("better" if g.difference < 0 else "worse") if g.clear else "no clear difference"
+    print(f"AMP, but {label}: {g.ratio()} the perplexity of AMP: {word}.")
 beaten = [n for n in activity + ["Taylor"] if values["magnitude", seed] < centre[n]]
 print(f"Criteria that see text and still come out above magnitude's perplexity: {', '.join(beaten) or 'none'}.")
 for label, g in halves.items():
     part = label.split()[0]
-    if g.high < 0:
+    if g.clear and g.difference < 0:
         print(f"Magnitude is the better judge of {part}: the mean activity misleads AMP there. (What is rarely active,")
         print("but decides then, would look like this; not tested here.)")
-    elif g.low > 0:
+    elif g.clear:
         print(f"For {part} AMP's view of the text helps; the weights alone don't know it.")
     else:
         print(f"For {part}, looking at text is not told apart from looking at the weights.")
@@ -428,10 +427,14 @@ for name, left in amp.TRANSACT.items():
 # each shot, or all at the end. **Predict:** is it scoring again that helps, or training in between?
 # %%
 shots = 4
-training = partial(
-    amp.recover, config=amp.RecoveryConfig(samples=sizes["rows"], loss="text", learning_rate=2e-3), progress=False
+quarters, at_once = (
+    partial(
+        amp.recover,
+        config=amp.RecoveryConfig(samples=sizes["rows"], epochs=epochs, loss="text", learning_rate=2e-3),
+        progress=False,
+    )
+    for epochs in (1, shots)
 )
-quarters, at_once = partial(training, epochs=1), partial(training, epochs=shots)
 target = dict(heads=kept_heads, neurons=kept_neurons, criterion="transact")
 ways = {
     "one shot": dict(shots=1, recover=None),
@@ -704,7 +707,7 @@ else:
         mine = sorted((row[3], cells[row]["perplexity"]) for row in rows if row[1] == label)
         x = [100 * r + (c - len(labels) / 2) * 0.35 for r, _ in mine]  # side by side
         y = [p.value for _, p in mine]
-        reach = [[p.value - max(p.low, 1) for _, p in mine], [p.high - p.value for _, p in mine]]
+        reach = [[p.value - p.low for _, p in mine], [p.high - p.value for _, p in mine]]
         ax.errorbar(x, y, reach, color=lesson.PALETTE[c % 10], marker=boards.MARKERS[c], capsize=3, label=label)
         told.append(f"{label} " + ", ".join(f"{v:.3g}" for v in y))
     whole_model = standings.dense(cells)["perplexity"].value
@@ -723,14 +726,15 @@ for name, cells in board.items():
         if leader is None:
             continue
         p = cells[leader]["perplexity"]
-        level = [row[1] for row in rows if row != leader and not cells[row]["perplexity"].apart(p)]
-        overlap = f"its interval overlaps that of {'; '.join(level)}" if level else "no other interval overlaps"
-        print(f"{name}, {r:.0%}: {leader[1]} leads with {p.value:.2f} ({p.low:.2f} to {p.high:.2f}); {overlap}.")
+        others = [row for row in rows if row != leader]
+        level = [row[1] for row in others if not cells[row].against(cells[leader], "perplexity").clear]
+        beside = f"not told apart from {'; '.join(level)}" if level else "clearly ahead of all others"
+        print(f"{name}, {r:.0%}: {leader[1]} leads with {p.bounds()}, {beside}.")
         firsts[leader[1]] = firsts.get(leader[1], 0) + 1
         wide |= "random" in level and leader[0] != "random"
 if firsts:
     if wide:
-        print("Where random overlaps, its draws differ so much that its interval holds nearly everything.")
+        print("Where random is not told apart, its draws differ so much that its interval holds nearly everything.")
     counted = "; ".join(f"{n} {count}" for n, count in sorted(firsts.items(), key=lambda item: -item[1]))
     print(f"Firsts over models and ratios: {counted}.")
     print("No criterion leads everywhere." if len(firsts) > 1 else "One criterion leads everywhere.")
@@ -740,9 +744,10 @@ if firsts:
 # %%
 L.from_sweep(sweep)
 # %% [markdown]
-# A leader is read off the same table that it leads, so a narrow lead says little; where intervals overlap, it says
-# nothing. Where a criterion has one plan only (magnitude), its interval is over windows of text, elsewhere over seeds.
-# The README shows the whole board, with layers, repair and slicing.
+# A leader is read off the same table that it leads, so a narrow lead says little; where the two are not told apart, it
+# says nothing. That is judged seed by seed and window by window: all criteria are measured on the same text. Where a
+# criterion has one plan only (magnitude), its interval is over windows, elsewhere over seeds and windows. The README
+# shows the whole board, with layers, repair and slicing.
 #
 # ## The result
 #
@@ -751,30 +756,29 @@ L.from_sweep(sweep)
 # **is AMP's perplexity above Wanda-sp's at this budget?** The number is their ratio, seed by seed; above 1, AMP loses.
 # The baseline is magnitude, the control AMP upside down: both over Wanda-sp, too.
 # %%
-gaps = over_seeds([math.log(values["AMP", s] / values["Wanda-sp", s]) for s in seeds])
+gap = amp.compare(of("AMP"), of("Wanda-sp"))
 L.signature(
     f"AMP's perplexity over Wanda-sp's at {ratio:.0%}",
-    math.exp(gaps.value),
-    math.exp(gaps.low),
-    math.exp(gaps.high),
+    math.exp(gap.difference),
+    math.exp(gap.low),
+    math.exp(gap.high),
     "×",
     baseline=("magnitude over Wanda-sp", values["magnitude", seed] / centre["Wanda-sp"]),
     control=("reversed AMP over Wanda-sp", centre["reversed"] / centre["Wanda-sp"]),
 )
 for n in names:
-    ends = (math.exp(spread[n].low), math.exp(spread[n].high)) if n in spread else (None, None)
-    L.record.metric(f"perplexity, {n}", centre[n], *ends)
+    L.record.metric(f"perplexity, {n}", centre[n], spread[n].low, spread[n].high)
 # %%
-if gaps.low > 0:
+if gap.clear and gap.difference > 0:
     print(
         "Wanda-sp beats AMP here, and the interval excludes 1. AMP's neuron score leaves out the weights that it uses."
     )
-elif gaps.high < 0:
+elif gap.clear:
     print("AMP beats Wanda-sp here, against the published figures, and the interval excludes 1.")
 else:
     print(f"The interval includes 1: {len(seeds)} seeds don't tell AMP and Wanda-sp apart.")
-upside_down = over_seeds([math.log(values["reversed", s] / values["Wanda-sp", s]) for s in seeds])
-if upside_down.low > 0:
+upside_down = amp.compare(of("reversed"), of("Wanda-sp"))
+if upside_down.clear and upside_down.difference > 0:
     print("The control failed, as it must.")
 else:
     print("The control did not clearly fail: on this model and text the order carries little.")

@@ -35,7 +35,6 @@ from scipy.stats import spearmanr
 import amp_tutorial as amp
 from amp_tutorial.course import lesson
 from amp_tutorial.methods.similarity import METRICS
-from amp_tutorial.reports.summary import over_seeds
 
 L = lesson.start(
     "07_layers", dict(model=model, ratio=ratio, calibration=calibration, seed=seed, preset=preset, out=out)
@@ -309,7 +308,7 @@ if anatomy.layers > goes + 1:
     takes["museum, layer 0 spared"] = tuple(layers[1 : goes + 1])
 found = {name: read(gone) for name, gone in takes.items()}
 for name, p in found.items():
-    print(f"{name:22s} removes {str(takes[name]):8s} perplexity {p.value:9.2f} ({p.low:.2f} to {p.high:.2f})")
+    print(f"{name:22s} removes {str(takes[name]):8s} perplexity {amp.interval(p).bounds()}")
 cost = found["museum"].value / found["Consensus"].value
 print(f"Here the mistake would have multiplied the perplexity by {cost:,.3g}; nothing would have stopped or warned.")
 if "museum, layer 0 spared" in found:
@@ -317,9 +316,9 @@ if "museum, layer 0 spared" in found:
     if takes["museum, layer 0 spared"] == takes["Consensus"]:
         print("With layer 0 out of its reach it takes the very layers of Consensus, without having read a score.")
     else:
-        verdict = "not told from" if spared.low <= right.high and right.low <= spared.high else (
-            "worse than" if spared.value > right.value else "better than")  # fmt: skip
-        print(f"With layer 0 out of its reach its result is {verdict} that of Consensus, by these intervals.")
+        gap = amp.compare(spared, right)  # window by window
+        verdict = ("worse than" if gap.difference > 0 else "better than") if gap.clear else "not told from"
+        print(f"With layer 0 out of its reach its result is {verdict} that of Consensus: {gap.ratio()} its perplexity.")
 # %% [markdown]
 # How bad a bug looks depends on what it happens to hit. Where the first blocks matter little, a ranking that is never
 # used can pass for one that works. **A control** shows it: turn the scores upside down; if nothing changes, they are
@@ -343,7 +342,7 @@ if math.comb(anatomy.layers, goes) <= sizes["choices"]:  # else only those that 
 chosen_by = {name: tuple(i for i in layers if i not in plan.kept_layers) for name, plan in choosers.items()}
 for name, gone in chosen_by.items():
     p = read(gone)
-    print(f"{name:22s} removes {str(gone):8s} perplexity {p.value:8.2f} ({p.low:.2f} to {p.high:.2f})")
+    print(f"{name:22s} removes {str(gone):8s} perplexity {amp.interval(p).bounds()}")
 
 
 # %%
@@ -377,9 +376,7 @@ L.show(fig, alt=f"Perplexity of {len(in_order)} choices of layers to remove, in 
 # Below, every choice that was measured; above, who made it.
 # %%
 best, ours = every[in_order[0]], every[removed[seed]]
-print(
-    f"Best of the {len(in_order)}: without {list(in_order[0])}, {best.value:.2f} ({best.low:.2f} to {best.high:.2f})."
-)
+print(f"Best of the {len(in_order)}: without {list(in_order[0])}, {amp.interval(best).bounds()}.")
 print(f"Consensus is number {in_order.index(removed[seed]) + 1} of {len(in_order)}.")
 if len(in_order) == math.comb(anatomy.layers, goes):  # every choice there is
     as_good = sum(every[gone].value <= ours.value for gone in in_order)
@@ -388,11 +385,12 @@ if len(in_order) == math.comb(anatomy.layers, goes):  # every choice there is
     print(f"Choosing blindly does as well as Consensus, or better, {as_good} times in {len(in_order)}.")
 named = {name: every[in_order[places[0]]] for name, places in places_of.items() if name != "random"}
 lead = min(named, key=lambda name: named[name].value)
-apart = [name for name, p in named.items() if p.low > named[lead].high]
-print(f"First among the criteria: {lead}. Clearly behind it, by intervals: {', '.join(apart) or 'none'}.")
+apart = [name for name, p in named.items() if amp.compare(p, named[lead]).clear]
+print(f"First among the criteria: {lead}. Clearly behind it, window by window: {', '.join(apart) or 'none'}.")
 # %% [markdown]
-# SLEB looks at perplexity and is judged by perplexity, though on other text; that is its advantage here. Where
-# intervals overlap there is no order to report. (They are over windows: the same text for all, so they are wide.)
+# SLEB looks at perplexity and is judged by perplexity, though on other text; that is its advantage here. The intervals
+# are over windows, and wide; but all choices are measured on the same windows, so what is compared is the difference on
+# each of them, which varies less. Where its interval holds zero there is no order to report.
 #
 # ## Depth against width, on one budget
 #
@@ -439,25 +437,20 @@ for (kind, s), small in cut.items():
         perplexities[kind, s] = amp.perplexity(small, tokenizer, limit=sizes["windows"])
 answers["dense", seed] = amp.accuracy(dense, tokenizer, limit=sizes["items"])
 mean = {key: 100 * found.mean.value for key, found in answers.items()}
-loss = {kind: over_seeds([math.log(perplexities[kind, s].value) for s in seeds]) for kind in kinds}
-right = {kind: over_seeds([mean[kind, s] for s in seeds]) for kind in kinds}
+text = {kind: amp.interval(*(perplexities[kind, s] for s in seeds)) for kind in kinds}
+right = {kind: amp.interval(*(answers[kind, s].mean for s in seeds)) for kind in kinds}
 for kind in kinds:
-    p, m = perplexities[kind, seed], answers[kind, seed].mean
-    log = loss[kind]
-    shown = f"{math.exp(log.value):.2f} ({math.exp(log.low):.2f} to {math.exp(log.high):.2f})"
-    print(f"{kind}: perplexity {shown}, accuracy {right[kind].value:.1f} % "
-          f"({right[kind].low:.1f} to {right[kind].high:.1f}) over {len(seeds)} seeds")  # fmt: skip
-    print(f"    with seed {seed}: {p.value:.2f} ({p.low:.2f} to {p.high:.2f} over windows), "
-          f"{100 * m.value:.1f} ± {196 * m.stderr:.1f} % (over items)")  # fmt: skip
+    print(f"{kind}: perplexity {text[kind].bounds()}, accuracy {right[kind].percent()} % over {right[kind].over}")
+    p, m = amp.interval(perplexities[kind, seed]), answers[kind, seed].mean.interval
+    print(f"    with seed {seed}: {p.bounds()} over windows, {m.percent()} % over items")
 print(f"dense: perplexity {base.value:.2f}, accuracy {mean['dense', seed]:.1f} %")
 # %%
 fig, axes = plt.subplots(1, 2, figsize=(8.5, 3.6), layout="constrained")
 for k, kind in enumerate(kinds):
     style = dict(color=lesson.PALETTE[k], hatch=lesson.HATCHES[k], edgecolor="white")
-    log, acc = loss[kind], right[kind]
-    height = math.exp(log.value)
-    axes[0].bar(k, height, yerr=[[height - math.exp(log.low)], [math.exp(log.high) - height]], capsize=5, **style)
-    axes[1].bar(k, acc.value, yerr=[[acc.value - acc.low], [acc.high - acc.value]], capsize=5, **style)
+    for axis, found, scale in ((axes[0], text[kind], 1), (axes[1], right[kind], 100)):
+        reach = [[scale * (found.value - found.low)], [scale * (found.high - found.value)]]
+        axis.bar(k, scale * found.value, yerr=reach, capsize=5, **style)
     axes[0].plot([k] * len(seeds), [perplexities[kind, s].value for s in seeds], "k.", ms=5)
     axes[1].plot([k] * len(seeds), [mean[kind, s] for s in seeds], "k.", ms=5)
 chance = 100 * sum(amp.CHANCE.values()) / len(amp.CHANCE)
@@ -471,21 +464,23 @@ axes[0].set(ylabel="perplexity (lower is better)", ylim=(0, None))
 axes[1].set(ylabel="mean accuracy, % (higher is better)", ylim=(0, 108))
 for ax in axes:
     ax.set_xticks(range(3), kinds)
-told = "; ".join(f"{kind} {math.exp(loss[kind].value):.3g} and {right[kind].value:.0f} %" for kind in kinds)
-L.show(fig, alt=f"Bars of perplexity and mean accuracy at {budget:.0%} fewer parameters, with 95 % intervals over "
-       f"seeds. {told}; dense {base.value:.3g} and {mean['dense', seed]:.0f} %, guessing {chance:.0f} %.")  # fmt: skip
+told = "; ".join(f"{kind} {text[kind].value:.3g} and {right[kind].value:.0%}" for kind in kinds)
+L.show(fig, alt=f"Bars of perplexity and mean accuracy at {budget:.0%} fewer parameters, with 95 % intervals. "
+       f"{told}; dense {base.value:.3g} and {mean['dense', seed]:.0f} %, guessing {chance:.0f} %.")  # fmt: skip
 
 
 # %%
-def order(found: dict, what: str, better: int) -> str:
-    """Which of the three is best, and whether the intervals over seeds say so."""
+def order(measured: dict, found: dict, what: str, better: int) -> str:
+    """Which of the three is best, and whether seeds and items, paired, say so."""
     ranked = sorted(kinds, key=lambda kind: better * found[kind].value)
-    behind = [kind for kind in ranked[1:] if found[ranked[0]].apart(found[kind])]
-    return f"By {what}: {' before '.join(ranked)}; clear of {ranked[0]}'s interval: {', '.join(behind) or 'none'}."
+    first, *others = ([measured[kind, s] for s in seeds] for kind in ranked)
+    behind = [kind for kind, other in zip(ranked[1:], others, strict=True) if amp.compare(first, other).clear]
+    return f"By {what}: {' before '.join(ranked)}; clearly behind {ranked[0]}: {', '.join(behind) or 'none'}."
 
 
-print(order(loss, "perplexity", 1))
-print(order(right, "accuracy", -1))
+means = {key: found.mean for key, found in answers.items()}
+print(order(perplexities, text, "perplexity", 1))
+print(order(means, right, "accuracy", -1))
 by_task = {task: {kind: sum(answers[kind, s][task].value for s in seeds) / len(seeds) for kind in kinds}
            for task in amp.TASKS}  # fmt: skip
 apart_by = {task: of_kind["depth"] - of_kind["width"] for task, of_kind in by_task.items()}
@@ -496,7 +491,8 @@ for task, of_kind in by_task.items():
 for task in (min(apart_by, key=apart_by.get), max(apart_by, key=apart_by.get)):
     print(f"Depth minus width on {task.removeprefix('tiny_')}: {100 * apart_by[task]:+.0f} points.")
 # %% [markdown]
-# Where all draws choose the same layers, depth's interval over seeds has no width; then look at the one over items.
+# Where all draws choose the same layers, depth's interval is over items and windows alone; elsewhere over seeds too.
+# An order is claimed only where the paired difference is clear: the same items and the same draws for both.
 #
 # The mean hides what each cut does. A layer that goes takes a whole **step** of the computation with it; a question in
 # two hops may need that step, a fact learnt by heart may not. Width leaves all steps and makes each of them poorer.
@@ -568,8 +564,9 @@ robust = {name: amp.robustness(ran[name], tokenizer, kinds_of_noise, tasks=tasks
 fig, ax = plt.subplots(figsize=(8.5, 3.6), layout="constrained")
 for k, (name, found) in enumerate(robust.items()):
     at = [x + (k - 1) * 0.27 for x in range(len(found))]
-    middle, error = ([100 * v for v in values] for values in zip(
-        *((a.mean.value, 1.96 * a.mean.stderr) for a in found.values()), strict=True))  # fmt: skip
+    sure = [a.mean.interval for a in found.values()]
+    middle = [100 * i.value for i in sure]
+    error = [[100 * (i.value - i.low) for i in sure], [100 * (i.high - i.value) for i in sure]]
     color = "0.75" if name == "dense" else lesson.PALETTE[k - 1]
     hatch = "xx" if name == "dense" else lesson.HATCHES[k - 1]
     ax.bar(at, middle, 0.25, yerr=error, capsize=3, color=color, hatch=hatch, edgecolor="white", label=name)
@@ -590,9 +587,9 @@ gains = {(name, noise): 100 * (robust[name][noise].mean.value - robust["dense"][
          for name in ("depth", "width") for noise in kinds_of_noise}  # fmt: skip
 top = max(gains, key=gains.get)
 above = [key for key, gain in gains.items()
-         if robust[key[0]][key[1]].mean.low > robust["dense"][key[1]].mean.high]  # fmt: skip
+         if gain > 0 and amp.compare(robust[key[0]][key[1]].mean, robust["dense"][key[1]].mean).clear]  # fmt: skip
 print(f"The pruned models' best showing against dense: {top[0]}, {top[1]}, {gains[top]:+.1f} points.")
-print(f"Pruned above dense beyond the intervals: {', '.join(map(' under '.join, above)) or 'nowhere'}.")
+print(f"Pruned clearly above dense, item by item: {', '.join(map(' under '.join, above)) or 'nowhere'}.")
 # %% [markdown]
 # Mind a trap: a model that has fallen to guessing on clean items has nothing left to lose, and its small *drop* looks
 # robust. Compare the heights, not the drops alone.
@@ -618,14 +615,14 @@ except ImportError as missing:
 # **How many points of mean accuracy does depth (Consensus) keep over width (AMP)** at equal parameters? It may come out
 # either way. The baseline takes layers at random. The control is the museum's choice, which must fail.
 # %%
-gap = over_seeds([mean["depth", s] - mean["width", s] for s in seeds])
+gap = amp.compare(*([means[kind, s] for s in seeds] for kind in ("depth", "width")))  # paired by seed and by item
 width = sum(mean["width", s] for s in seeds) / len(seeds)
 blind = sum(mean["random layers", s] for s in seeds) / len(seeds) - width
 L.signature(
     f"Depth minus width, mean accuracy at {budget:.0%}",
-    gap.value,
-    gap.low,
-    gap.high,
+    100 * gap.difference,
+    100 * gap.low,
+    100 * gap.high,
     "points",
     baseline=("random layers minus width", blind),
     control=("the museum's layers minus width", mean["museum", seed] - width),
@@ -633,19 +630,18 @@ L.signature(
 for (name, s), value in mean.items():
     L.record.metric(f"mean accuracy, {name}, seed {s}", value, unit="%")
 # %%
-if gap.low > 0:
-    print("Depth beats width here, and the interval excludes zero.")
-elif gap.high < 0:
-    print("Width beats depth here, and the interval excludes zero.")
+if gap.clear:
+    better, worse = ("Depth", "width") if gap.difference > 0 else ("Width", "depth")
+    print(f"{better} beats {worse} here, and the interval excludes zero.")
 else:
     print(f"The interval includes zero: with {len(seeds)} seeds, depth and width are not told apart by accuracy.")
 lower = mean["museum", seed] < min(mean["depth", s] for s in seeds)
 print(f"The control {'failed, as it must' if lower else 'did not fall below Consensus: layer 0 hardly matters here'}.")
-ahead = over_seeds([mean["depth", s] - mean["random layers", s] for s in seeds])
-print(f"Consensus minus random layers: {ahead.value:+.1f} points ({ahead.low:+.1f} to {ahead.high:+.1f} over seeds).")
+ahead = amp.compare(*([means[kind, s] for s in seeds] for kind in ("depth", "random layers")))
+print(f"Consensus minus random layers: {ahead.points()}, over {ahead.over}.")
 # %% [markdown]
-# The interval is over draws of calibration text. Where all draws give the same layers it comes from width alone, and it
-# says nothing of other items, nor of another model trained the same way.
+# The interval is over draws of calibration text and over items, of which all models see the same. It says nothing of
+# another model trained the same way.
 #
 # ## What this does not show
 # - **Deep models.** Six layers are few, and each has its job. Models of 32 and more are said to hold layers that do

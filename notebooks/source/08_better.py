@@ -45,7 +45,6 @@ from amp_tutorial.core.anatomy import weight_of
 from amp_tutorial.course import lesson
 from amp_tutorial.methods.hidden_size import hidden_at, roles, stream_of
 from amp_tutorial.methods.normal_equations import Normal
-from amp_tutorial.reports.summary import over_seeds
 
 warnings.filterwarnings("ignore", category=FutureWarning)  # peft still uses a name that transformers will drop
 L = lesson.start(
@@ -73,6 +72,10 @@ def drawn(s):
 
 def batches_of(texts, size=16):
     return amp.calibration(tokenizer, texts, samples=len(texts), batch_size=size, join=None)  # a text a row
+
+
+def read(what):
+    return amp.perplexity(what, tokenizer, test_texts)
 
 
 def perplexity(what, texts=test_texts):
@@ -444,7 +447,7 @@ def nonsense(batches, s):
     return made
 
 
-values = {}
+runs = {}
 first = {}  # the models of the first seed, which are looked at again
 for s in seeds:
     cut, text = plans[s, ratio], batches[s]
@@ -460,28 +463,33 @@ for s in seeds:
         "random + repair": repaired(by_chance, text),
         "AMP + shuffled targets": solved(cut, seen, order=order),
     }
-    values |= {(name, s): perplexity(m) for name, m in systems.items()}
+    runs |= {(name, s): read(m) for name, m in systems.items()}
     first = first or systems
 odd = perplexity(repaired(plans[seed, ratio], nonsense(batches[seed], seed)))
 names = list(systems)
-logs = {name: over_seeds([math.log(values[name, s]) for s in seeds]) for name in names}
+values = {key: run.value for key, run in runs.items()}
+
+
+def of(name):
+    return [runs[name, s] for s in seeds]
+
+
+sure = {name: amp.interval(*of(name)) for name in names}
 print(f"Perplexity, {ratio:.0%} of all parameters removed, {len(seeds)} seeds (dense {base:.2f}):")
 for name in names:
-    f = logs[name]
-    print(f"  {name:26s} {math.exp(f.value):9.2f} ({math.exp(f.low):.2f} to {math.exp(f.high):.2f})")
+    print(f"  {name:26s} {sure[name].bounds()}")
 
 
 # %%
 def against(ours, other):
-    """What the seeds allow one to say, from the paired differences of losses."""
-    gap = over_seeds([math.log(values[ours, s] / values[other, s]) for s in seeds])
-    if gap.low <= 0 <= gap.high:
+    """What seeds and windows allow one to say, from the paired differences of losses."""
+    gap = amp.compare(of(ours), of(other))
+    if not gap.clear:
         return f"{ours} and {other}: not told apart."
-    if abs(gap.value) > math.log(2):
-        return f"{ours}: {math.exp(gap.value):.3g} times the perplexity of {other}."
-    return (
-        f"{ours}: perplexity {abs(1 - math.exp(gap.value)):.0%} {'lower' if gap.value < 0 else 'higher'} than {other}."
-    )
+    times = math.exp(gap.difference)
+    if abs(gap.difference) > math.log(2):
+        return f"{ours}: {times:.3g} times the perplexity of {other}."
+    return f"{ours}: perplexity {abs(1 - times):.0%} {'lower' if times < 1 else 'higher'} than {other}."
 
 
 for pair in (
@@ -559,7 +567,8 @@ for heads, plan in splits.items():
 # %%
 amps = len(plans[seed, ratio].heads[0])
 for s in seeds:
-    values["best split + repair", s] = perplexity(repaired(at_budget(scores[s], best), batches[s]))
+    runs["best split + repair", s] = read(repaired(at_budget(scores[s], best), batches[s]))
+    values["best split + repair", s] = runs["best split + repair", s].value
 kept = f"{best} of {anatomy.heads} heads and {len(splits[best].neurons[0])} of {anatomy.neurons} neurons"
 print(f"Text kept apart chooses {kept}; AMP's rule keeps {amps} heads.")
 print(against("best split + repair", "AMP + sequential repair"))
@@ -570,7 +579,7 @@ right_answers = {
     for name, m in {"best split": tried[best], "AMP's split": tried.get(amps, first["AMP + sequential repair"])}.items()
 }
 for name, m in right_answers.items():
-    print(f"  {name}, repaired: accuracy {m.value:.1%} ± {1.96 * m.stderr:.1%}")
+    print(f"  {name}, repaired: accuracy {m.interval.percent()} %")
 nearly_all = anatomy.heads - anatomy.group_size
 if best >= nearly_all:
     print("With repair, all or nearly all heads should stay here, and neurons pay.")
@@ -619,7 +628,7 @@ compared = {
 result = {"dense": (base, amp.accuracy(dense, tokenizer, limit=sizes["items"]).mean)}
 result |= {n: (perplexity(m), amp.accuracy(m, tokenizer, limit=sizes["items"]).mean) for n, m in compared.items()}
 for name, (p, m) in result.items():
-    print(f"{name:32s} perplexity {p:7.2f}   accuracy {m.value:6.1%} ± {1.96 * m.stderr:.1%}")
+    print(f"{name:32s} perplexity {p:7.2f}   accuracy {m.interval.percent()} %")
 print(f"One repair took {repair_seconds:.1f} s, LoRA on the same texts {on_texts.seconds:.1f} s.")
 print(f"LoRA on the same texts: {len(on_texts.history)} steps over {calibration} texts, {on_texts.tokens:,} tokens;")
 on_answers = recipe["AMP + LoRA on responses"]
@@ -629,10 +638,10 @@ print(f"on responses: {len(on_answers.history)} steps over {samples} rows, {on_a
 # %%
 def compare(ours, other):
     (p, m), (q, n) = result[ours], result[other]
-    gap, noise = m.value - n.value, 1.96 * (m.stderr**2 + n.stderr**2) ** 0.5
-    told = "within noise" if abs(gap) < noise else "clear of noise"
+    gap = amp.compare(m, n)  # item by item
+    told = "told apart" if gap.clear else "not told apart"
     print(f"{ours} against {other}:")
-    print(f"  perplexity {p:.2f} against {q:.2f}, accuracy {100 * gap:+.1f} points ({told}).")
+    print(f"  perplexity {p:.2f} against {q:.2f}, accuracy {gap.points()}: {told}.")
 
 
 compare("AMP + repair", "AMP + LoRA on the same texts")
@@ -868,16 +877,16 @@ if turn is not None:
     gone = [1 - m.num_parameters() / dense.num_parameters() for (_, name), m in more.items() if name == "stream sliced"]
     print(f"Slicing removes {gone[0]:.1%} and {gone[1]:.1%} of all parameters, not less than the plans.")
     for (r, name), (p, a) in sorted(rivals.items(), key=lambda row: row[0][0]):
-        print(f"{r:.0%} {name:15s} perplexity {p:8.2f}   accuracy {a.value:6.1%} ± {1.96 * a.stderr:.1%}")
+        print(f"{r:.0%} {name:15s} perplexity {p:8.2f}   accuracy {a.interval.percent()} %")
     better = {}
     for r in (ratio, ratio_deep):
         measured = {name: found for (at, name), found in rivals.items() if at == r}
         print(f"At {r:.0%}, by perplexity: {' < '.join(sorted(measured, key=lambda name: measured[name][0]))}.")
         (p, a), (q, b) = measured["sliced + repair"], measured["AMP + repair"]
-        gap, noise = a.value - b.value, 1.96 * (a.stderr**2 + b.stderr**2) ** 0.5
+        gap = amp.compare(a, b)
         better[r] = p < q
-        told = "within" if abs(gap) < noise else "clear of"
-        print(f"  Sliced + repair against AMP + repair: accuracy {100 * gap:+.1f} points ({told} noise).")
+        told = "told apart" if gap.clear else "not told apart"
+        print(f"  Sliced + repair against AMP + repair: accuracy {gap.points()}, {told}.")
     if not any(better.values()):
         print("At equal parameters, leaving the stream whole and repairing inside the modules was better here.")
     elif all(better.values()):
@@ -925,37 +934,40 @@ if len(touched) < len(may_go):
 # %% [markdown]
 # ## The result
 #
-# One number for the lesson: by what factor repair changes AMP's perplexity, over seeds. Below 1 it helps. The baseline
-# is *random choice with repair*: does the choice still matter? The control solves for shuffled targets.
+# One number for the lesson: by what factor repair changes AMP's perplexity, seed by seed and window by window. Below 1
+# it helps. The baseline is *random choice with repair*: does the choice still matter? The control solves for shuffled
+# targets.
 # %%
 def factor(name):
-    return over_seeds([math.log(values[name, s] / values["AMP", s]) for s in seeds])
+    return amp.compare(of(name), of("AMP"))
 
 
 gain = factor("AMP + sequential repair")
 shuffled, chance = factor("AMP + shuffled targets"), factor("random + repair")
 L.signature(
     f"Perplexity of AMP with repair, as a multiple of AMP's, {ratio:.0%} removed",
-    math.exp(gain.value),
+    math.exp(gain.difference),
     math.exp(gain.low),
     math.exp(gain.high),
     "×",
-    baseline=("random choice with repair", math.exp(chance.value)),
-    control=("AMP with repair for shuffled targets", math.exp(shuffled.value)),
+    baseline=("random choice with repair", math.exp(chance.difference)),
+    control=("AMP with repair for shuffled targets", math.exp(shuffled.difference)),
 )
 for name in names:
     for s in seeds:
         L.record.metric(f"perplexity, {name}, seed {s}", values[name, s])
 # %%
 if gain.high < 0:
-    print(f"Repair helps, and the interval lies below 1: perplexity falls by {1 - math.exp(gain.value):.0%}.")
+    print(f"Repair helps, and the interval lies below 1: perplexity falls by {1 - math.exp(gain.difference):.0%}.")
 else:
     print("The interval reaches 1: on this model and these draws repair is not shown to help.")
-if shuffled.low > gain.high:
-    print(f"The control failed, as it must: shuffled targets {'raise' if shuffled.value > 0 else 'change'} perplexity.")
+failed = amp.compare(of("AMP + shuffled targets"), of("AMP + sequential repair"))
+if failed.clear and failed.difference > 0:
+    effect = "raise" if shuffled.difference > 0 else "change"
+    print(f"The control failed, as it must: shuffled targets {effect} perplexity.")
 else:
     print("The control is not clear of the result: do not trust this measurement.")
-added, left = (logs[name].value - math.log(base) for name in ("AMP", "AMP + sequential repair"))
+added, left = (math.log(sure[name].value / base) for name in ("AMP", "AMP + sequential repair"))
 print(f"Of the loss that the cut adds, {1 - left / added:.0%} is made up for.")
 # %% [markdown]
 # ## What this does not show

@@ -203,9 +203,10 @@ for criterion in ("random", "reversed"):
     other = plan_at(ratio, amp.score(dense, batches, criterion, seed=seed))
     quality[criterion] = amp.perplexity(amp.prune(dense, other).model, tokenizer, text, limit=windows)
 for name, p in quality.items():
-    print(f"{name:>9}: perplexity {p.value:8.2f} (95 % interval {p.low:.2f} to {p.high:.2f})")
+    print(f"{name:>9}: perplexity {amp.interval(p).bounds()}, with its 95 % interval")
 print(f"    {quality['dense'].protocol}")
-L.signature("perplexity after pruning", quality["AMP"].value, quality["AMP"].low, quality["AMP"].high, "",
+sure = amp.interval(quality["AMP"])
+L.signature("perplexity after pruning", sure.value, sure.low, sure.high, "",
             baseline=("random", quality["random"].value), control=("reversed", quality["reversed"].value))  # fmt: skip
 # %% [markdown]
 # Two things to keep in mind with a model of your own. Calibrate on one text and measure on another: with `tinyworld`
@@ -231,7 +232,8 @@ for name, those in again.items():
 fig, ax = plt.subplots(figsize=(7, 3.6))
 for i, (name, points) in enumerate(curves.items()):
     values = [point.value for point in points]
-    spread = [[p.value - p.low for p in points], [p.high - p.value for p in points]]
+    sure = [amp.interval(point) for point in points]
+    spread = [[p.value - p.low for p in sure], [p.high - p.value for p in sure]]
     style = dict(marker=lesson.MARKERS[i], color=lesson.PALETTE[i], ls=("-", "--")[i], capsize=3, label=name)
     ax.errorbar([100 * share for share in tried], values, spread, **style)
 ax.axhline(quality["dense"].value, color="0.2", ls=":", label="dense")

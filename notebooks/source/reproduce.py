@@ -121,16 +121,13 @@ def measure(stage: str) -> None:
         record.metric(f"{stage}/parameters", network.num_parameters())
         text, join = amp.perplexity_text(perplexity_text, local_copies)
         found = amp.perplexity(network, tokenizer, text, window, limit=windows or None, batch_size=batch, join=join)
-        record.metric(f"{stage}/perplexity", found.value, found.low, found.high, n=found.tokens)
-        record.notes["perplexity protocol"] = found.protocol
-        print(f"{stage:8s} perplexity {found.value:8.2f} (95 % interval {found.low:.2f} to {found.high:.2f})")
+        record.perplexity(found, f"{stage}/")
+        print(f"{stage:8s} perplexity {amp.interval(found).bounds()}, with its 95 % interval")
         if tasks == "none":
             return
         correct = amp.accuracy(network, tokenizer, tasks, items or None, batch, folder=task_folder)
-        record.notes["tasks protocol"] = correct.protocol
-        for name, m in (*correct.items(), ("mean accuracy", correct.mean)):
-            record.metric(f"{stage}/{name}", m.value, m.low, m.high, n=m.n, stderr=m.stderr)
-        print(f"{stage:8s} mean accuracy {correct.mean.value:.1%} (± {1.96 * correct.mean.stderr:.1%} over items)")
+        record.accuracy(correct, f"{stage}/")
+        print(f"{stage:8s} mean accuracy {correct.mean.interval.percent()} %, over items")
 
 
 if measure_dense:
