@@ -10,8 +10,9 @@ import pytest
 from filelock import FileLock
 from small_notebooks import RECORD, small
 
+from amp_tutorial import cli
 from amp_tutorial.files.paths import ROOT
-from amp_tutorial.runs import cli, execute, one
+from amp_tutorial.runs import execute, one
 from amp_tutorial.runs.parameters import checked, parameters_of
 
 
@@ -59,7 +60,7 @@ def test_an_output_that_cannot_be_written_is_said_at_once(tmp_path: Path, capsys
 
 
 def test_no_command_needs_torch_to_start() -> None:
-    imports = "from amp_tutorial.reports import table\nfrom amp_tutorial.runs import cli, execute, one"
+    imports = "from amp_tutorial import cli\nfrom amp_tutorial.reports import table\nfrom amp_tutorial.runs import execute, one"
     code = f"import sys\n{imports}\nassert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
 

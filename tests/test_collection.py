@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 import amp_tutorial as amp
-from amp_tutorial.runs import cli, collection
+from amp_tutorial import cli
+from amp_tutorial.runs import collection
 from amp_tutorial.runs import record as records
 
 

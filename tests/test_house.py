@@ -12,7 +12,7 @@ import amp_tutorial
 
 PACKAGE = Path(amp_tutorial.__file__).parent
 # Older calls wrap those of the five folders before them, and go with the next version.
-LINE = ["files", "core", "measure", "methods", "scale", "older_calls", "runs", "reports", "course"]
+LINE = ["files", "core", "measure", "methods", "scale", "older_calls", "runs", "reports", "course", "cli"]
 # Made the embedded models and texts: it may use the core, and nothing that the package does may need it.
 MAY_USE = {folder: LINE[: i + 1] for i, folder in enumerate(LINE)} | {"tinyworld": ["files", "core", "tinyworld"]}
 

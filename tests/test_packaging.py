@@ -172,7 +172,7 @@ print(amp.DATA, len(scores.heads))
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.startswith(str(tmp_path / "installed"))
-    command = [sys.executable, "-m", "amp_tutorial.runs.cli", "run", "--preset", "ci", "--dry-run"]
+    command = [sys.executable, "-m", "amp_tutorial.cli", "run", "--preset", "ci", "--dry-run"]
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "installed"), "HF_HUB_OFFLINE": "1"}
     asked = subprocess.run(command, cwd=built, env=environment, capture_output=True, text=True)
     assert asked.returncode == 0 and "peak, recover" in asked.stdout, asked.stderr[-2000:]

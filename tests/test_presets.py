@@ -10,8 +10,9 @@ import yaml
 from helpers import grid
 
 import amp_tutorial as amp
+from amp_tutorial import cli
 from amp_tutorial.files.paths import ROOT
-from amp_tutorial.runs import cli, forecast, speeds
+from amp_tutorial.runs import forecast, speeds
 from amp_tutorial.runs import requirements as needs
 from amp_tutorial.scale import peak_memory as peaks
 

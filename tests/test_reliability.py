@@ -59,7 +59,7 @@ class Stage:
         (self.folder / "grid.yaml").write_text(json.dumps(block))  # JSON is YAML
 
     def start(self, *words: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "amp_tutorial.runs.cli", "sweep", str(self.folder / "grid.yaml")]
+        command = [sys.executable, "-m", "amp_tutorial.cli", "sweep", str(self.folder / "grid.yaml")]
         search = os.pathsep.join(filter(None, (str(ROOT), os.getenv("PYTHONPATH"))))
         started = subprocess.Popen(
             [*command, "--out", str(self.out), *words],

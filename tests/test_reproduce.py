@@ -10,9 +10,10 @@ import pytest
 from helpers import TRAINED
 
 import amp_tutorial as amp
+from amp_tutorial import cli
 from amp_tutorial.files.paths import NOTEBOOKS, ROOT
 from amp_tutorial.reports import preset_costs as costs
-from amp_tutorial.runs import cli, presets, settings
+from amp_tutorial.runs import presets, settings
 from amp_tutorial.runs import record as records
 from amp_tutorial.runs.parameters import parameters_of
 from amp_tutorial.runs.settings import CHOICES, LEAST, sensible

@@ -130,8 +130,10 @@ FAMILIES = {
                   neurons_out="fc2", width="ffn_dim", no_stream=LAYER_NORM,
                   programs=Programs("neurons", "neurons", ABSENT)),
     "stablelm": Family(no_heads=FIXED, no_stream=LAYER_NORM, programs=NO_HEADS),
-    "falcon": Family(no_heads=FIXED, layers="transformer.h", output="self_attention.dense", width="ffn_hidden_size",
-                     neurons_in=("mlp.dense_h_to_4h",), neurons_out="mlp.dense_4h_to_h", no_stream=LAYER_NORM,
+    # Falcon's layer adds attention's output into the MLP's in place, so what each writes is not seen apart.
+    "falcon": Family(adds=0.0, no_heads=FIXED, layers="transformer.h", output="self_attention.dense",
+                     width="ffn_hidden_size", neurons_in=("mlp.dense_h_to_4h",),
+                     neurons_out="mlp.dense_4h_to_h", no_stream=LAYER_NORM,
                      programs=Programs("neurons", NEITHER, NEITHER)),
 }
 # fmt: on
