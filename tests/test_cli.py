@@ -60,7 +60,8 @@ def test_an_output_that_cannot_be_written_is_said_at_once(tmp_path: Path, capsys
 
 
 def test_no_command_needs_torch_to_start() -> None:
-    imports = "from amp_tutorial import cli\nfrom amp_tutorial.reports import table\nfrom amp_tutorial.runs import execute, one"
+    modules = ("cli", "reports.table", "runs.execute", "runs.one")
+    imports = "\n".join(f"import amp_tutorial.{module}" for module in modules)
     code = f"import sys\n{imports}\nassert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
 
