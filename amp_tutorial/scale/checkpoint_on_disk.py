@@ -26,6 +26,7 @@ from transformers import (
 from ..core.checkpoint import configuration, matching, readable
 from ..core.families import Anatomy, family_of
 from ..core.stock import tied
+from ..files.atomic import reason
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 TOKENIZER = ("tokenizer*", "vocab.*", "*.model")  # any of these says that a folder has one

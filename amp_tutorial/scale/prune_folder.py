@@ -26,6 +26,7 @@ from ..core.scores import Scores, hash_of, score
 from ..core.stock import smaller_config
 from ..core.sums import Batch
 from ..core.surgery import _fits, cut_layer, renumbered
+from ..files.atomic import new_folder
 from ..methods.hidden_size import Turn, sliced_config
 from ..methods.layerwise import Walk
 from ..methods.repair_layer import Options, Refits
