@@ -14,7 +14,7 @@ BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: course test test-all test-threads lab notebooks results leaderboard benchmarks constraints venv clean
+.PHONY: course test test-all test-threads lab notebooks docs results leaderboard benchmarks constraints venv clean
 
 course: .venv/installed
 	$(BIN)/python -m amp_tutorial.course.run --models $(MODELS) --lessons $(LESSONS) --out $(OUT) --jobs $(JOBS)
@@ -38,16 +38,24 @@ lab: .venv/installed
 notebooks: .venv/installed
 	$(BIN)/python -m amp_tutorial.course.build $(LESSONS)
 
+# All generated parts of README.md and docs/, from the code, the records and the figures that are there
+docs: .venv/installed
+	$(BIN)/python -m benchmarks --table --readme docs/speed.md > .venv/speed.md
+	$(BIN)/python -m amp_tutorial.reports.pages
+
 results: .venv/installed
-	$(BIN)/python -m amp_tutorial.reports.results --readme README.md
+	$(BIN)/python -m amp_tutorial.reports.results --readme docs/results.md
+	$(BIN)/python -m amp_tutorial.reports.pages
 
 # Systems × ratios × models × seeds, one record a run in data/leaderboard; goes on where it stopped
 leaderboard: .venv/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m amp_tutorial.reports.leaderboard --readme README.md
+	OMP_NUM_THREADS=1 $(BIN)/python -m amp_tutorial.reports.leaderboard --readme docs/leaderboard.md
+	$(BIN)/python -m amp_tutorial.reports.pages
 
 # Ratios of time and memory, some six minutes on a quiet machine; only a part: make benchmarks PARTS=scoring
 benchmarks: .venv/installed
-	$(BIN)/python -m benchmarks $(if $(PARTS),--parts $(PARTS)) --readme README.md
+	$(BIN)/python -m benchmarks $(if $(PARTS),--parts $(PARTS)) --readme docs/speed.md
+	$(BIN)/python -m amp_tutorial.reports.pages
 
 # After an upgrade of what is in .venv: pin what is there now.
 constraints: .venv/installed

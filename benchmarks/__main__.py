@@ -1,4 +1,4 @@
-"""Measure speed and memory: `python -m benchmarks [--parts …] [--smoke] [--json FILE] [--readme README.md]`.
+"""Measure speed and memory: `python -m benchmarks [--parts …] [--smoke] [--json FILE] [--readme docs/speed.md]`.
 
 Writes one JSON file as soon as a part is done, and the same figures as a Markdown table, beside it. `--table` measures
 nothing and makes the table from the JSON file that is there.

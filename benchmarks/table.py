@@ -177,7 +177,7 @@ def table(found: dict[str, Any], brief: bool = False) -> str:
 
 
 def marked(readme: Path) -> tuple[str, str]:
-    """What stands before and after the benchmarks in a README.
+    """What stands before and after the benchmarks in a page.
 
     Raises:
         ValueError: the file or its two markers are not there.

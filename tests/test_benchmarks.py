@@ -128,8 +128,9 @@ def test_what_is_missing_is_one_sentence_before_any_work(
     assert not path.exists()
 
 
-def test_make_and_readme_have_the_command(table: Any) -> None:
-    makefile, readme = ((ROOT / name).read_text(encoding="utf-8") for name in ("Makefile", "README.md"))
-    assert "python -m benchmarks" in makefile and "`make benchmarks`" in readme
-    before, after = table.marked(ROOT / "README.md")
-    assert before.rpartition("\n## ")[2].startswith("Speed and memory\n") and after
+def test_the_page_on_speed_has_the_command_and_the_table_of_the_figures(table: Any) -> None:
+    makefile, page = ((ROOT / name).read_text(encoding="utf-8") for name in ("Makefile", "docs/speed.md"))
+    assert "python -m benchmarks" in makefile and "`make benchmarks`" in page
+    found = json.loads((ROOT / "benchmarks" / "results.json").read_text(encoding="utf-8"))
+    before, after = table.marked(ROOT / "docs" / "speed.md")
+    assert page == f"{before}{table.BEGIN}\n{table.table(found, brief=True)}\n{table.END}{after}"

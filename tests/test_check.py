@@ -135,7 +135,8 @@ def test_readers_that_guess_the_size_of_a_head(shape: Shape) -> None:
     }
     heads = amp.preview(dense, some_plan(dense, heads=2, neurons=None))
     nothing = amp.preview(dense, some_plan(dense, heads=4, neurons=24))
-    for where, families in guess.items():
+    known = [] if None in amp.FAMILIES[shape.family].programs else list(guess.items())
+    for where, families in known:
         assert answer(heads, where) == ("no" if shape.family in families else "yes")
         if shape.family != "phi" or where != "llama.cpp":
             assert answer(nothing, where) == "yes"

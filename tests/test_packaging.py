@@ -154,6 +154,7 @@ def test_the_wheel_works_from_any_folder(tmp_path: Path) -> None:
         names = archive.namelist()
         archive.extractall(tmp_path / "installed")
     assert "amp_tutorial/data/models/tiny-llama/model.safetensors" in names
+    assert "amp_tutorial/py.typed" in names, "type checkers read the annotations of an installed package"
     assert {f"amp_tutorial/notebooks/{name}.ipynb" for name in ("reproduce", "table")} < set(names)
     assert not [name for name in names if name.startswith(("tests/", "notebooks/"))]
     program = """

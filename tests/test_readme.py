@@ -1,6 +1,7 @@
-"""What the README says of the code is so: its table of families, the tests it names, its example, its exceptions."""
+"""What the README and the pages of `docs/` say of the code is so: tables, named tests, examples, exceptions, links."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,74 +10,81 @@ from helpers import KNOWN, WITH_HEADS, WITH_NEURONS, Shape, some_plan, tiny
 
 import amp_tutorial as amp
 from amp_tutorial.files.paths import NOTEBOOKS, ROOT
-from amp_tutorial.reports import families_table as readme
+from amp_tutorial.reports import families_table
 from amp_tutorial.runs import presets
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", *(f"docs/{p.name}" for p in sorted(ROOT.glob("docs/*.md"))))
+
+
+def read(page: str) -> str:
+    return (ROOT / page).read_text(encoding="utf-8")
+
+
+README, LOADING = read("README.md"), read("docs/loading.md")
 REACHED = {"vLLM": "| vLLM |", "llama.cpp": "| llama.cpp (GGUF) |"}
 
 
 def row(beginning: str) -> str:
-    (line,) = [line for line in README.splitlines() if line.startswith(beginning)]
+    (line,) = [line for line in LOADING.splitlines() if line.startswith(beginning)]
     return line
 
 
-def refused(where: str, families: tuple[str, ...], heads: int | None, neurons: int | None) -> set[str]:
-    """Families of which a program does not load a model that has kept only so much."""
+def answered(answer: str, where: str, families: tuple[str, ...], heads: int | None, neurons: int | None) -> set[str]:
+    """Families of which a program gives this answer about a model that has kept only so much."""
     found = set()
     for family in families:
         dense = tiny(Shape(family, layers=1, neurons=128))  # 4 · 32: what some programs always take
-        (loads,) = [
-            x for x in amp.preview(dense, some_plan(dense, heads=heads, neurons=neurons)).loads if x.where == where
-        ]
-        assert loads.answer in ("yes", "no")
-        found |= {family} if loads.answer == "no" else set()
+        plan = some_plan(dense, heads=heads, neurons=neurons)
+        (loads,) = [x for x in amp.preview(dense, plan).loads if x.where == where]
+        found |= {family} if loads.answer == answer else set()
     return found
 
 
-def test_the_table_of_families_is_the_table_in_the_code() -> None:
-    assert f"{readme.BEGIN}\n{readme.families_table()}\n{readme.END}" in README
-    first = [line.split(" | ")[0] for line in readme.families_table().splitlines()[2:]]
+def test_it_is_short() -> None:
+    assert len(README.splitlines()) <= 200
+
+
+def test_the_table_of_families_names_each_once() -> None:
+    first = [line.split(" | ")[0] for line in families_table.families_table().splitlines()[2:]]
     assert sorted(re.findall(r"`(\w+)`", " ".join(first))) == sorted(KNOWN)
 
 
-def test_a_new_row_makes_the_table_stale(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_row_of_families_has_its_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(amp.FAMILIES, "helium", amp.Family(no_neurons="a reason"))
-    assert "| `helium` | by KV group, or queries of every group | none: a reason |" in readme.families_table()
-    assert readme.families_table() not in README
-
-
-def test_the_command_fills_the_part_and_nothing_else(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    copy = tmp_path / "README.md"
-    copy.write_text(README.replace("`smollm3`", "`gone`"), encoding="utf-8")
-    assert readme.main([str(copy)]) == 0 and copy.read_text(encoding="utf-8") == README
-    copy.write_text("nothing", encoding="utf-8")
-    assert readme.main([str(copy)]) == 1 and "no part between" in capsys.readouterr().err
-    assert copy.read_text(encoding="utf-8") == "nothing"
+    assert "| `helium` | by KV group, or queries of every group | none: a reason |" in families_table.families_table()
 
 
 def test_every_test_it_names_is_there() -> None:
-    named = re.findall(r"`tests/(\w+)\.py::(\w+)`", README)
-    assert len(named) == README.count("tests/test_") >= 8
+    named = re.findall(r"`tests/(\w+)\.py::(\w+)`", LOADING)
+    assert len(named) == LOADING.count("tests/test_") >= 8
     for file, name in named:
-        assert f"\ndef {name}(" in (ROOT / "tests" / f"{file}.py").read_text(encoding="utf-8"), name
+        assert f"\ndef {name}(" in read(f"tests/{file}.py"), name
 
 
 @pytest.mark.parametrize("where", REACHED)
-def test_the_exceptions_it_names_are_those_that_check_names(where: str) -> None:
+def test_the_exceptions_it_names_are_those_that_preview_names(where: str) -> None:
     line = row(REACHED[where])
 
     def named(after: str) -> set[str]:
         found = re.search(rf"{after}((?:,? ?`\w+`)+)", line)
         return set(re.findall(r"`(\w+)`", found[1])) if found else set()
 
-    never = refused(where, WITH_HEADS, heads=4, neurons=None) | refused(where, WITH_NEURONS, heads=None, neurons=128)
+    def refused(families: tuple[str, ...], heads: int | None, neurons: int | None) -> set[str]:
+        return answered("no", where, families, heads, neurons)
+
+    never = refused(WITH_HEADS, heads=4, neurons=None) | refused(WITH_NEURONS, heads=None, neurons=128)
     assert named("every family but ") == never
-    assert named("fewer heads: ") == refused(where, WITH_HEADS, heads=2, neurons=None)
-    assert named("fewer neurons: ") == refused(where, WITH_NEURONS, heads=None, neurons=100) - never
+    assert named("fewer heads: ") == refused(WITH_HEADS, heads=2, neurons=None)
+    assert named("fewer neurons: ") == refused(WITH_NEURONS, heads=None, neurons=100) - never
 
 
-def test_the_versions_it_names_are_those_that_check_names() -> None:
+def test_the_families_that_nobody_looked_up_are_named() -> None:
+    (line,) = re.findall(r"was not looked up:\n(.*)\.$", LOADING, re.MULTILINE)
+    unknown = {name for name, row in amp.FAMILIES.items() if None in row.programs}
+    assert set(re.findall(r"`(\w+)`", line)) == unknown and (unknown or line == "none")
+
+
+def test_the_versions_it_names_are_those_that_preview_names() -> None:
     model = tiny()
     found = amp.preview(model, some_plan(model, heads=2, neurons=9)).loads[1:]
     lines = [row(f"| {x.where}") for x in found]
@@ -95,23 +103,54 @@ def test_it_lists_every_notebook() -> None:
     assert f"{words[len(list(NOTEBOOKS.glob('*.ipynb'))) - 6]} notebooks" in README
 
 
+def examples(page: str) -> Iterator[str]:
+    return iter(re.findall(r"```python\n(.*?)```", read(page), re.DOTALL))
+
+
+def test_the_example_is_ten_lines() -> None:
+    (example,) = examples("README.md")
+    assert 10 <= len([line for line in example.splitlines() if "(" in line or "import" in line]) <= 11
+
+
 @pytest.mark.slow
-def test_its_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (example,) = re.findall(r"```python\n(.*?)```", README, re.S)
+def test_the_examples_run_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     state: dict[str, object] = {}
-    exec(compile(example, "README.md", "exec"), state)
+    for page in ("README.md", "docs/library.md"):
+        for example in examples(page):
+            exec(compile(example, page, "exec"), state)
     one, two = (amp.load(f"out/{name}", device="cpu")[0] for name in ("tiny-llama-30", "larger-than-memory"))
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
 
 
-def test_it_names_every_preset() -> None:
-    (named,) = re.findall(r"Presets: (.*?)\. More", README, re.S)
-    assert sorted(re.findall(r"`([\w-]+)`", named)) == presets.names()
+@pytest.mark.parametrize("page", ["README.md", "docs/library.md"])
+def test_every_call_it_names_is_offered(page: str) -> None:
+    called = set(re.findall(r"\bamp\.(\w+)", read(page)))
+    assert called and called <= set(amp.__all__)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/researchers.md"])
-def test_every_link_to_a_file_leads_somewhere(page: str) -> None:
-    text = (ROOT / page).read_text(encoding="utf-8")
-    links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
-    assert [link for link in links if not (ROOT / page).parent.joinpath(link).exists()] == []
+def test_the_page_for_researchers_names_every_preset() -> None:
+    (table,) = re.findall(r"<!-- costs:begin -->\n(.*?)<!-- costs:end -->", read("docs/researchers.md"), re.DOTALL)
+    assert sorted(re.findall(r"^\| `([\w-]+)`", table, re.MULTILINE)) == presets.names()
+    named = re.findall(r"--preset ([\w-]+)", README)
+    assert named and set(named) <= set(presets.names())
+
+
+def anchors(page: str) -> set[str]:
+    """The places within a page, as GitHub names its headings; of equal ones the second ends in -1."""
+    found: list[str] = []
+    for heading in re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", read(page), flags=re.DOTALL), re.MULTILINE):
+        plain = re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+        found += [f"{plain}-{n}" if (n := sum(f == plain or f.startswith(f"{plain}-") and f[len(plain) + 1 :].isdigit()
+                                             for f in found)) else plain]  # fmt: skip
+    return set(found)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_leads_somewhere(page: str) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", read(page)):
+        file, _, place = link.partition("#")
+        if "://" not in link:
+            there = (ROOT / page).parent / file if file else ROOT / page
+            assert there.exists(), link
+            assert not place or place in anchors(there.resolve().relative_to(ROOT).as_posix()), link

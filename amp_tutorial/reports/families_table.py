@@ -1,12 +1,6 @@
-"""The README's table of families, from `FAMILIES`: `python -m amp_tutorial.reports.families_table README.md`."""
-
-import sys
-from pathlib import Path
+"""The table of families in `docs/families.md`, from `FAMILIES`."""
 
 from amp_tutorial import FAMILIES, Family
-from amp_tutorial.files.atomic import write_text
-
-BEGIN, END = "<!-- families:begin -->", "<!-- families:end -->"
 
 
 def _code(names: tuple[str, ...]) -> str:
@@ -37,18 +31,3 @@ def families_table() -> str:
         rows.setdefault(cells(family), []).append(f"`{kind}`")
     lines = ["| `model_type` | heads | neurons | saved |", "|---|---|---|---|"]
     return "\n".join([*lines, *(f"| {', '.join(kinds)} | {' | '.join(said)} |" for said, kinds in rows.items())])
-
-
-def main(arguments: list[str] | None = None) -> int:
-    (path,) = map(Path, sys.argv[1:] if arguments is None else arguments)
-    before, begin, rest = path.read_text(encoding="utf-8").partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        print(f"{path} has no part between {BEGIN} and {END} to fill.", file=sys.stderr)
-        return 1
-    write_text(path, f"{before}{BEGIN}\n{families_table()}\n{END}{after}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

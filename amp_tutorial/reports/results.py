@@ -2,7 +2,7 @@
 
 Every run leaves one record, `<model>-<what>-<seed>.json`, as soon as it is done; a run whose record is there and was
 made with the same settings, weights and data is skipped, so an interrupted command goes on where it stopped. Then
-`summary.json`, `summary.md` and `picture.png` are written from the records, and with `--readme README.md` the picture
+`summary.json`, `summary.md` and `picture.png` are written from the records, and with `--readme docs/results.md` picture
 and the main table replace what stands between the two result markers of that file.
 """
 

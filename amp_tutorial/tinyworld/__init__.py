@@ -1,0 +1,1 @@
+"""Where the embedded texts, tasks and models come from: a small world, written down and trained on from a seed."""

@@ -1,0 +1,171 @@
+"""All generated parts of the README and of `docs/`: `python -m amp_tutorial.reports.pages [--check]`.
+
+A part stands between `<!-- NAME:begin -->` and `<!-- NAME:end -->`. Numbers in the README come from the records in
+`data/` and the figures in `benchmarks/`, so they cannot differ from the tables that it points to.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from amp_tutorial import DATA, FAMILIES
+
+from ..files.atomic import write_text
+from ..files.paths import ROOT
+from . import api_reference, architecture, boards, families_table, preset_costs, standings, summary
+
+SHOWN, RATIO = "tiny-llama", 0.30  # the model and the share removed of which the README speaks
+Part = Callable[[], str]
+
+
+@cache
+def _results() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((DATA / "results" / "summary.json").read_text(encoding="utf-8"))
+    return found
+
+
+def picture(to_root: str) -> str:
+    """The picture of the main results with its alt text, for a page from which the root is `to_root`."""
+    return f"![{summary.alt_text(_results())}]({to_root}data/results/picture.png)"
+
+
+def results_sentence() -> str:
+    """Mean accuracies of one model: dense, cut, cut by chance and upside down, and after recovery."""
+    found = {
+        what: f"{100 * summary.interval(_results(), SHOWN, what, 'mean accuracy').value:.1f} %"
+        for what in ("dense", "amp", "random", "reversed", "amp-recovered")
+    }
+    removed = _results()["models"][SHOWN]["amp"]["removed"]["value"]
+    return (
+        f"`{SHOWN}` answers {found['dense']} of six tasks' questions right, and guessing gives "
+        f"{100 * summary.CHANCE:.1f} %. With {100 * removed:.0f} % of all parameters gone it is {found['amp']} where "
+        f"AMP chose, {found['random']} where chance did, {found['reversed']} with AMP's order reversed, and "
+        f"{found['amp-recovered']} for AMP after a short fine-tuning. "
+        "[All three models, with intervals](docs/results.md)."
+    )
+
+
+def leaderboard_sentence() -> str:
+    """Perplexities of one model at one ratio: dense, AMP, the best of ours and the best of all others."""
+    found, _ = standings.collect(standings.read(DATA / "leaderboard"))
+    cells, rows = found[SHOWN], standings.rows_of(found, standings.WIDTH_AND_DEPTH, RATIO)
+    sides = [[row for row in rows if standings.is_ours(row) is ours] for ours in (True, False)]
+    ours, other = (standings.best(cells, side, "perplexity", 1) for side in sides)
+    amp = next(row for row in rows if row[0] == "amp")
+    if ours is None or other is None:
+        raise ValueError(f"The leaderboard has no {SHOWN} at {RATIO:.0%} to speak of; run it first.")
+    value = {row: f"{cells[row]['perplexity'].value:.2f}" for row in (ours, other, amp)}
+    return (
+        f"With {100 * RATIO:.0f} % of all parameters gone and no training, `{SHOWN}` goes from a perplexity of "
+        f"{standings.dense(cells)['perplexity'].value:.2f} to {value[ours]} with the best of ours ({ours[1]}), to "
+        f"{value[other]} with the best of all others ({other[1]}), and to {value[amp]} with AMP alone. "
+        "[The whole leaderboard](docs/leaderboard.md)."
+    )
+
+
+def families_sentence() -> str:
+    heads, neurons = (
+        sum(not getattr(family, name) for family in FAMILIES.values()) for name in ("no_heads", "no_neurons")
+    )
+    return (
+        f"{len(FAMILIES)} model families have a row in the table: {heads} can lose heads, {neurons} neurons. "
+        "[What can be cut in each](docs/families.md)."
+    )
+
+
+def speed_sentence() -> str:
+    """What scoring costs beside a forward pass, and how much faster the widest model gets."""
+    parts = json.loads((ROOT / "benchmarks" / "results.json").read_text(encoding="utf-8"))["parts"]
+    costs = [row["ratios"]["score"]["median"] for row in parts["scoring"]["rows"]]
+    asked = dict(align=1, parts="both", dtype="float32", hidden=max(row["hidden"] for row in parts["speed"]["rows"]))
+    rows = [row for row in parts["speed"]["rows"] if all(row[name] == value for name, value in asked.items())]
+    row = min(rows, key=lambda row: abs(row["removed"] - RATIO))
+    prefill, decode = (row[f"{kind} blocks"]["speed_up"]["median"] for kind in ("prefill", "decode"))
+    return (
+        f"Scoring by all criteria at once takes {min(costs):.2f} to {max(costs):.2f} times as long as a forward pass. "
+        f"Decoder layers of hidden size {row['hidden']} that lost {100 * row['removed']:.0f} % of their parameters are "
+        f"{prefill:.2f} times as fast on a prompt and {decode:.2f} times as fast token by token. "
+        "[All measurements](docs/speed.md)."
+    )
+
+
+def leaderboard() -> str:
+    """Picture and tables of the leaderboard; of the ratios only the README's."""
+    found, left_out = standings.collect(standings.read(DATA / "leaderboard"))
+    more = "All ratios, and what each system costs: [data/leaderboard/summary.md](../data/leaderboard/summary.md)."
+    drawing = f"![{boards.alt_text(found)}](../data/leaderboard/picture.png)"
+    return "\n".join([drawing, "", *boards.body(found, left_out, RATIO), more])
+
+
+PARTS: dict[tuple[str, str], Part] = {
+    ("README.md", "picture"): lambda: f"{picture('')}\n\n{results_sentence()}",
+    ("README.md", "house"): lambda: f"```\n{architecture.house()}\n```",
+    ("README.md", "best"): leaderboard_sentence,
+    ("README.md", "known"): families_sentence,
+    ("README.md", "fast"): speed_sentence,
+    ("docs/results.md", "results"): lambda: f"{picture('../')}\n\n{summary.main_table(_results())}",
+    ("docs/leaderboard.md", "leaderboard"): leaderboard,
+    ("docs/families.md", "families"): families_table.families_table,
+    ("docs/researchers.md", "costs"): preset_costs.table,
+    ("docs/architecture.md", "architecture"): architecture.listing,
+    ("docs/api.md", "api"): api_reference.reference,
+}
+WHOLE: dict[str, Part] = {"docs/architecture.svg": architecture.svg}
+
+
+def filled(text: str, name: str, body: str, page: str) -> str:
+    """The text with its part of that name replaced.
+
+    Raises:
+        ValueError: the part's two markers are not there.
+    """
+    first, last = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    before, begin, rest = text.partition(first)
+    _, end, after = rest.partition(last)
+    if not (begin and end):
+        raise ValueError(f"{page} has no part between {first} and {last} to fill.")
+    return f"{before}{first}\n{body}\n{last}{after}"
+
+
+def now(page: str, root: Path = ROOT) -> str:
+    """What a page should be now, with all its parts filled."""
+    if page in WHOLE:
+        return WHOLE[page]()
+    text = (root / page).read_text(encoding="utf-8")
+    for (where, name), part in PARTS.items():
+        if where == page:
+            text = filled(text, name, part(), page)
+    return text
+
+
+def pages() -> list[str]:
+    return [*dict.fromkeys(page for page, _ in PARTS), *WHOLE]
+
+
+def stale(root: Path = ROOT) -> list[str]:
+    """The pages that differ from what they should be."""
+    there = {page: (root / page).read_text(encoding="utf-8") if (root / page).is_file() else "" for page in pages()}
+    return [page for page, text in there.items() if text != now(page, root)]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Write the generated parts of the README and of docs/.")
+    parser.add_argument("--check", action="store_true", help="write nothing; name the pages that are out of date")
+    options = parser.parse_args(arguments)
+    try:
+        old = stale()
+        for page in old if not options.check else []:
+            write_text(ROOT / page, now(page))
+    except ValueError as error:
+        parser.error(str(error))
+    for page in old:
+        print(f"{page} {'is out of date; run make docs' if options.check else 'written'}")
+    return 1 if options.check and old else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
