@@ -14,7 +14,7 @@ from importlib.metadata import version
 from typing import Any, NoReturn
 
 COMMANDS = {
-    "run": ("one run of a notebook", "amp_tutorial.runs.one"),
+    "run": ("one run of a notebook", "amp_tutorial.runs.single_run"),
     "sweep": ("every run of a grid, on this machine or a cluster", "amp_tutorial.runs.sweep"),
     "table": ("published numbers beside those of your runs", "amp_tutorial.reports.table"),
     "gather": ("the records of many runs as one table", "amp_tutorial.reports.gather"),

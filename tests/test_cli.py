@@ -12,7 +12,7 @@ from small_notebooks import RECORD, small
 
 from amp_tutorial import cli
 from amp_tutorial.files.paths import ROOT
-from amp_tutorial.runs import execute, one
+from amp_tutorial.runs import execute, single_run
 from amp_tutorial.runs.parameters import checked, parameters_of
 
 
@@ -60,7 +60,7 @@ def test_an_output_that_cannot_be_written_is_said_at_once(tmp_path: Path, capsys
 
 
 def test_no_command_needs_torch_to_start() -> None:
-    modules = ("cli", "reports.table", "runs.execute", "runs.one")
+    modules = ("cli", "reports.table", "runs.execute", "runs.single_run")
     imports = "\n".join(f"import amp_tutorial.{module}" for module in modules)
     code = f"import sys\n{imports}\nassert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
@@ -105,7 +105,7 @@ def test_a_run_that_another_process_holds_is_said_to_be(tmp_path: Path, capsys: 
 
 
 def test_a_lesson_goes_by_its_number() -> None:
-    assert one.notebook_named("04").stem == "04_recovery"
+    assert parameters.notebook_named("04").stem == "04_recovery"
 
 
 def test_the_first_numbers_of_a_record_are_shown() -> None:
@@ -114,7 +114,9 @@ def test_the_first_numbers_of_a_record_are_shown() -> None:
         "tuned/perplexity": dict(value=None, low=None, high=None, unit="", n=1),
         "tuned/tiny_fact": dict(value=0.5, low=None, high=None, unit="", n=1),
     }
-    said = one.summary(dict(status="ok", seconds=61.0, metrics=metrics))
+    said = single_run.summary(dict(status="ok", seconds=61.0, metrics=metrics))
     assert said.splitlines() == ["ok in 61 s", "  dense/perplexity         2.5  (95 % interval 2 to 3)"]
     del metrics["dense/perplexity"]
-    assert "tiny_fact" in one.summary(dict(status="ok", seconds=61.0, metrics=metrics)), "without these, all others"
+    assert "tiny_fact" in single_run.summary(dict(status="ok", seconds=61.0, metrics=metrics)), (
+        "without these, all others"
+    )

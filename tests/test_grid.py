@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from amp_tutorial.runs import grid as grids
-from amp_tutorial.runs import one
+from amp_tutorial.runs import parameters
 from amp_tutorial.runs.grid import LARGEST, Grid, grid_of, read
 
 CELL = """\
@@ -33,7 +33,7 @@ def maker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Made:
     cell = nbformat.v4.new_code_cell(CELL, metadata={"tags": ["parameters"]})
     nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "reproduce.ipynb")
     nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "04_recovery.ipynb")
-    monkeypatch.setattr(one, "FOLDERS", (tmp_path,))
+    monkeypatch.setattr(parameters, "FOLDERS", (tmp_path,))
     real = grids.preset_of
     monkeypatch.setattr(grids, "preset_of", lambda name: PRESETS[name] if name in PRESETS else real(name))
     return lambda data: grid_of(data, "grid.yaml", tmp_path)
@@ -76,7 +76,7 @@ def test_presets_are_replaced_by_what_is_fixed_and_by_the_grid(made: Made) -> No
 
 def test_blocks_follow_each_other_and_find_their_notebooks(made: Made, tmp_path: Path) -> None:
     grid = made([{"grid": {"count": [1]}}, {"notebook": "04_recovery"}, {"notebook": "04_recovery.ipynb"}])
-    assert [p.notebook.name for p in grid] == ["reproduce.ipynb", "04_recovery.ipynb", "04_recovery.ipynb"]
+    assert [Path(p.notebook).name for p in grid] == ["reproduce.ipynb", "04_recovery.ipynb", "04_recovery.ipynb"]
     assert [p.name for p in grid] == ["reproduce count=1", "04_recovery", "04_recovery"]
 
 

@@ -22,8 +22,8 @@ import amp_tutorial as amp
 from amp_tutorial.files.checkpoints import MODELS, sha256
 from amp_tutorial.files.paths import ROOT
 from amp_tutorial.measure import intervals
-from amp_tutorial.runs import machine
 from amp_tutorial.runs import record as records
+from amp_tutorial.runs import this_machine
 
 SCHEMAS = json.loads((Path(records.__file__).parent / "record.schema.json").read_text(encoding="utf-8"))["$defs"]
 REQUIRED = SCHEMAS["schema 2"]["required"]
@@ -189,16 +189,16 @@ def test_stages_have_seconds_and_a_peak_of_their_own_and_the_run_has_the_largest
     peaks = {name: stage["peak_memory_bytes"] for name, stage in stages.items()}
     assert stages["large"]["seconds"] >= 0.02 and stages["whole"]["seconds"] >= stages["large"]["seconds"]
     assert peaks["whole"] >= peaks["large"] and found["peak_memory_bytes"] >= max(peaks.values())
-    if stages["small"]["memory"] == machine.STAGE:
+    if stages["small"]["memory"] == this_machine.STAGE:
         assert peaks["small"] < peaks["large"] - 150e6, "what was freed before does not count"
 
 
 def test_where_the_peak_cannot_be_reset_the_record_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "_high_water", lambda: None)
+    monkeypatch.setattr(this_machine, "_high_water", lambda: None)
     record = amp.Record("a", {})
     with record.stage("a"):
         pass
-    assert record.stages[0]["memory"] == machine.PROCESS and record.stages[0]["peak_memory_bytes"] > 50e6
+    assert record.stages[0]["memory"] == this_machine.PROCESS and record.stages[0]["peak_memory_bytes"] > 50e6
 
 
 def test_a_stage_that_fails_is_there_too() -> None:
@@ -359,15 +359,15 @@ for package in (amp_tutorial.files, amp_tutorial.runs):
     for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
         importlib.import_module(module.name)
 import psutil
-from amp_tutorial.runs import machine, record
-machine._high_water = lambda: None  # nor has it /proc
+from amp_tutorial.runs import record, this_machine
+this_machine._high_water = lambda: None  # nor has it /proc
 psutil.Process = lambda: types.SimpleNamespace(memory_info=lambda: types.SimpleNamespace(peak_wset=12345))
 sys.platform = "win32"
 made = record.Record("windows", {})
 with made.stage("one"):
     pass
 assert made.data("ok")["peak_memory_bytes"] == 12345, made.data("ok")
-assert made.stages[0]["memory"] == machine.PROCESS
+assert made.stages[0]["memory"] == this_machine.PROCESS
 """
 
 

@@ -13,10 +13,10 @@ import amp_tutorial as amp
 from amp_tutorial import cli
 from amp_tutorial.files.paths import NOTEBOOKS, ROOT
 from amp_tutorial.reports import preset_costs as costs
-from amp_tutorial.runs import presets, settings
+from amp_tutorial.runs import parameter_values, presets
 from amp_tutorial.runs import record as records
+from amp_tutorial.runs.parameter_values import CHOICES, LEAST, sensible
 from amp_tutorial.runs.parameters import parameters_of
-from amp_tutorial.runs.settings import CHOICES, LEAST, sensible
 
 NOTEBOOK = NOTEBOOKS / "reproduce.ipynb"
 KNOWN = parameters_of(NOTEBOOK)
@@ -76,11 +76,11 @@ def test_what_it_cannot_be_asked_is_one_sentence(given: dict[str, Any], match: s
 def test_nothing_is_fetched_before_the_budget_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
     monkeypatch.setattr(settings, "rows", lambda source, split: read.append(source))
-    monkeypatch.setattr(settings.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(parameter_values.constants, "HF_HUB_OFFLINE", False)
     asked = DEFAULTS | dict(calibration_text="alpaca", recovery_text="tinyworld", perplexity_text="wikitext2")
     sensible(asked)
     assert read == ["tinyworld"]
-    monkeypatch.setattr(settings.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(parameter_values.constants, "HF_HUB_OFFLINE", True)
     sensible(asked)
     assert read[1:] == ["alpaca", "wikitext2", "tinyworld"], "without a network the cache is all there is"
 

@@ -7,7 +7,7 @@ import pytest
 from small_notebooks import RECORD, small
 
 from amp_tutorial.files.paths import DATA, NOTEBOOKS
-from amp_tutorial.runs import execute, identity, one, presets
+from amp_tutorial.runs import execute, identity, parameters, presets
 from amp_tutorial.runs.parameters import checked, parameters_of, parsed
 
 
@@ -95,8 +95,8 @@ def test_an_unknown_preset_names_the_nearest(tmp_path: Path, monkeypatch: pytest
         with pytest.raises(ValueError, match=match):
             presets.preset(name)
     known = parameters_of(small(tmp_path / "n.ipynb"))
-    assert one.effective(known, "laptop", {"word": "c"}, "-p")["x"] == 2
-    assert one.effective(known, "laptop", {"x": 5}, "-p")["x"] == 5
+    assert parameters.effective(known, "laptop", {"word": "c"}, "-p")["x"] == 2
+    assert parameters.effective(known, "laptop", {"x": 5}, "-p")["x"] == 5
 
 
 # The name of a run

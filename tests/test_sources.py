@@ -12,7 +12,7 @@ from torch import Tensor
 
 from amp_tutorial.course import exercises, sources
 from amp_tutorial.course.exercises import Exercise
-from amp_tutorial.runs import here
+from amp_tutorial.runs import this_machine
 
 
 def columns(weight: Tensor, n: int) -> Tensor:
@@ -108,11 +108,11 @@ def test_setup_says_what_pip_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
 
 def test_a_library_replaced_under_a_running_session_asks_for_a_restart(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert here.stale() == []
+    assert this_machine.stale() == []
     monkeypatch.setattr(torch, "__version__", "1.0.0+cu99")
-    assert here.stale() == [f"torch 1.0.0+cu99 (installed: {importlib.metadata.version('torch')})"]
+    assert this_machine.stale() == [f"torch 1.0.0+cu99 (installed: {importlib.metadata.version('torch')})"]
     with pytest.raises(RuntimeError, match=r"Restart this session.*torch 1\.0\.0"):
-        here.checked()
+        this_machine.checked()
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ import pytest
 from tqdm import tqdm
 
 import amp_tutorial.runs
-from amp_tutorial.runs import forecast as forecasts
+from amp_tutorial.runs import dry_run as forecasts
 from amp_tutorial.runs import sweep as sweeps
 from amp_tutorial.runs import workers
 from amp_tutorial.runs.execute import Job, Outcome
@@ -166,7 +166,7 @@ def test_what_a_run_costs_is_asked_only_where_there_is_a_model() -> None:
 
 
 def test_what_a_run_costs_against_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With another `needs`: its own numbers are tested in test_needs.py."""
+    """With another `needs`: its own numbers are tested in test_requirements.py."""
 
     def needs_of(parameters: dict[str, Any]) -> SimpleNamespace:
         if parameters["model"] == "owner/name":

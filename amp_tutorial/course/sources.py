@@ -41,9 +41,9 @@ if importlib.util.find_spec("amp_tutorial") is None:
         done = subprocess.run([*pip, "git+ADDRESS"], capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"Nothing was installed. With {' and '.join(keep)} kept, pip says: {done.stderr[-800:]}")
-        from amp_tutorial.runs import here
+        from amp_tutorial.runs import this_machine
 
-        here.checked()  # that what is loaded is what is installed, before anything is fetched"""
+        this_machine.checked()  # that what is loaded is what is installed, before anything is fetched"""
 
 
 @dataclass

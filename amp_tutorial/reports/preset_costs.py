@@ -9,8 +9,7 @@ import sys
 from pathlib import Path
 
 from ..files.atomic import write_text
-from ..runs.one import effective, notebook_named
-from ..runs.parameters import parameters_of
+from ..runs.parameters import effective, notebook_named, parameters_of
 from ..runs.presets import names
 
 BEGIN, END = "<!-- costs:begin -->", "<!-- costs:end -->"

@@ -5,40 +5,24 @@ Nothing of the package that needs torch is imported, so that the doctor can spea
 """
 
 import argparse
-import hashlib
 import importlib
-import json
 import os
 import platform
 import shutil
 import sys
 import tempfile
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
 
-from ..files.paths import DATA
+from .doctor_data import Line, first, hub, models, tasks
+from .doctor_data import online as asked
+from .this_machine import stale
 
 PACKAGE = "amp-tutorial"
 ROOMY = 5 * 10**9  # bytes of RAM and disk that the embedded models and a few results want
-TASK_DATA = ("piqa", "hellaswag", "winogrande", "ai2_arc")  # as their folders in the cache of datasets are called
 OPTIONAL = {"distributed": "cluster", "dask-jobqueue": "cluster", "codecarbon": "energy"}
-LOADED = ("torch", "numpy", "transformers", "peft", "datasets")  # what a notebook service has imported before we come
-HUB = "https://huggingface.co"
-
-
-class Line(NamedTuple):
-    """What was found: "ok", "note" or "mend", and the text."""
-
-    state: str
-    text: str
-
-    def __str__(self) -> str:
-        return f"{self.state:<4}  {self.text}"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,20 +54,16 @@ def lines(out: Path, online: bool = False) -> Iterator[Line]:
         ("device", lambda: _devices(torch)),
         ("memory", lambda: _memory()),
         ("disk", lambda: _disk(out)),
-        ("embedded models", _models),
-        ("hub cache", _hub),
-        ("hub access", lambda: _online(online)),
-        ("task data", _tasks),
+        ("embedded models", models),
+        ("hub cache", hub),
+        ("hub access", lambda: asked(online)),
+        ("task data", tasks),
         ("kernel", _kernel),
     ):
         try:
             yield from check()
         except Exception as error:  # whatever is broken is what the doctor is for
-            yield Line("mend", f"{name}: could not be looked at ({_first(error)}); run: pip install -U {PACKAGE}")
-
-
-def _first(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+            yield Line("mend", f"{name}: could not be looked at ({first(error)}); run: pip install -U {PACKAGE}")
 
 
 def _imported(name: str) -> ModuleType | Exception:
@@ -99,7 +79,7 @@ def _python() -> Iterator[Line]:
 
 def _torch(torch: ModuleType | Exception) -> Iterator[Line]:
     if isinstance(torch, Exception):
-        yield Line("mend", f"torch cannot be imported ({_first(torch)}); run: pip install --force-reinstall torch")
+        yield Line("mend", f"torch cannot be imported ({first(torch)}); run: pip install --force-reinstall torch")
     else:
         cuda = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
         yield Line("ok", f"torch {torch.__version__}, {cuda}")
@@ -109,7 +89,7 @@ def _transformers(transformers: ModuleType | Exception | None) -> Iterator[Line]
     if isinstance(transformers, ModuleType):
         yield Line("ok", f"transformers {transformers.__version__}")
     elif transformers is not None:
-        said = _first(transformers)
+        said = first(transformers)
         yield Line("mend", f"transformers cannot be imported ({said}); run: pip install --force-reinstall transformers")
 
 
@@ -150,13 +130,8 @@ def _optional() -> Iterator[Line]:
 
 def _versions() -> Iterator[Line]:
     """A package that was upgraded after it had been imported: the old one goes on running."""
-    stale = []
-    for name in LOADED:
-        running, found = getattr(sys.modules.get(name), "__version__", None), _installed(name)
-        if running and found and running.partition("+")[0] != found.partition("+")[0]:
-            stale.append(f"{name} {running} is loaded, {found} installed")
-    if stale:
-        yield Line("mend", f"{'; '.join(stale)}: restart the kernel, or run: pip install --force-reinstall <package>")
+    if old := stale():
+        yield Line("mend", f"{', '.join(old)}: restart the kernel, or run: pip install --force-reinstall <package>")
     else:
         yield Line("ok", "loaded versions are the installed ones")
 
@@ -201,68 +176,11 @@ def _disk(out: Path) -> Iterator[Line]:
             file.write(b"x" * 4096)
             file.flush()
     except OSError as error:
-        said = error.strerror or _first(error)
+        said = error.strerror or first(error)
         yield Line("mend", f"{there} cannot be written ({said}); say another folder: --out, or run: chmod u+w {there}")
         return
     free = shutil.disk_usage(there).free
     yield Line("ok" if free >= ROOMY else "note", f"{out} can be written, {_gb(free)} free")
-
-
-def _models() -> Iterator[Line]:
-    for folder in sorted((DATA / "models").iterdir()):
-        wrong = [
-            name
-            for name, expected in json.loads((folder / "SHA256.json").read_text(encoding="utf-8")).items()
-            if not (folder / name).is_file() or hashlib.sha256((folder / name).read_bytes()).hexdigest() != expected
-        ]
-        if wrong:
-            yield Line("mend", f"{folder.name}: {', '.join(wrong)} missing or damaged; run: git checkout -- {folder}")
-        else:
-            yield Line("ok", f"{folder.name}: every file has its SHA-256")
-
-
-def _hub() -> Iterator[Line]:
-    from huggingface_hub import constants
-
-    cache = Path(constants.HF_HUB_CACHE)
-    models = sorted(path.name[8:].replace("--", "/") for path in cache.glob("models--*"))
-    kept = f"{len(models)} models" + (f" ({', '.join(models[:5])}{', …' * (len(models) > 5)})" if models else "")
-    yield Line("ok", f"hub cache {cache}: {kept}; HF_HOME={os.environ.get('HF_HOME', 'not set')}")
-    if constants.HF_HUB_OFFLINE:
-        yield Line("note", "HF_HUB_OFFLINE is set: only what is cached or local can be used; to fetch: unset it")
-    else:
-        yield Line("ok", "HF_HUB_OFFLINE is not set: what is missing is fetched")
-
-
-def _online(asked: bool) -> Iterator[Line]:
-    if not asked:
-        return
-    hub = os.environ.get("HF_ENDPOINT", HUB)
-    try:
-        with urllib.request.urlopen(urllib.request.Request(hub, method="HEAD"), timeout=5):
-            pass
-    except urllib.error.HTTPError as error:
-        yield Line("note", f"{hub} answers, with status {error.code}")
-    except (OSError, ValueError) as error:
-        yield Line("mend", f"{hub} cannot be reached ({_first(error)}); work offline with: export HF_HUB_OFFLINE=1")
-    else:
-        yield Line("ok", f"{hub} can be reached")
-
-
-def _tasks() -> Iterator[Line]:
-    own = sorted(path.stem for path in (DATA / "tasks").glob("*.yaml") if path.with_suffix(".jsonl").is_file())
-    yield Line("ok" if own else "mend", f"embedded tasks: {', '.join(own) or 'none; run: git checkout -- data/tasks'}")
-    from huggingface_hub import constants
-
-    cache = Path(os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME) / "datasets")
-    kept = [path.name.lower() for path in cache.glob("*") if path.is_dir()]
-    missing = [task for task in TASK_DATA if not any(task in name for name in kept)]
-    if missing:
-        yield Line(
-            "note", f"data of the paper's tasks not cached in {cache}: {', '.join(missing)}; fetched at first use"
-        )
-    else:
-        yield Line("ok", f"data of the paper's tasks is cached in {cache}")
 
 
 def _kernel() -> Iterator[Line]:

@@ -18,8 +18,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .one import notebook_named
-from .parameters import Parameter, checked, parameters_of
+from .parameters import Parameter, checked, notebook_named, parameters_of
 from .presets import preset as preset_of
 from .presets import read_yaml
 

@@ -14,7 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..files.paths import NOTEBOOKS, PACKAGE
+from .presets import preset
+
 Value = str | int | float | bool
+FOLDERS = (NOTEBOOKS, PACKAGE / "notebooks")  # of a clone, and of an installed package
 KINDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
 
 
@@ -26,6 +30,24 @@ class Parameter:
     default: Value
     kind: type
     help: str
+
+
+def notebook_named(name: str) -> Path:
+    """A notebook by its path, or by its name in `notebooks/`; of a lesson the number will do: 04.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name.endswith(".ipynb"):
+        if Path(name).is_file():
+            return Path(name).resolve()
+        raise ValueError(f"No notebook {name}.")
+    every = sorted(path for folder in FOLDERS for path in folder.glob("*.ipynb"))
+    found = [p for p in every if p.stem == name] or [p for p in every if p.stem.startswith(f"{name}_")]
+    if not found:
+        there = ", ".join(sorted({path.stem for path in every})) or "none"
+        raise ValueError(f"No notebook is called {name!r}. There are {there}; or give the path of one.")
+    return found[0]
 
 
 def code_cells(notebook: Path) -> list[dict[str, Any]]:
@@ -102,6 +124,22 @@ def _finite(value: float) -> bool:
         return math.isfinite(value)
     except OverflowError:  # a whole number that no float can hold
         return False
+
+
+def effective(
+    known: Mapping[str, Parameter], chosen: str | None, given: Mapping[str, Any], where: str
+) -> dict[str, Any]:
+    """All parameters: defaults, then a preset's values, then those given.
+
+    Raises:
+        ValueError: an unknown preset, an unknown name, or a value of another type.
+    """
+    base: dict[str, Any] = {}
+    if chosen is not None:
+        base = preset(chosen)
+        checked(known, base, f"preset {chosen}")
+        base |= {"preset": chosen} if "preset" in known else {}
+    return checked(known, base | dict(given), where)
 
 
 def parsed(known: Mapping[str, Parameter], text: str) -> tuple[str, Any]:

@@ -19,7 +19,7 @@ from typing import Any
 from ..files.atomic import write_json
 from ..files.paths import DATA
 from ..measure import intervals
-from .machine import GPU, device_name, peak_memory, reset_peak, uses_gpu, versions
+from .this_machine import GPU, device_name, peak_memory, reset_peak, uses_gpu, versions
 
 SCHEMA = 2
 # Raise it whenever the same parameters would give another number: a table never mixes two silently, and it is part of

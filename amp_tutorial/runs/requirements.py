@@ -1,6 +1,6 @@
 """What a run of the reproduction notebook needs, before anything is loaded or downloaded: memory, disk, download, time.
 
-Memory is that of the tensors alive at the peak of each stage (`peaks.py`), for texts as long as the parameters allow.
+Memory is that of the tensors alive at the peak of each stage (`stages.py`), for texts as long as the parameters allow.
 One stage follows the other: the dense model is let go once it is cut, the untuned one once it has been recovered.
 Time is rough: multiply-accumulates at a share of the speed of a matrix product.
 """
@@ -15,26 +15,22 @@ from typing import Any
 import psutil
 import torch
 from huggingface_hub import constants
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig
 
 from ..core.anatomy import Anatomy
 from ..core.checkpoint import configuration
 from ..core.criteria import named
-from ..core.plans import Plan, keep, widths_at
-from ..core.scores import score
 from ..core.surgery import smaller_config
 from ..files.checkpoints import located
 from ..files.paths import DATA
-from ..methods.official import widths as official_widths
-from ..methods.shots import widths
-from ..scale.peak_memory import of_perplexity, of_recovery, of_repair, of_scoring, of_tasks, shadow, weights
+from ..scale.peak_memory import shadow
 from .speeds import Speed, device_of, speed_of
-from .workload import LONGEST_TASK, LONGEST_TINY, download, longest, operations
+from .stages import chosen_plan, stage_peaks
+from .workload import download, operations
 
 CONFIGS = DATA / "configs"
 SHARE = 0.4  # of the speed of a matrix product that a whole run is taken to reach: an assumption
 ALIKE = ("preset", "seed", "over_budget", "out")  # parameters that change nothing here
-STEP = 16  # rows of a step of recovery
 NOTEBOOK, RECORD = 2**20, 2**17  # bytes of an executed notebook and of a record, roughly
 
 
@@ -189,14 +185,14 @@ def _needs(parameters: tuple[tuple[str, Any], ...]) -> Needs:
     dtype, device = getattr(torch, p["dtype"]), device_of(p["device"])
     config, notes = configuration_of(p["model"], p["revision"] or None)
     dense = shadow(config, dtype)
-    chosen = _plan(dense, p)
+    chosen = chosen_plan(dense, p)
     small = shadow(smaller_config(Anatomy.of(dense), chosen), dtype)
     fetch, fetched = download(config, dense, p)
     return Needs(
         model=p["model"],
         parameters=(dense.num_parameters(), small.num_parameters()),
         weights=dense.num_parameters() * dtype.itemsize,
-        peaks=_peaks(dense, small, chosen, p, "cuda" if device.startswith("cuda") else "cpu"),
+        peaks=stage_peaks(dense, small, chosen, p, "cuda" if device.startswith("cuda") else "cpu"),
         disk=NOTEBOOK + RECORD + p["keep_model"] * small.num_parameters() * dtype.itemsize,
         download=fetch,
         flops=operations(dense, small, p),
@@ -227,53 +223,3 @@ def configuration_of(name: str, revision: str | None = None) -> tuple[PreTrained
         return config, []
     own, here = (shadow(c, torch.float32).num_parameters() for c in (config, kept))
     return config, [f"  {name} has {own:,} parameters, its copy in data/configs {here:,}."] if own != here else []
-
-
-def _plan(dense: PreTrainedModel, p: Mapping[str, Any]) -> Plan:
-    """A plan of the widths asked for; which heads and neurons stay changes no size."""
-    chance = score(dense, [], "random")
-    if p["heads"] or p["neurons"]:
-        return keep(dense, chance, heads=p["heads"] or None, neurons=p["neurons"] or None, unit=p["unit"])
-    if p["fidelity"] == "official":
-        heads, neurons = official_widths(dense, p["ratio"])
-        return keep(dense, chance, heads=heads, neurons=neurons)
-    return keep(dense, chance, *widths_at(dense, p["ratio"], unit=p["unit"], nearest=True), p["unit"])
-
-
-def _peaks(
-    dense: PreTrainedModel, small: PreTrainedModel, chosen: Plan, p: Mapping[str, Any], device: str
-) -> dict[str, int]:
-    """Bytes at the peak of each stage, in the order of the notebook."""
-    batch, length = p["batch"], longest(p["calibration_text"], p["calibration_length"])
-    rows = min(p["rows_at_once"], STEP), longest(p["recovery_text"], p["recovery_length"])
-
-    def measuring(model: PreTrainedModel) -> int:
-        peak = of_perplexity(model, batch, longest(p["perplexity_text"], p["window"]))
-        if p["tasks"] != "none":
-            answer = LONGEST_TINY if p["tasks"] == "tiny" else LONGEST_TASK
-            peak = max(peak, of_tasks(model, batch, answer))
-        return peak
-
-    found = {"measure dense": measuring(dense)} if p["measure_dense"] else {}
-    found["score"] = of_scoring(dense, p["criterion"], min(batch, p["calibration"]), length, device)
-    recovering = p["recovery"] != "none"
-    if p["shots"] > 1:
-        # The dense model stays, and so does that of the last shot until the next one is done: the second has most.
-        left = widths(dense, p["heads"] or None, p["neurons"] or None, p["shots"], p["unit"])[:2]
-        chance = score(dense, [], "random")
-        cut = [keep(dense, chance, heads=h, neurons=n, unit=p["unit"]) for h, n in left]
-        first, second = (shadow(smaller_config(Anatomy.of(dense), c), dense.dtype) for c in cut)
-        held = weights(dense)
-        found["prune"] = held + weights(first, second)
-        if recovering:
-            found["recover"] = held + max(of_recovery(first, *rows), weights(first) + of_recovery(second, *rows))
-        found["measure untuned"] = measuring(small)
-        return found
-    if p["repair"] == "none":  # in place: a matrix is there twice only while it is cut
-        found["prune"] = weights(dense) + max(w.nbytes for w in small.parameters())
-    else:
-        found["prune"] = of_repair(dense, chosen, small, p["calibration"], batch, length, p["repair"] == "choose")
-    found["measure untuned"] = measuring(small)
-    if recovering:
-        found |= {"recover": of_recovery(small, *rows), "measure tuned": found["measure untuned"]}
-    return found

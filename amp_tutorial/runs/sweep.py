@@ -15,8 +15,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from .dry_run import forecast
 from .execute import Job, Outcome, clean, finished, job, writable
-from .forecast import forecast
 from .grid import Grid, read
 from .workers import Cluster, Local, Workers
 

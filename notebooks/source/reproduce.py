@@ -68,8 +68,8 @@ import torch
 import amp_tutorial as amp
 from amp_tutorial.course import lesson
 from amp_tutorial.methods import official
+from amp_tutorial.runs.parameter_values import sensible
 from amp_tutorial.runs.requirements import has, needs_of
-from amp_tutorial.runs.settings import sensible
 
 warnings.filterwarnings("ignore", category=FutureWarning)  # peft still uses a name that transformers will drop
 settings = dict(

@@ -1,5 +1,7 @@
 """What a run needs, against what it takes: the peak of allocated tensors, on the embedded models, stage by stage."""
 
+import copy
+import gc
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,7 +24,7 @@ from amp_tutorial.runs import requirements as needs
 from amp_tutorial.runs.workload import LONGEST_TINY
 from amp_tutorial.scale import peak_memory as peaks
 
-CLOSE = 0.25
+CLOSE = 0.15  # of what was measured; no arithmetic over sizes comes as near, see `scale/peak_memory.py`
 SMALL: dict[str, Any] = dict(
     calibration=8, calibration_length=32, batch=4, window=32, recovery_length=32, rows_at_once=2
 )
@@ -42,8 +44,13 @@ def need(**given: Any) -> needs.Needs:
 def measured(run: Callable[[], object], *held: nn.Module) -> int:
     """Bytes of all tensors at the peak of a run, models that are there from the start included: no imports, no code."""
     storages = {t.untyped_storage() for model in held for t in (*model.parameters(), *model.buffers())}
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-        run()
+    gc.collect()
+    gc.disable()  # or models that refer to themselves are given up at one moment or another
+    try:
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+            run()
+    finally:
+        gc.enable()
     events = [event for event in seen.profiler.kineto_results.events() if event.name() == "[memory]"]  # type: ignore[union-attr]
     now, peak = sum(s.nbytes() for s in {s.data_ptr(): s for s in storages}.values()), 0
     for event in sorted(events, key=lambda event: event.start_ns()):
@@ -83,10 +90,11 @@ def test_scoring(loaded: Any, criterion: str, batch: int, length: int) -> None:
 
 
 def test_pruning_in_place(loaded: Any) -> None:
-    name, _, _ = loaded
-    model, _ = amp.load(name, device="cpu")
+    """Of a copy, because the profiler does not see that what was there before it began is given up."""
+    name, model, _ = loaded
     chosen = amp.plan(model, amp.score(model, [], "random"), pruning_ratio=0.3)
-    taken = measured(lambda: amp.prune(model, chosen, inplace=True).model, model)
+    dense = sum(p.nbytes for p in model.parameters()) + sum(b.nbytes for b in model.buffers())
+    taken = measured(lambda: amp.prune(copy.deepcopy(model), chosen, inplace=True), model) - dense
     assert need(model=name, **ALONE).peaks["prune"] == pytest.approx(taken, rel=CLOSE)
 
 

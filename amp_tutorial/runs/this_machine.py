@@ -1,5 +1,10 @@
-"""What runs a run: its device, its packages, and the peak of its memory. Nothing here imports torch."""
+"""What runs a run: its device, its packages, the peak of its memory. Nothing here imports torch before it has to.
 
+A notebook service loads some libraries before the first cell. If pip then replaces one, the old one goes on running,
+and fails much later, in the middle of a download for example. So the lessons' first cell looks at once (`checked`).
+"""
+
+import os
 import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -7,6 +12,17 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = ("amp-tutorial", "torch", "transformers", "peft", "lm-eval", "datasets", "numpy")
+LIBRARIES = (  # that a notebook service may have loaded: module and distribution have one name
+    "numpy",
+    "torch",
+    "safetensors",
+    "tokenizers",
+    "huggingface_hub",
+    "transformers",
+    "datasets",
+    "accelerate",
+    "peft",
+)
 
 GPU = "allocated on the GPU, since the stage began"
 STAGE = "resident in this process, since the stage began"
@@ -78,3 +94,42 @@ def device_name(asked: str = "") -> str:
     if torch and asked != "cpu" and torch.cuda.is_available():
         return str(torch.cuda.get_device_name(asked if ":" in asked else None))
     return f"CPU, {platform.machine()}"
+
+
+def stale() -> list[str]:
+    """Libraries that run in another version than the one installed: "transformers 4.57.1 (installed: 5.23.0)"."""
+    found = []
+    for library in LIBRARIES:
+        loaded = getattr(sys.modules.get(library), "__version__", None)
+        try:
+            installed = version(library)
+        except PackageNotFoundError:
+            continue
+        if loaded is not None and loaded.partition("+")[0] != installed.partition("+")[0]:
+            found.append(f"{library} {loaded} (installed: {installed})")
+    return found
+
+
+def checked() -> None:
+    """Say what was chosen.
+
+    Raises:
+        RuntimeError: a library that is loaded was replaced since.
+    """
+    if old := stale():
+        raise RuntimeError(
+            f"Restart this session, then run from the first cell again: {', '.join(old)} was loaded before pip "
+            "replaced it. Nothing has been fetched."
+        )
+    import torch
+
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        bf16 = (
+            "bfloat16 or float16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16, no bfloat16"
+        )
+        device = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB, {bf16}"
+    else:
+        device = f"CPU, {os.cpu_count()} cores, float32"
+    kept = ", ".join(f"{name} {version(name)}" for name in ("torch", "numpy", "transformers"))
+    print(f"Runs on {device}, with {kept}; results go to {Path('out').resolve()}.")

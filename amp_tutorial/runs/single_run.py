@@ -6,13 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..files.paths import NOTEBOOKS, PACKAGE
 from . import execute
 from . import record as records
-from .parameters import Parameter, checked, parameters_of, parsed
-from .presets import names, preset
+from .parameters import Parameter, effective, notebook_named, parameters_of, parsed
+from .presets import names
 
-FOLDERS = (NOTEBOOKS, PACKAGE / "notebooks")  # of a clone, and of an installed package
 SHOWN = ("parameters removed", "perplexity", "mean accuracy")  # the metrics, or their last words, looked at first
 FEW = 12
 
@@ -25,40 +23,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=float, metavar="SECONDS", help="a run that takes longer has failed")
     parser.add_argument("--dry-run", action="store_true", help="say what it would run and need, and write nothing")
     parser.add_argument("--again", action="store_true", help="run it even if it is finished; the earlier one is kept")
-
-
-def notebook_named(name: str) -> Path:
-    """A notebook by its path, or by its name in `notebooks/`; of a lesson the number will do: 04.
-
-    Raises:
-        ValueError: there is none.
-    """
-    if name.endswith(".ipynb"):
-        if Path(name).is_file():
-            return Path(name).resolve()
-        raise ValueError(f"No notebook {name}.")
-    every = sorted(path for folder in FOLDERS for path in folder.glob("*.ipynb"))
-    found = [p for p in every if p.stem == name] or [p for p in every if p.stem.startswith(f"{name}_")]
-    if not found:
-        there = ", ".join(sorted({path.stem for path in every})) or "none"
-        raise ValueError(f"No notebook is called {name!r}. There are {there}; or give the path of one.")
-    return found[0]
-
-
-def effective(
-    known: Mapping[str, Parameter], chosen: str | None, given: Mapping[str, Any], where: str
-) -> dict[str, Any]:
-    """All parameters: defaults, then a preset's values, then those given.
-
-    Raises:
-        ValueError: an unknown preset, an unknown name, or a value of another type.
-    """
-    base: dict[str, Any] = {}
-    if chosen is not None:
-        base = preset(chosen)
-        checked(known, base, f"preset {chosen}")
-        base |= {"preset": chosen} if "preset" in known else {}
-    return checked(known, base | dict(given), where)
 
 
 def given_by(options: argparse.Namespace, known: Mapping[str, Parameter]) -> dict[str, Any]:
