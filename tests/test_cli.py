@@ -13,7 +13,7 @@ from small_notebooks import RECORD, small
 from amp_tutorial import cli
 from amp_tutorial.files.paths import ROOT
 from amp_tutorial.runs import execute, single_run
-from amp_tutorial.runs.parameters import checked, parameters_of
+from amp_tutorial.runs.parameters import checked, notebook_named, parameters_of
 
 
 def test_run_prints_its_numbers_and_where_they_are(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -105,7 +105,7 @@ def test_a_run_that_another_process_holds_is_said_to_be(tmp_path: Path, capsys: 
 
 
 def test_a_lesson_goes_by_its_number() -> None:
-    assert parameters.notebook_named("04").stem == "04_recovery"
+    assert notebook_named("04").stem == "04_recovery"
 
 
 def test_the_first_numbers_of_a_record_are_shown() -> None:

@@ -75,7 +75,7 @@ def test_what_it_cannot_be_asked_is_one_sentence(given: dict[str, Any], match: s
 
 def test_nothing_is_fetched_before_the_budget_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
-    monkeypatch.setattr(settings, "rows", lambda source, split: read.append(source))
+    monkeypatch.setattr(parameter_values, "rows", lambda source, split: read.append(source))
     monkeypatch.setattr(parameter_values.constants, "HF_HUB_OFFLINE", False)
     asked = DEFAULTS | dict(calibration_text="alpaca", recovery_text="tinyworld", perplexity_text="wikitext2")
     sensible(asked)
