@@ -604,9 +604,9 @@ elif best < nearly_all:
 # lesson 4's recipe, on the *responses* of other rows; and repair first, LoRA after. **Predict** the winner, by
 # perplexity and by accuracy.
 # %%
-def lora(start, **settings):
+def lora(start, source="tinyworld", **settings):
     config = amp.RecoveryConfig(learning_rate=rate, seed=seed, **settings)
-    return amp.recover(start, tokenizer, config=config, progress=False)
+    return amp.recover(start, tokenizer, source, config, progress=False)
 
 
 epochs = round(2 * samples / calibration)  # as many steps as on the responses, about
