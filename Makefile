@@ -45,11 +45,13 @@ docs: .venv/installed
 
 results: .venv/installed
 	$(BIN)/python -m amp_tutorial.reports.results --readme docs/results.md
+	$(BIN)/amp-tutorial gather data/results
 	$(BIN)/python -m amp_tutorial.reports.pages
 
-# Systems × ratios × models × seeds, one record a run in data/leaderboard; goes on where it stopped
+# Systems × ratios × models × seeds, the records in data/leaderboard; goes on where it stopped
 leaderboard: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m amp_tutorial.reports.leaderboard --readme docs/leaderboard.md
+	$(BIN)/amp-tutorial gather data/leaderboard
 	$(BIN)/python -m amp_tutorial.reports.pages
 
 # Ratios of time and memory, some six minutes on a quiet machine; only a part: make benchmarks PARTS=scoring

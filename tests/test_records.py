@@ -79,6 +79,13 @@ def test_a_record_holds_every_window_and_every_item(tmp_path: Path) -> None:
     assert found["notes"]["perplexity protocol"] == "by hand"
 
 
+def test_a_perplexity_that_no_float_holds_keeps_its_windows(tmp_path: Path) -> None:
+    record = amp.Record("a", {})
+    record.perplexity(amp.Perplexity(math.inf, 3, "by hand", ((800.0, 1600.0), (1, 2))))
+    found = written(record, tmp_path / "a.json")["metrics"]["perplexity"]
+    assert found["value"] is None and found["windows"] == [[800.0, 1600.0], [1, 2]]
+
+
 def test_a_perplexity_that_is_not_finite_has_no_windows(tmp_path: Path) -> None:
     record = amp.Record("a", {})
     record.perplexity(amp.Perplexity(math.nan, 3, "by hand", ((1.0, math.nan), (1, 2))))

@@ -218,5 +218,9 @@ def _finite(values: Numbers, what: str) -> Array:
     return found
 
 
-def raised(x: float) -> float:
-    return math.exp(x) if x < 709 else math.inf
+def raised(loss: float) -> float:
+    """e to a loss; infinite where no float holds it."""
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf

@@ -248,7 +248,8 @@ def _contradiction(metric: dict[str, Any], others: dict[str, dict[str, Any]]) ->
         mean = sum(others[name]["value"] for name in metric["of"]) / len(metric["of"])
     else:
         return ""
-    same = metric["value"] is not None and math.isclose(metric["value"], mean, rel_tol=1e-6, abs_tol=1e-12)
+    value = math.inf if metric["value"] is None else metric["value"]  # as a number that is not finite was written
+    same = math.isclose(value, mean, rel_tol=1e-6, abs_tol=1e-12)
     return "" if same else f"its value is {metric['value']}, but what it is the mean of gives {mean:.9g}"
 
 
