@@ -23,7 +23,6 @@ NUMERICS = {
     "test_compensation",
     "test_eliminate",
     "test_layers",
-    "test_normal_equations",
     "test_refit",
     "test_similarity",
     "test_slicing",

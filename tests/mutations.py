@@ -106,8 +106,8 @@ FAULTS = (
     Fault(
         "an offset of norms left out",
         "methods/hidden_size.py",
-        'dense[f"{role.norm}.weight"].to(exact).double() + stream.offset',
-        'dense[f"{role.norm}.weight"].to(exact).double()',
+        'exact(dense[f"{role.norm}.weight"]) + stream.offset',
+        'exact(dense[f"{role.norm}.weight"])',
         "tests/test_slicing.py::test_a_large_eps_and_multipliers_change_nothing[gemma]",
     ),
     # Larger than memory
@@ -143,8 +143,8 @@ FAULTS = (
     Fault(
         "a record amended unchecked",
         "runs/record.py",
-        "    check(found, str(path))\n    store(path, found)",
-        "    store(path, found)",
+        "    check(found, str(path))\n    write_json(path, found)",
+        "    write_json(path, found)",
         "tests/test_records.py::test_amending_changes_only_what_is_named_and_refuses_what_is_not_valid",
     ),
     Fault(
@@ -171,17 +171,38 @@ FAULTS = (
     Fault(
         "runs named by where their texts are",
         "runs/identity.py",
-        "return _tree(*found) if found else source",
-        "return source",
+        "found = copy_of(source, copies) if copies else None",
+        "found = None",
         "tests/test_identity.py::test_local_copies_count_by_content",
+    ),
+    Fault(
+        "runs named whatever the protocol",
+        "runs/identity.py",
+        "dict(protocol=PROTOCOL, notebook=",
+        "dict(notebook=",
+        "tests/test_identity.py::test_another_protocol_makes_another_run",
     ),
     # Texts
     Fault(
         "Alpaca's instructions without their input",
-        "files/texts.py",
-        '(row["instruction"], row.get("input"))',
-        '(row["instruction"],)',
+        "files/formats.py",
+        '(columns["instruction"], columns.get("input"))',
+        '(columns["instruction"],)',
         "tests/test_corpora.py::test_alpaca_in_every_format_gives_prompts_and_pairs[a.json]",
+    ),
+    Fault(
+        "splits by a part of a word",
+        "files/texts.py",
+        "if word in _words(p.name)",
+        "if word in p.name",
+        "tests/test_corpora.py::test_names_of_splits_as_the_field_writes_them[ptb_train.txt-calibration]",
+    ),
+    Fault(
+        "whatever begins like a corpus is its copy",
+        "files/texts.py",
+        "if _named(path) == name]",
+        "if path.name.startswith(name)]",
+        "tests/test_corpora.py::test_a_copy_is_called_exactly_so[c4.jsonl]",
     ),
     Fault(
         "tokens of two windows counted twice",
@@ -196,6 +217,21 @@ FAULTS = (
         "[1] * len(row) + [0] * (width - len(row))",
         "[1] * width",
         "tests/test_data.py::test_padding_is_on_the_right_and_masked",
+    ),
+    # Intervals and claims
+    Fault(
+        "no width where all are right",
+        "measure/intervals.py",
+        "math.sqrt(zz * p * (1 - p) / n + (zz / (2 * n)) ** 2)",
+        "math.sqrt(zz * p * (1 - p) / n)",
+        "tests/test_intervals.py::test_all_of_n_right_has_a_width",
+    ),
+    Fault(
+        "the same seeds unpaired",
+        "measure/comparisons.py",
+        "if set(a) == set(b):",
+        "if False:",
+        "tests/test_intervals.py::test_the_same_seeds_are_paired_in_whatever_order_and_others_are_not",
     ),
 )
 
