@@ -141,7 +141,7 @@ def svg() -> str:
     order, lines, middle, y = [APART, *reversed(floors())], [], {}, 62
     for floor in order:
         says, names = on(floor)
-        said, files = textwrap.wrap(says, 84), textwrap.wrap(" · ".join(names), 74)
+        said, files = textwrap.wrap(says, 84), textwrap.wrap(", ".join(names), 72)
         height = 32 + 16 * len(said) + 16 * len(files)
         fill = "#eef3f8" if floor != APART else "#f4f4f4"
         lines += [f'<rect x="{LEFT}" y="{y}" width="{WIDTH - 2 * LEFT}" height="{height - 6}" rx="6" fill="{fill}"/>']

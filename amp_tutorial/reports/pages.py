@@ -61,8 +61,8 @@ def leaderboard_sentence() -> str:
     value = {row: f"{cells[row]['perplexity'].value:.2f}" for row in (ours, other, amp)}
     return (
         f"With {100 * RATIO:.0f} % of all parameters gone and no training, `{SHOWN}` goes from a perplexity of "
-        f"{standings.dense(cells)['perplexity'].value:.2f} to {value[ours]} with the best of ours ({ours[1]}), to "
-        f"{value[other]} with the best of all others ({other[1]}), and to {value[amp]} with AMP alone. "
+        f"{standings.dense(cells)['perplexity'].value:.2f} to {value[ours]} with the best of ours (*{ours[1]}*), to "
+        f"{value[other]} with the best of all others (*{other[1]}*), and to {value[amp]} with AMP alone. "
         "[The whole leaderboard](docs/leaderboard.md)."
     )
 
@@ -103,10 +103,8 @@ def leaderboard() -> str:
 
 PARTS: dict[tuple[str, str], Part] = {
     ("README.md", "picture"): lambda: f"{picture('')}\n\n{results_sentence()}",
+    ("README.md", "numbers"): lambda: f"- {leaderboard_sentence()}\n- {speed_sentence()}\n- {families_sentence()}",
     ("README.md", "house"): lambda: f"```\n{architecture.house()}\n```",
-    ("README.md", "best"): leaderboard_sentence,
-    ("README.md", "known"): families_sentence,
-    ("README.md", "fast"): speed_sentence,
     ("docs/results.md", "results"): lambda: f"{picture('../')}\n\n{summary.main_table(_results())}",
     ("docs/leaderboard.md", "leaderboard"): leaderboard,
     ("docs/families.md", "families"): families_table.families_table,
