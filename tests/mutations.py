@@ -182,6 +182,49 @@ FAULTS = (
         "dict(notebook=",
         "tests/test_identity.py::test_another_protocol_makes_another_run",
     ),
+    # Intervals and comparisons
+    Fault(
+        "three seeds taken for many",
+        "measure/resampling.py",
+        "return float(stats.t.ppf((1 + LEVEL) / 2, freedom))",
+        "return z()",
+        "tests/test_intervals.py::test_over_seeds_it_is_students",
+    ),
+    Fault(
+        "seeds left out of a comparison",
+        "measure/resampling.py",
+        "drawn += error * stats.t.ppf(places, freedom)",
+        "pass",
+        "tests/test_intervals.py::test_a_comparison_of_losses_holds_the_truth_in_95_percent[3-100-0.1-0.05-0.05]",
+    ),
+    Fault(
+        "seeds paired in the order they come in",
+        "measure/comparisons.py",
+        "[order.index(seed) for seed in a]",
+        "[i for i, _ in enumerate(order)]",
+        "tests/test_intervals.py::test_the_same_seeds_are_paired_in_whatever_order_and_others_are_not",
+    ),
+    Fault(
+        "no width where two answer alike",
+        "measure/comparisons.py",
+        "added = np.array([1.0, -1.0])",
+        "added = np.array([0.0, 0.0])",
+        "tests/test_intervals.py::test_all_of_n_right_has_a_width",
+    ),
+    Fault(
+        "perplexities of seeds on a straight scale",
+        "reports/measured.py",
+        "if not is_perplexity(name):",
+        "if True:",
+        "tests/test_measured.py::test_without_items_seeds_have_students_interval_and_perplexities_theirs_on_logarithms",
+    ),
+    Fault(
+        "a record whose items do not give its value",
+        "runs/record.py",
+        "same = math.isclose(value, mean, rel_tol=1e-6, abs_tol=1e-12)",
+        "same = True",
+        "tests/test_records.py::test_a_record_that_contradicts_itself_is_refused[right]",
+    ),
     # Texts
     Fault(
         "Alpaca's instructions without their input",

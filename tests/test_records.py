@@ -107,6 +107,7 @@ def test_a_perplexity_that_is_not_finite_has_no_windows(tmp_path: Path) -> None:
         ("mean accuracy", dict(of=["tuned/z"]), "there are no items of tuned/z"),
         ("mean accuracy", dict(of=["tuned/x"]), "its value is 0.875, but what it is the mean of gives 0.75"),
     ],
+    ids="value losses tokens halves one-list items right marks nothing others".split(),
 )
 def test_a_record_that_contradicts_itself_is_refused(tmp_path: Path, metric: str, change: dict, says: str) -> None:
     found = measured(tmp_path / "a.json")
