@@ -214,3 +214,39 @@ def test_a_new_criterion_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(amp.CRITERIA, "squared", squared)
     scores = amp.score(tiny(), [batch(ROWS)], "squared")
     assert scores.criterion == "squared" and bool((scores.heads[0] > 0).all())
+
+
+def test_batches_that_can_be_read_once_serve_several_criteria() -> None:
+    """A criterion that needs gradients has a pass of its own: a generator is held for it, and not found empty."""
+    model = tiny()
+    batches = [batch(ROWS[:2]), batch(ROWS[2:])]
+    once = amp.score_many(model, iter(batches), ("amp", "taylor", "magnitude"))
+    for name, found in once.items():
+        alone = amp.score(model, batches, name)
+        same(found, alone)
+        assert found.tokens == alone.tokens and found.calibration_hash == alone.calibration_hash
+
+
+@pytest.mark.parametrize("missing", ["input_ids", "attention_mask"])
+@pytest.mark.parametrize("criterion", ["amp", "taylor"])
+def test_a_batch_without_ids_or_mask_is_one_sentence(missing: str, criterion: str) -> None:
+    given = {name: tensor for name, tensor in batch(ROWS).items() if name != missing}
+    model = tiny()
+    with pytest.raises(ValueError, match=f"A batch has no {missing}: give mappings with input_ids and attention_mask"):
+        amp.score(model, [given], criterion)
+    assert hooks(model) == 0
+
+
+@pytest.mark.parametrize("shape", EVERY_FAMILY, ids=KNOWN)
+def test_the_shared_product_gives_the_same_scores_and_the_same_model(shape: Shape) -> None:
+    model = tiny(shape)
+    before, rows = weights(model), [batch(ROWS), batch(ROWS[:2], left=True)]
+    plain = amp.score_many(model, rows, ("amp", "flap"))
+    shared = amp.score_many(model, rows, ("amp", "flap"), forward=amp.shared_product)
+    for name in plain:
+        close(plain[name].heads, shared[name].heads, 1e-5)
+        close(plain[name].neurons, shared[name].neurons, 1e-4)
+    assert equal(before, weights(model)) and hooks(model) == 0
+    assert not any("forward" in vars(module) for module in model.modules())
+    with pytest.raises(ValueError, match="need gradients and have a pass of their own"):
+        amp.score(model, rows, "taylor", forward=amp.shared_product)

@@ -34,7 +34,8 @@ class Sums:
 
     def begin(self, batch: Batch, average: str) -> None:
         """Count the next batch, and say what each of its tokens weighs."""
-        ids, mask = batch["input_ids"].cpu(), batch["attention_mask"].cpu().bool()
+        ids, mask = (tensor.cpu() for tensor in ids_and_mask(batch))
+        mask = mask.bool()
         weight = weight_of_positions(mask, average)
         self.weight += float(weight.sum())
         self.tokens += int(mask.sum())
@@ -162,11 +163,27 @@ def one_pass(anatomy: Anatomy, batches: Iterable[Batch], sums: Sums, average: st
             anatomy.model.base_model(**model_inputs(anatomy.model, batch))
 
 
+def ids_and_mask(batch: Batch) -> tuple[Tensor, Tensor]:
+    """What a batch must hold.
+
+    Raises:
+        ValueError: it does not.
+    """
+    for name in ("input_ids", "attention_mask"):
+        if name not in batch:
+            raise ValueError(
+                f"A batch has no {name}: give mappings with input_ids and attention_mask, both (batch, length), as "
+                "amp.calibration and tokenizers with return_tensors='pt' do."
+            )
+    return batch["input_ids"], batch["attention_mask"]
+
+
 def model_inputs(model: nn.Module, batch: Batch) -> dict[str, Any]:
     """What a model is called with for a batch: on its device, without a cache; left padding shifts no position."""
     device = next(model.parameters()).device
-    mask = batch["attention_mask"].to(device).long()
-    ids, positions = batch["input_ids"].to(device), (mask.cumsum(-1) - 1).clamp(min=0)
+    ids, mask = (tensor.to(device) for tensor in ids_and_mask(batch))
+    mask = mask.long()
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
     return dict(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
 
 
