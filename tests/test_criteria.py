@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import EVERY_FAMILY, KNOWN, Shape, batch, equal, hooks, prompts, tiny, weights
+from helpers import EVERY_FAMILY, KNOWN, WITH_HEADS, Shape, batch, equal, every, families, hooks, prompts, tiny, weights
 from torch import Tensor
 
 import amp_tutorial as amp
@@ -122,7 +122,7 @@ def test_taylor_is_its_equation(shape: Shape) -> None:
             assert float(found.heads[i][h]) == pytest.approx(wanted, rel=1e-3, abs=1e-7)
 
 
-GROUPED = [s for s in EVERY_FAMILY if not amp.FAMILIES[s.family].no_heads]
+GROUPED = families(every(WITH_HEADS))
 
 
 @pytest.mark.parametrize("shape", GROUPED, ids=lambda s: s.family)
