@@ -117,7 +117,8 @@ def house() -> str:
     """The README's diagram as text: the floors from the top, each with a line and its files."""
     lines = ["amp_tutorial/"]
     for path in sorted(PACKAGE.glob("[!_]*.py")):
-        lines += [f"  {path.name} {(ast.get_docstring(_parse(path.name)) or '').partition(';')[0]}"]
+        says = (ast.get_docstring(_parse(path.name)) or "").splitlines()[0].partition(";")[0].rstrip(".")
+        lines += [f"  {path.name:<14} {says}"]
     for floor in (*reversed(floors()), APART):
         says, names = on(floor)
         said, files = textwrap.wrap(says, 88), textwrap.wrap(", ".join(names), 84)
