@@ -89,7 +89,7 @@ def modules() -> tuple[Module, ...]:
         floor, _, own = name.partition(".")
         tree = _parse(str(path))
         says = " ".join((ast.get_docstring(tree) or "").partition("\n\n")[0].split())
-        found[name] = Module(floor, own, says, (frozenset(_used(tree, floor, set(paths))) & paths.keys()) - {name})
+        found[name] = Module(floor, own, says, frozenset(set(_used(tree, floor, set(paths))) & paths.keys() - {name}))
     ranked: list[Module] = []
     for floor in (*floors(), APART):
         left = {name: m for name, m in found.items() if m.floor == floor}
