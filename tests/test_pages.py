@@ -1,17 +1,23 @@
 """Generated parts of the README and of `docs/` are what the code, the records and the figures give now."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from helpers import grid
 
 import amp_tutorial as amp
 from amp_tutorial.files.paths import PACKAGE, ROOT
 from amp_tutorial.reports import api_reference, architecture, pages
 
+SLOW = "docs/researchers.md"  # it counts the memory of every preset, a minute and a half
 
-@pytest.mark.parametrize("page", pages.pages())
+
+@pytest.mark.parametrize("page", [*(page for page in pages.pages() if page != SLOW), *grid(SLOW)])
 def test_a_page_is_what_make_docs_writes(page: str) -> None:
     assert (ROOT / page).read_text(encoding="utf-8") == pages.now(page), "run: make docs"
 
@@ -66,6 +72,20 @@ def test_the_drawing_shows_every_folder_and_file() -> None:
         name = re.sub(r"_(\d+|[a-z])$", "_NN", path.stem)
         assert path.parent.name in drawn and (name == "__init__" or name in drawn), path
     assert {m.floor for m in architecture.modules()} == {p.parent.name for p in PACKAGE.glob("*/__init__.py")}
+
+
+def test_the_drawing_is_the_same_in_every_process() -> None:
+    program = "from amp_tutorial.reports import architecture as a; print(a.svg(), a.listing(), a.house())"
+    said = {
+        subprocess.run(
+            [sys.executable, "-c", program],
+            env=os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"},
+            capture_output=True,
+            check=True,
+        ).stdout
+        for seed in "1234"
+    }
+    assert len(said) == 1, "sets are walked through in another order in each"
 
 
 def test_an_arrow_is_an_import_however_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,8 +11,7 @@ from helpers import TRAINED
 
 import amp_tutorial as amp
 from amp_tutorial import cli
-from amp_tutorial.files.paths import NOTEBOOKS, ROOT
-from amp_tutorial.reports import preset_costs as costs
+from amp_tutorial.files.paths import NOTEBOOKS
 from amp_tutorial.runs import parameter_values, presets
 from amp_tutorial.runs import record as records
 from amp_tutorial.runs.parameter_values import CHOICES, LEAST, sensible
@@ -139,10 +138,3 @@ def test_over_budget_is_refused_before_anything_is_loaded(monkeypatch: pytest.Mo
     found = amp.needs_of(DEFAULTS | {"batch": 10**6, "window": 4096}, speed=1e12)
     with pytest.raises(amp.OverBudget, match=r"Short of .* of memory on cpu .*a smaller batch"):
         found.check(amp.has(DEFAULTS | {"device": "cpu"}))
-
-
-@pytest.mark.slow
-@pytest.mark.grid
-def test_the_costs_in_the_page_are_those_of_the_presets() -> None:
-    page = (ROOT / "docs" / "researchers.md").read_text(encoding="utf-8")
-    assert f"{costs.BEGIN}\n{costs.table()}\n{costs.END}" in page
