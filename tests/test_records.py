@@ -23,8 +23,8 @@ from amp_tutorial.files.checkpoints import MODELS, sha256
 from amp_tutorial.files.paths import ROOT
 from amp_tutorial.measure import intervals
 from amp_tutorial.reports import measured as from_metrics
-from amp_tutorial.runs import this_machine
 from amp_tutorial.runs import record as records
+from amp_tutorial.runs import this_machine
 
 SCHEMAS = json.loads((Path(records.__file__).parent / "record.schema.json").read_text(encoding="utf-8"))["$defs"]
 REQUIRED = SCHEMAS["schema 2"]["required"]

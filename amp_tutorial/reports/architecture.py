@@ -109,7 +109,9 @@ def on(floor: str) -> tuple[str, list[str]]:
 def arrows() -> dict[tuple[str, str], int]:
     """(floor, floor that it uses) → how many of its modules do."""
     return dict(
-        Counter((m.floor, used) for m in modules() for used in {u.partition(".")[0] for u in sorted(m.uses)} - {m.floor})
+        Counter(
+            (m.floor, used) for m in modules() for used in {u.partition(".")[0] for u in sorted(m.uses)} - {m.floor}
+        )
     )
 
 
