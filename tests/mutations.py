@@ -216,7 +216,7 @@ FAULTS = (
         "reports/measured.py",
         "if not is_perplexity(name):",
         "if True:",
-        "tests/test_measured.py::test_without_items_seeds_have_students_interval_and_perplexities_theirs_on_logarithms",
+        "tests/test_collection.py::test_without_items_seeds_have_students_interval_and_perplexities_theirs_on_logarithms",
     ),
     Fault(
         "a record whose items do not give its value",

@@ -16,7 +16,7 @@ from torch import Tensor
 import amp_tutorial as amp
 from amp_tutorial.measure import intervals
 from amp_tutorial.methods import slicegpt
-from amp_tutorial.reports import boards, leaderboard, markdown, standings, systems
+from amp_tutorial.reports import boards, leaderboard, standings, style, systems
 from amp_tutorial.reports.systems import RECOVERED, SYSTEMS, System
 
 Ran = list[tuple[str, float, int]]  # system, ratio and seed of every run that was measured
@@ -402,7 +402,7 @@ def test_the_readme_is_filled_twice_with_the_same(tmp_path: Path) -> None:
     assert readme.read_text(encoding="utf-8") == once
     assert "![Lines of perplexity" in once and "(out/picture.png)" in once and "\nold\n" not in once
     assert "[out/summary.md](out/summary.md)" in once and once.startswith("# Title\n") and once.endswith("\nend\n")
-    assert markdown.marked(readme, boards.BEGIN, boards.END)[0] == "# Title\n"
+    assert style.marked(readme, boards.BEGIN, boards.END)[0] == "# Title\n"
 
 
 def test_no_two_lines_of_the_picture_look_alike(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ PUBLISHED = {
     "microsoft/phi-2": 2_779_683_840,
     "TinyLlama/TinyLlama-1.1B-Chat-v1.0": 1_100_048_384,
     "HuggingFaceTB/SmolLM2-135M": 134_515_008,
-}  # sources and their grades: data/configs/README.md
+}  # sources and their grades: data/configs.yaml
 
 
 def defaults() -> dict[str, Any]:
@@ -70,8 +70,7 @@ def test_names_and_types_are_those_of_the_notebook(path: Path) -> None:
 def test_configurations_have_the_published_number_of_parameters(name: str) -> None:
     config, said = needs.configuration_of(name)
     assert peaks.shadow(config, torch.float16).num_parameters() == PUBLISHED[name] and "data/configs" in said[0]
-    stored = {path.stem.replace("--", "/") for path in needs.CONFIGS.glob("*.json")}
-    assert stored == set(PUBLISHED)
+    assert set(needs.stored_configurations()) == set(PUBLISHED)
 
 
 # Those of the tests below; a budget of a large model takes seconds.

@@ -22,8 +22,9 @@ import amp_tutorial as amp
 from amp_tutorial.files.checkpoints import MODELS, sha256
 from amp_tutorial.files.paths import ROOT
 from amp_tutorial.measure import intervals
-from amp_tutorial.runs import collection, this_machine
+from amp_tutorial.reports import measured as from_metrics
 from amp_tutorial.runs import record as records
+from amp_tutorial.runs import this_machine
 
 SCHEMAS = json.loads((Path(records.__file__).parent / "record.schema.json").read_text(encoding="utf-8"))["$defs"]
 REQUIRED = SCHEMAS["schema 2"]["required"]
@@ -286,8 +287,14 @@ def test_a_file_that_is_not_there_or_no_text_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_records_of_the_first_schema_are_still_read(tmp_path: Path) -> None:
-    shipped = [found for found in collection.gathered(amp.DATA / "leaderboard").values() if found["schema"] == 1]
-    assert len(shipped) > 50
+    metrics = {
+        "perplexity": {"value": 2.8, "low": 2.7, "high": 2.9},
+        "removed": {"value": 0.3, "low": None, "high": None},
+    }
+    found = {"schema": 1, "name": "results", "status": "ok", "parameters": {"seed": 0}, "metrics": metrics}
+    (tmp_path / "old.json").write_text(json.dumps(found | {"seconds": 12.5}), encoding="utf-8")
+    assert records.read(tmp_path / "old.json")["metrics"] == metrics
+    assert from_metrics.over([found], "perplexity") == intervals.Interval(2.8, 2.7, 2.9, "windows", 1)
     for number, found in enumerate(shipped):
         (tmp_path / f"{number}.json").write_text(json.dumps(found), encoding="utf-8")
         assert records.read(tmp_path / f"{number}.json") == found

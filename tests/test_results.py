@@ -70,9 +70,10 @@ def test_write_and_fill_the_readme_twice(tmp_path: Path) -> None:
     out = tmp_path / "data" / "results"
     summary.write(_records(0.8), SETTINGS, out)
     assert (out / "picture.png").stat().st_size > 10_000
-    summary.into_readme(readme, out)
+    found = summary.summarise(_records(0.8), SETTINGS)
+    summary.into_readme(readme, found, out)
     once = readme.read_text(encoding="utf-8")
-    summary.into_readme(readme, out)
+    summary.into_readme(readme, found, out)
     assert readme.read_text(encoding="utf-8") == once
     assert "(data/results/picture.png)" in once and "old" not in once
     assert "![Bars of mean accuracy" in once, "the picture carries its alt text"
@@ -130,7 +131,15 @@ def test_finished_runs_are_skipped_and_stale_ones_made_again(tmp_path: Path, qui
     runs[2].path(tmp_path).write_text('{"half', encoding="utf-8")
     assert results.main(arguments) == 0
     assert len(quick) == len(runs) + 3
-    assert list(json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))["models"]) == ["tiny-phi"]
+    found = summary.read(tmp_path)
+    assert list(found["models"]) == ["tiny-phi"] and found["settings"]["seeds"] == 2
+    assert summary.main_table(found) in (tmp_path / "summary.md").read_text(encoding="utf-8")
+    assert results.main([*arguments, "--limit", "8"]) == 0 and len(quick) == 2 * len(runs) + 3, "other settings"
+    runs[3].path(tmp_path).write_text(json.dumps(stale), encoding="utf-8")
+    with pytest.raises(ValueError, match="are made with different settings"):
+        summary.read(tmp_path)
+    with pytest.raises(ValueError, match="are not there"):
+        summary.read(tmp_path / "none")
 
 
 def test_an_unknown_model_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -14,7 +14,7 @@ import pytest
 import amp_tutorial as amp
 from amp_tutorial.files.paths import NOTEBOOKS, ROOT
 from amp_tutorial.measure.intervals import over_seeds
-from amp_tutorial.reports import groups, rows, table
+from amp_tutorial.reports import groups, rows, summary, table
 from amp_tutorial.reports.reference import Entry, Ours
 
 MODEL = "owner/llama"
@@ -332,12 +332,12 @@ def test_a_metric_some_runs_lack_is_blank_in_their_row(tmp_path: Path) -> None:
     assert none[at] != table.BLANK and solve[at] == table.BLANK
 
 
-def test_the_shipped_records_of_the_first_schema_make_a_table(tmp_path: Path) -> None:
+def test_the_shipped_records_make_a_table(tmp_path: Path) -> None:
     found = table.read()
     ((header, _, *lines),) = tables(found.own())
     assert {"model", "what", "criterion", "recovery", "perplexity", "mean accuracy, %"} <= set(header)
     assert len(lines) == len(found.groups) == 30 and found.folder.left_out == []
-    shipped = json.loads((amp.DATA / "results" / "summary.json").read_text(encoding="utf-8"))["models"]
+    shipped = summary.read(amp.DATA / "results")["models"]
     (group,) = (g for g in found.groups if (g.parameters["model"], g.parameters["what"]) == ("tiny-phi", "amp"))
     measured, wanted = group.metric("mean accuracy"), shipped["tiny-phi"]["amp"]["mean accuracy"]
     assert measured and (measured.value, measured.low) == (wanted["value"], wanted["low"])

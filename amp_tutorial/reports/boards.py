@@ -10,7 +10,6 @@ import matplotlib.pyplot as plt
 from ..files.atomic import write_bytes, write_text
 from ..measure.comparisons import Comparison
 from ..measure.intervals import Interval, raised
-from .markdown import BLANK, STAR, grid, marked, sure
 from .measured import is_perplexity
 from .standings import (
     CONTESTS,
@@ -29,7 +28,7 @@ from .standings import (
     read,
     rows_of,
 )
-from .style import PALETTE
+from .style import BLANK, PALETTE, STAR, grid, marked, sure
 
 BEGIN, END = "<!-- leaderboard:begin -->", "<!-- leaderboard:end -->"
 STYLES = {"heads and neurons": (":", 0), "layers": ("--", 1), "repair": ("-", 2), "slicing": ("-.", 4)}  # of PALETTE

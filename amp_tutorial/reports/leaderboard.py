@@ -31,8 +31,8 @@ from ..files.checkpoints import located, sha256
 from ..files.paths import DATA
 from ..runs import collection
 from . import boards, standings
-from .markdown import marked
 from .results import _quiet
+from .style import marked
 from .systems import RECOVERED, SYSTEMS, applies
 
 LENGTH = 128  # tokens of the text for which operations and cache are counted

@@ -24,8 +24,7 @@ Part = Callable[[], str]
 
 @cache
 def _results() -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((DATA / "results" / "summary.json").read_text(encoding="utf-8"))
-    return found
+    return summary.read(DATA / "results")
 
 
 @cache

@@ -2,7 +2,7 @@
 
 Every run leaves one record, `<model>-<what>-<seed>.json`, as soon as it is done; a run whose record is there and was
 made with the same settings, weights and data is skipped, so an interrupted command goes on where it stopped. Then
-`summary.json`, `summary.md` and `picture.png` are written from the records, and with `--readme docs/results.md` picture
+`summary.md` and `picture.png` are written from the records, and with `--readme docs/results.md` picture
 and the main table replace what stands between the two result markers of that file.
 """
 
@@ -23,7 +23,7 @@ import amp_tutorial as amp
 
 from ..runs import collection
 from . import summary
-from .markdown import marked
+from .style import marked
 
 
 @dataclass(frozen=True)
@@ -189,9 +189,10 @@ def main(arguments: list[str] | None = None) -> int:
         if complete := [r for r in records if r is not None]:
             if len(complete) == len(records):  # of the models not asked for, those that were measured before
                 found[Path(model).name] = complete
-    table = summary.write(found, vars(settings) | {"seeds": options.seeds}, options.out)
+    shared = vars(settings) | {"seeds": options.seeds}
+    table = summary.write(found, shared, options.out)
     if options.readme:
-        summary.into_readme(options.readme, options.out)
+        summary.into_readme(options.readme, summary.summarise(found, shared), options.out)
     print(table)
     return 0
 

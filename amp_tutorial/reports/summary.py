@@ -1,6 +1,5 @@
 """From the records of `results` to one summary: means with intervals, tables, a picture and the README's part."""
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -11,14 +10,16 @@ import matplotlib.pyplot as plt
 
 import amp_tutorial as amp
 
-from ..files.atomic import write_json, write_text, written_file
+from ..files.atomic import write_text, written_file
 from ..measure.comparisons import Comparison
 from ..measure.intervals import Interval
+from ..runs import collection
 from . import measured
-from .markdown import STAR, grid, marked, sure
 from .measured import is_perplexity
-from .style import HATCHES, PALETTE
+from .style import HATCHES, PALETTE, STAR, grid, marked, sure
 
+NAME = "results"
+SHARED = ("ratio", "limit", "calibration", "samples", "epochs", "rate")  # parameters of every record of one table
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 CHANCE = sum(amp.CHANCE.values()) / len(amp.CHANCE)  # mean accuracy of guessing
 
@@ -43,7 +44,7 @@ AGAINST = {"random": "random choice", "reversed": "its own reversal"}  # what AM
 
 
 def summarise(records: dict[str, list[dict[str, Any]]], settings: dict[str, Any]) -> dict[str, Any]:
-    """Every metric of every treatment of every model, and what is claimed; plain data, as in `summary.json`."""
+    """Every metric of every treatment of every model, and what is claimed; plain data."""
     models: dict[str, Any] = {}
     claims: dict[str, Any] = {}
     for model, mine in records.items():
@@ -58,6 +59,25 @@ def summarise(records: dict[str, list[dict[str, Any]]], settings: dict[str, Any]
             what: asdict(measured.compared(by_what["amp"], by_what[what], "mean accuracy")) for what in AGAINST
         }
     return {"settings": settings, "chance": CHANCE, "models": models, "amp against": claims}
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The same of the finished records in a folder, which are all of one measurement.
+
+    Raises:
+        ValueError: no records of `results` there, or records made with different settings.
+    """
+    names = {path.name for path in collection.files(folder, collection.SINGLE)} | set(collection.gathered(folder))
+    found = [collection.find(folder, name) for name in sorted(names)]
+    mine = [r for r in found if r is not None and r.get("name") == NAME and r.get("status") == "ok"]
+    asked = [{key: r["parameters"].get(key) for key in SHARED} for r in mine]
+    if not mine or any(settings != asked[0] for settings in asked):
+        why = "are made with different settings" if mine else "are not there"
+        raise ValueError(f"The records of results in {folder} {why}; run amp_tutorial.reports.results for one table.")
+    models = sorted({r["parameters"]["model"] for r in mine}, key=lambda m: ([*amp.EMBEDDED, m].index(m), m))
+    seeds = len({r["parameters"]["seed"] for r in mine})
+    by_model = {Path(m).name: [r for r in mine if r["parameters"]["model"] == m] for m in models}
+    return summarise(by_model, asked[0] | {"seeds": seeds})
 
 
 def interval(found: dict[str, Any], model: str, what: str, name: str) -> Interval:
@@ -172,9 +192,8 @@ def alt_text(found: dict[str, Any]) -> str:
 
 
 def write(records: dict[str, list[dict[str, Any]]], settings: dict[str, Any], out: Path) -> str:
-    """Write `summary.json`, `summary.md` and `picture.png`; return the table."""
+    """Write `summary.md` and `picture.png`; return the table."""
     found = summarise(records, settings)
-    write_json(out / "summary.json", found)
     text = table(found)
     write_text(out / "summary.md", text)
     with plt.style.context("default"), plt.rc_context({"axes.grid": True, "axes.axisbelow": True, "grid.alpha": 0.3}):
@@ -185,10 +204,9 @@ def write(records: dict[str, list[dict[str, Any]]], settings: dict[str, Any], ou
     return text
 
 
-def into_readme(readme: Path, out: Path) -> None:
-    """Replace what stands between the markers by the picture and the main table."""
+def into_readme(readme: Path, found: dict[str, Any], out: Path) -> None:
+    """Replace what stands between the markers by the picture in `out` and the main table."""
     before, after = marked(readme, BEGIN, END)
-    found = json.loads((out / "summary.json").read_text(encoding="utf-8"))
     link = Path(os.path.relpath(out / "picture.png", readme.resolve().parent)).as_posix()
     body = f"![{alt_text(found)}]({link})\n\n{main_table(found)}"
     write_text(readme, f"{before}{BEGIN}\n{body}\n{END}{after}")

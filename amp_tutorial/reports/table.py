@@ -20,11 +20,11 @@ from ..files.atomic import write_bytes, written_file
 from ..files.paths import DATA
 from . import groups, reference, rows
 from .groups import BASES, REMOVED, Folder, Group, setting, varying
-from .markdown import BLANK, STAR, cell, grid, sure
 from .measured import is_perplexity
 from .plots import drawn
 from .reference import Entry, Paper
 from .rows import Row
+from .style import BLANK, STAR, cell, grid, sure
 
 STAGES = ("dense", "untuned", "tuned", "")  # "": a record of one measurement
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 import torch
+import yaml
 from huggingface_hub import constants
 from transformers import AutoConfig, PreTrainedConfig
 
@@ -28,7 +29,7 @@ from .speeds import Speed, device_of, speed_of
 from .stages import chosen_plan, stage_peaks
 from .workload import download, operations
 
-CONFIGS = DATA / "configs"
+CONFIGS = DATA / "configs.yaml"
 SHARE = 0.4  # of the speed of a matrix product that a whole run is taken to reach: an assumption
 ALIKE = ("preset", "seed", "over_budget", "out")  # parameters that change nothing here
 NOTEBOOK, RECORD = 2**20, 2**17  # bytes of an executed notebook and of a record, roughly
@@ -200,14 +201,20 @@ def _needs(parameters: tuple[tuple[str, Any], ...]) -> Needs:
     )
 
 
+@functools.cache
+def stored_configurations() -> dict[str, dict[str, Any]]:
+    """The architectures that come with the repository, by the names of the models."""
+    return dict(yaml.safe_load(CONFIGS.read_text(encoding="utf-8")))
+
+
 def configuration_of(name: str, revision: str | None = None) -> tuple[PreTrainedConfig, list[str]]:
-    """A model's configuration: its own where it can be had, else the one in data/configs; and what to say of it.
+    """A model's configuration: its own where it can be had, else that in data/configs.yaml; and what to say of it.
 
     Raises:
-        ValueError: what `configuration` refuses, or a hub id neither cached, nor reachable, nor in data/configs.
+        ValueError: what `configuration` refuses, or a hub id neither cached, nor reachable, nor in data/configs.yaml.
     """
-    stored = CONFIGS / f"{name.replace('/', '--')}.json"
-    kept = AutoConfig.from_pretrained(stored) if stored.is_file() and not located(name).is_dir() else None
+    stored = {} if located(name).is_dir() else stored_configurations().get(name, {})
+    kept = AutoConfig.for_model(**stored) if stored else None
     try:
         config = configuration(name, revision)
     except ValueError as error:
@@ -218,8 +225,8 @@ def configuration_of(name: str, revision: str | None = None) -> tuple[PreTrained
                 f"The configuration of {name!r} is neither cached nor reachable, so nothing can be said of what it "
                 f"needs: fetch it where there is a network (hf download {name} config.json), or give a local folder."
             ) from error
-        return kept, [f"  By the configuration in data/configs: that of {name} is neither cached nor reachable."]
+        return kept, [f"  By the configuration in data/configs.yaml: that of {name} is neither cached nor reachable."]
     if kept is None:
         return config, []
     own, here = (shadow(c, torch.float32).num_parameters() for c in (config, kept))
-    return config, [f"  {name} has {own:,} parameters, its copy in data/configs {here:,}."] if own != here else []
+    return config, [f"  {name} has {own:,} parameters, its copy in data/configs.yaml {here:,}."] if own != here else []

@@ -23,7 +23,6 @@ preset = "smallest"  # or "full": more seeds, more items, more text
 sweep = ""  # a folder of records by `amp-tutorial sweep`; empty: those that come with the course
 out = "out"
 # %%
-import json
 import math
 
 import matplotlib.pyplot as plt
@@ -394,9 +393,9 @@ for what, gain in fast.items():
 # The results command repeats all this on three models, with more items and with recovery:
 # `python -m amp_tutorial.reports.results`. Its table comes with the course.
 # %%
-shipped = amp.DATA / "results" / "summary.json"
-if shipped.is_file():
-    display(Markdown(summary.main_table(json.loads(shipped.read_text(encoding="utf-8")))))
+shipped = amp.DATA / "results"
+if shipped.is_dir():
+    display(Markdown(summary.main_table(summary.read(shipped))))
 else:
     print("No stored results here; the command above makes them.")
 # %% [markdown]
