@@ -13,7 +13,7 @@ from helpers import PLAIN, TEXT, Shape, batch, byte_tokenizer, equal, hooks, pro
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 import amp_tutorial as amp
-from amp_tutorial.core import checkpoint
+from amp_tutorial.files import checkpoints
 from amp_tutorial.methods.depth_and_width import planned
 
 TOKENIZER = byte_tokenizer()
@@ -263,8 +263,8 @@ def test_a_folder_without_a_tokenizer(here: Path) -> None:
 
 @pytest.mark.parametrize("file", ["model.safetensors", "config.json", "tokenizer.json"])
 def test_a_damaged_embedded_model(file: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shutil.copytree(checkpoint.MODELS / "tiny-llama", here / "tiny-llama")
-    monkeypatch.setattr(checkpoint, "MODELS", here)
+    shutil.copytree(checkpoints.MODELS / "tiny-llama", here / "tiny-llama")
+    monkeypatch.setattr(checkpoints, "MODELS", here)
     assert amp.load("tiny-llama", device="cpu")
     path = here / "tiny-llama" / file
     damaged = bytearray(path.read_bytes())

@@ -151,7 +151,7 @@ def test_the_winner_is_the_least_and_is_what_it_says(found: amp.Pruned) -> None:
     )
     assert found.report.amount == 1 - found.model.num_parameters() / dense.num_parameters()
     assert (len(found.plan.kept_layers), found.plan.widths[0], found.plan.widths[2]) == (a.layers, a.heads, a.neurons)
-    lines = str(found).splitlines()
+    lines = str(found.report).splitlines()
     assert len(lines) == 2 + len(found.report.trials) and f"removes {found.report.amount:.2%} of parameters" in lines[0]
     assert [line.endswith("<") for line in lines[2:]] == [t.shape == found.report.shape for t in found.report.trials]
 

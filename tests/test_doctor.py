@@ -89,7 +89,7 @@ def test_requirements_that_are_not_met_are_named_with_the_command(monkeypatch: p
 def test_a_loaded_version_that_is_not_the_installed_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "numpy", SimpleNamespace(__version__="1.0.0"))  # type: ignore[arg-type]
     told = list(doctor._versions())
-    assert told[0].state == "mend" and "numpy 1.0.0 is loaded, " in told[0].text
+    assert told[0].state == "mend" and "numpy 1.0.0 (installed: " in told[0].text
 
 
 def test_what_is_optional_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:

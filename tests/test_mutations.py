@@ -13,6 +13,7 @@ from mutations import FAULTS, Fault, apply, copy_repository
 
 from amp_tutorial.course import run
 from amp_tutorial.files.paths import NOTEBOOKS, ROOT
+from amp_tutorial.runs import notebooks
 
 PASSED, FAILED = 0, 1  # pytest's exit statuses; others mean that tests could not be run at all
 Tests = Callable[..., tuple[int, str]]
@@ -71,7 +72,7 @@ def test_a_unit_test_notices(fault: Fault, tmp_path: Path, unit_tests: Tests) ->
 def test_a_lesson_notices(fault: Fault, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     repository = copy_repository(tmp_path / "copy")
     apply(fault, repository)
-    monkeypatch.setattr(run, "ROOT", repository)
+    monkeypatch.setattr(notebooks, "ROOT", repository)
     monkeypatch.setenv("PYTHONPATH", str(repository))
     (notebook,) = (repository / "notebooks").glob(f"{fault.lesson}_*.ipynb")
     outcome = run.run_lesson(notebook, "tiny-llama", tmp_path / "out", "smallest")

@@ -150,7 +150,7 @@ def test_a_process_that_fails_leaves_no_scores(folder: Path) -> None:
 
 def test_processes_that_are_not_connected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match="the processes are not connected: make an accelerate.Accelerator"):
+    with pytest.raises(ValueError, match="The processes are not connected: make an accelerate.Accelerator"):
         amp.score(tiny(SHAPE), BATCHES, forward=amp.over_processes)
     same(amp.score(tiny(SHAPE), BATCHES), amp.score(tiny(SHAPE), BATCHES))  # without reduce it is nobody's concern
 

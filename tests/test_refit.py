@@ -346,7 +346,7 @@ def test_too_little_text_is_said() -> None:
         module.repair(model, some_plan(model, 2, 15), [], progress=False)
     with pytest.raises(ValueError, match="plan anew"):
         module.repair(model, some_plan(tiny(Shape(layers=3)), 2, 15), BATCHES, progress=False)
-    for asked in (dict(reads=True), dict(hidden=24)):
+    for asked in (dict(refit_inputs=True), dict(hidden_size=24)):
         with pytest.raises(ValueError, match="need sequential=True"):
             module.repair(model, some_plan(model, 2, 15), BATCHES, sequential=False, progress=False, **asked)
     with pytest.raises(ValueError, match="The hidden size of a phi cannot be sliced"):

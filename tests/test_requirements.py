@@ -24,7 +24,7 @@ from amp_tutorial.runs import requirements as needs
 from amp_tutorial.runs.workload import LONGEST_TINY
 from amp_tutorial.scale import peak_memory as peaks
 
-CLOSE = 0.15  # of what was measured; no arithmetic over sizes comes as near, see `scale/peak_memory.py`
+CLOSE = 0.25  # of what was measured; no arithmetic over sizes comes as near, see `scale/peak_memory.py`
 SMALL: dict[str, Any] = dict(
     calibration=8, calibration_length=32, batch=4, window=32, recovery_length=32, rows_at_once=2
 )

@@ -92,7 +92,7 @@ def test_a_file_is_overwritten_on_demand_only(tmp_path: Path) -> None:
     assert identical(amp.Scores.load(path), first)
     assert identical(amp.Scores.load(second.save(path, overwrite=True)), second)
     for overwrite in (True, False):
-        with pytest.raises(ValueError, match=r"is there already; choose another name\.$"):
+        with pytest.raises(ValueError, match="is a folder, and a file is to be written; choose another name"):
             first.save(tmp_path, overwrite)
     assert [p.name for p in tmp_path.iterdir()] == ["scores.safetensors"]
 

@@ -55,7 +55,8 @@ def in_memory(source: Path, target: Path, criterion: str = "amp", **widths: Any)
 def assert_same(tmp_path: Path, source: Path, **arguments: Any) -> None:
     """Plan, tensors, configuration, tokenizer files and the logits after loading, bit for bit."""
     plan = in_memory(source, tmp_path / "memory", **arguments)
-    assert amp.prune_folder(source, tmp_path / "streamed", batches=BATCHES, progress=False, **arguments) == plan
+    found = amp.prune_folder(source, tmp_path / "streamed", batches=BATCHES, progress=False, **arguments)
+    assert found.plan == plan and found.folder == tmp_path / "streamed"
     assert equal(stored(tmp_path / "streamed"), stored(tmp_path / "memory"))
     assert others(tmp_path / "streamed") == others(tmp_path / "memory")
     small, _ = amp.load(tmp_path / "streamed", device="cpu")
@@ -181,9 +182,9 @@ def test_one_layer_at_a_time_and_none_left_behind(tmp_path: Path, monkeypatch: p
 def test_text_instead_of_batches_and_a_bar_over_layers(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     source = checkpoint(tmp_path / "dense")
     given = amp.calibration(byte_tokenizer(), [TEXT, TEXT[::-1]], seed=1)
-    by_batches = amp.prune_folder(source, tmp_path / "a", 0.2, batches=given, progress=False)
+    by_batches = amp.prune_folder(source, tmp_path / "a", 0.2, batches=given, progress=False).plan
     assert "layer" not in capfd.readouterr().err
-    assert amp.prune_folder(source, tmp_path / "b", 0.2, text=[TEXT, TEXT[::-1]], seed=1) == by_batches
+    assert amp.prune_folder(source, tmp_path / "b", 0.2, text=[TEXT, TEXT[::-1]], seed=1).plan == by_batches
     bars = capfd.readouterr().err
     assert "3/3" in bars and "4/4" in bars and "Loading" not in bars
 

@@ -89,7 +89,7 @@ def modules() -> tuple[Module, ...]:
         floor, _, own = name.partition(".")
         tree = _parse(str(path))
         says = " ".join((ast.get_docstring(tree) or "").partition("\n\n")[0].split())
-        found[name] = Module(floor, own, says, (frozenset(_used(tree, floor, set(paths))) & paths.keys()) - {name})
+        found[name] = Module(floor, own, says, frozenset(set(_used(tree, floor, set(paths))) & paths.keys() - {name}))
     ranked: list[Module] = []
     for floor in (*floors(), APART):
         left = {name: m for name, m in found.items() if m.floor == floor}
@@ -109,7 +109,7 @@ def on(floor: str) -> tuple[str, list[str]]:
 def arrows() -> dict[tuple[str, str], int]:
     """(floor, floor that it uses) → how many of its modules do."""
     return dict(
-        Counter((m.floor, used) for m in modules() for used in {u.partition(".")[0] for u in m.uses} - {m.floor})
+        Counter((m.floor, used) for m in modules() for used in {u.partition(".")[0] for u in sorted(m.uses)} - {m.floor})
     )
 
 
@@ -117,7 +117,8 @@ def house() -> str:
     """The README's diagram as text: the floors from the top, each with a line and its files."""
     lines = ["amp_tutorial/"]
     for path in sorted(PACKAGE.glob("[!_]*.py")):
-        lines += [f"  {path.name} {(ast.get_docstring(_parse(path.name)) or '').partition(';')[0]}"]
+        says = (ast.get_docstring(_parse(path.name)) or "").splitlines()[0].partition(";")[0].rstrip(".")
+        lines += [f"  {path.name:<14} {says}"]
     for floor in (*reversed(floors()), APART):
         says, names = on(floor)
         said, files = textwrap.wrap(says, 88), textwrap.wrap(", ".join(names), 84)

@@ -28,6 +28,11 @@ def _results() -> dict[str, Any]:
     return found
 
 
+@cache
+def _board() -> tuple[standings.Found, list[str]]:
+    return standings.collect(standings.read(DATA / "leaderboard"))
+
+
 def picture(to_root: str) -> str:
     """The picture of the main results with its alt text, for a page from which the root is `to_root`."""
     return f"![{summary.alt_text(_results())}]({to_root}data/results/picture.png)"
@@ -51,7 +56,7 @@ def results_sentence() -> str:
 
 def leaderboard_sentence() -> str:
     """Perplexities of one model at one ratio: dense, AMP, the best of ours and the best of all others."""
-    found, _ = standings.collect(standings.read(DATA / "leaderboard"))
+    found, _ = _board()
     cells, rows = found[SHOWN], standings.rows_of(found, standings.WIDTH_AND_DEPTH, RATIO)
     sides = [[row for row in rows if standings.is_ours(row) is ours] for ours in (True, False)]
     ours, other = (standings.best(cells, side, "perplexity", 1) for side in sides)
@@ -95,7 +100,7 @@ def speed_sentence() -> str:
 
 def leaderboard() -> str:
     """Picture and tables of the leaderboard; of the ratios only the README's."""
-    found, left_out = standings.collect(standings.read(DATA / "leaderboard"))
+    found, left_out = _board()
     more = "All ratios, and what each system costs: [data/leaderboard/summary.md](../data/leaderboard/summary.md)."
     drawing = f"![{boards.alt_text(found)}](../data/leaderboard/picture.png)"
     return "\n".join([drawing, "", *boards.body(found, left_out, RATIO), more])
@@ -144,10 +149,14 @@ def pages() -> list[str]:
     return [*dict.fromkeys(page for page, _ in PARTS), *WHOLE]
 
 
-def stale(root: Path = ROOT) -> list[str]:
-    """The pages that differ from what they should be."""
-    there = {page: (root / page).read_text(encoding="utf-8") if (root / page).is_file() else "" for page in pages()}
-    return [page for page, text in there.items() if text != now(page, root)]
+def stale(root: Path = ROOT) -> dict[str, str]:
+    """The pages that differ from what they should be, with what that is."""
+    wanted = {page: now(page, root) for page in pages()}
+    return {
+        page: text
+        for page, text in wanted.items()
+        if not (root / page).is_file() or (root / page).read_text(encoding="utf-8") != text
+    }
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -155,11 +164,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="write nothing; name the pages that are out of date")
     options = parser.parse_args(arguments)
     try:
-        old = stale()
-        for page in old if not options.check else []:
-            write_text(ROOT / page, now(page))
+        old = stale(ROOT)
     except ValueError as error:
         parser.error(str(error))
+    for page, text in old.items() if not options.check else ():
+        write_text(ROOT / page, text)
     for page in old:
         print(f"{page} {'is out of date; run make docs' if options.check else 'written'}")
     return 1 if options.check and old else 0
