@@ -12,11 +12,13 @@ import tempfile
 # What most of the time goes into; nothing of the package, since each copy has its own.
 import accelerate  # noqa: F401
 import hypothesis.strategies  # noqa: F401
+import nbformat  # noqa: F401
 import pytest
 import torch  # noqa: F401
 import transformers.models.llama.modeling_llama  # noqa: F401
 
-OPTIONS = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
+os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # none is needed, and to load them takes as long as a test
+OPTIONS = ["-x", "-q", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
 
 
 def run(folder: str, tests: list[str]) -> tuple[int, str]:

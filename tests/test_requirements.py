@@ -182,7 +182,7 @@ def test_half_precision_halves_the_weights_but_not_all_of_recovery() -> None:
     assert full.peaks["recover"] / 2 < half.peaks["recover"] < full.peaks["recover"]
 
 
-@settings(max_examples=12)
+@settings(max_examples=4)
 @given(
     which=st.sampled_from(["batch", "window", "rows_at_once", "recovery_length", "calibration_length"]),
     values=st.lists(st.integers(2, 16), min_size=2, max_size=2, unique=True).map(sorted),
