@@ -16,7 +16,7 @@ from typing import Any
 from tqdm import tqdm
 
 from .dry_run import forecast
-from .execute import Job, Outcome, clean, finished, job, writable
+from .execute import Job, Outcome, clean, finished, job, refuse, writable
 from .grid import Grid, read
 from .workers import Cluster, Local, Workers
 
@@ -79,7 +79,10 @@ def sweep(
     if limit is not None and not 0 < limit < float("inf"):
         raise ValueError(f"--limit must be more than 0 seconds and a finite number, not {limit}.")
     out, grid = Path(out).expanduser().absolute(), grid.confirmed(yes)
-    total = sum(1 for _ in _jobs(grid, shard))  # finds a model or a text that is missing before any work
+    total = 0
+    for run in _jobs(grid, shard):  # finds a model or a text that is missing before any work
+        refuse(run)
+        total += 1
     if dry_run:
         return Summary(out, finished=forecast(_jobs(grid, shard), out, here=scheduler is None)[1])
     clean(writable(out))
@@ -91,6 +94,12 @@ def sweep(
     finally:
         workers.close()
     return summary
+
+
+def records_of(grid: Grid, out: str | Path) -> Iterator[tuple[Job, dict[str, Any] | None]]:
+    """Each run of a grid with its record, as a sweep of that grid left it in `out`; None if it is not finished."""
+    for run in _jobs(grid, (1, 1)):
+        yield run, finished(out, run.id)
 
 
 def _jobs(grid: Grid, shard: tuple[int, int]) -> Iterator[Job]:
