@@ -1,5 +1,7 @@
-"""Every system side by side: `amp-tutorial sweep data/sweeps/leaderboard.yaml --out out/leaderboard`, then
-`python -m amp_tutorial.reports.leaderboard --runs out/leaderboard [--grid …] [--readme docs/leaderboard.md]`.
+"""Every system side by side, written from the records of a sweep.
+
+    amp-tutorial sweep data/sweeps/leaderboard.yaml --out out/leaderboard
+    python -m amp_tutorial.reports.leaderboard --runs out/leaderboard [--grid …] [--readme docs/leaderboard.md]
 
 The sweep executes what is not finished; `measurements.py` has the function that it calls for each run, and `systems.py`
 what there is to call. This command puts the finished records into one table, `records.jsonl`, and writes tables and

@@ -1,10 +1,12 @@
-"""The course's results: `amp-tutorial sweep data/sweeps/results.yaml --out out/results`, then
-`python -m amp_tutorial.reports.results --runs out/results [--grid …] [--readme docs/results.md]`.
+"""The course's results, written from the records of a sweep.
+
+    amp-tutorial sweep data/sweeps/results.yaml --out out/results
+    python -m amp_tutorial.reports.results --runs out/results [--grid …] [--readme docs/results.md]
 
 The sweep executes what is not finished; `measurements.py` has the function that it calls for each run. This command
 puts the finished records into one table, `records.jsonl`, and writes `summary.json`, `summary.md`, `picture.png` from
-it; without `--runs` from the records that are there. With `--readme docs/results.md` picture and main table replace what
-stands between the two result markers of that file.
+it; without `--runs` from the records that are there. With `--readme` picture and main table replace what stands between
+the two result markers of that file.
 """
 
 import argparse
