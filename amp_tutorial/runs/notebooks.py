@@ -41,7 +41,9 @@ class Ended:
     @property
     def place(self) -> str:
         """The cell's id and first line, or where else it stopped."""
-        return self.at or f"{self.cell.get('id', '')}: {_first_line(self.cell.source)}" if self.cell is not None else ""
+        return self.at or (
+            f"{self.cell.get('id', '')}: {_first_line(self.cell.source)}" if self.cell is not None else ""
+        )
 
 
 def execute_notebook(
