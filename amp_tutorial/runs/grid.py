@@ -100,7 +100,7 @@ def read(path: str | Path, yes: bool = False) -> Grid:
     """The grid of a YAML file.
 
     Raises:
-        ValueError: the file cannot be read or is no YAML; what `grid_of` refuses; more than 10,000 runs without `yes`.
+        ValueError: the file cannot be read, or not as YAML; what `grid_of` refuses; more than 10,000 runs without `yes`.
     """
     path = Path(path)
     return grid_of(read_yaml(path), str(path), path.parent).confirmed(yes)
@@ -138,7 +138,9 @@ def _block(data: Mapping[str, Any], where: str, folder: Path) -> Block:
     if "grid" in data and not grid:
         raise ValueError(f"{where}: the grid is empty; list at least one value of one parameter, or leave grid out.")
     for name, values in grid.items():
-        if not isinstance(values, list) or not values:
+        if not isinstance(values, list):
+            raise ValueError(f"{where}: {name} in the grid must be a list, [{values}]; or name it under fixed.")
+        if not values:
             raise ValueError(f"{where}: the grid is empty at {name}; give a list of at least one value.")
         if name in fixed:
             raise ValueError(f"{where}: {name} is both fixed and in the grid; keep one of them.")

@@ -74,6 +74,8 @@ def sweep(
         raise ValueError(f"The shard {shard[0]}/{shard[1]} does not exist; write 1/{max(shard[1], 1)} for the first.")
     if jobs is not None and jobs < 1:
         raise ValueError(f"--jobs must be at least 1, not {jobs}.")
+    if scheduler is not None and not scheduler.strip():
+        raise ValueError("--scheduler is empty; give an address such as tcp://HOST:8786, or leave it out to run here.")
     if jobs is not None and scheduler is not None:
         raise ValueError("--jobs is for runs on this machine; on a cluster its workers say how many run at once.")
     if limit is not None and not 0 < limit < float("inf"):
@@ -128,7 +130,9 @@ def _execute(todo: Iterator[Job], workers: Workers, summary: Summary, bar: Any) 
                 _skip(bar, 0, 1)
             else:
                 if (folder := summary.out / run.id).exists():
-                    bar.write(f"{folder} holds no valid record: kept in {summary.out / 'corrupt'}, and run again.")
+                    bar.write(
+                        f"{folder} does not hold a valid record: it is kept in {summary.out / 'corrupt'}, and run again."
+                    )
                 workers.submit(run)
                 flying.add(run.id)
         if not flying and not waiting:
@@ -181,7 +185,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _shard(text: str) -> tuple[int, int]:
     index, slash, of = text.partition("/")
     if not (slash and index.isdecimal() and of.isdecimal()):
-        raise argparse.ArgumentTypeError(f"{text!r} is no shard; write 1/4 for the first of four")
+        raise argparse.ArgumentTypeError(f"{text!r} must be two numbers such as 1/4, for the first of four")
     return int(index), int(of)
 
 

@@ -128,6 +128,7 @@ class Cluster(Workers):
             raise ValueError('--scheduler needs Dask: pip install "amp-tutorial[cluster]"') from error
         self._address, self._out, self._limit = address, str(Path(out).absolute()), limit
         self._gpu = self._warned = False
+        print(f"Asking the Dask scheduler at {address}, for up to {patience:g} seconds.", flush=True)
         try:
             self._client = Client(address, timeout=patience, set_as_default=False)
         except (OSError, ValueError, TypeError) as error:
