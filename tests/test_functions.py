@@ -182,9 +182,8 @@ def test_a_run_is_one_folder_and_the_next_one_finds_its_process_warm(module: Pat
 )
 def test_a_failure_is_kept_and_stops_no_other(how: str, error: str, at: str, module: Path, tmp_path: Path) -> None:
     values = dict(x=1, row="one", log_file="", out="out")
-    failed = execute.execute(
-        execute.job(WORK, values | dict(how=how)), tmp_path / "out", limit=3 if how == "wait" else None
-    )
+    limit = 3 if how == "wait" else None
+    failed = execute.execute(execute.job(WORK, values | dict(how=how)), tmp_path / "out", limit)
     assert (failed.status, failed.error) == ("failed", error) and at in failed.cell
     kept = Path(failed.folder)
     assert kept.parent.name == "failed"

@@ -128,15 +128,15 @@ def test_in_a_list_the_block_is_named(made: Made) -> None:
         made([{"fixed": {"count": 1}}, {"grid": {}}])
 
 
-@pytest.mark.parametrize(
-    "text, message",
-    {
-        "grid: [": "cannot be read as YAML",
-        "grid: {count: [1], count: [2]}": "count stands twice",
-        "": "must hold a block",
-        "grid: " + 2000 * "[": "cannot be read as YAML",
-    }.items(),
-)
+NO_GRID = {
+    "grid: [": "cannot be read as YAML",
+    "grid: {count: [1], count: [2]}": "count stands twice",
+    "": "must hold a block",
+    "grid: " + 2000 * "[": "cannot be read as YAML: it is nested too deeply",
+}
+
+
+@pytest.mark.parametrize(("text", "message"), NO_GRID.items(), ids=["torn", "twice", "empty", "deep"])
 def test_a_file_that_is_no_grid(text: str, message: str, made: Made, tmp_path: Path) -> None:
     path = tmp_path / "grid.yaml"
     path.write_text(text)
@@ -197,7 +197,7 @@ def test_a_grid_is_never_expanded(made: Made) -> None:
 
 
 def test_a_block_may_take_over_another_s_values(made: Made, tmp_path: Path) -> None:
-    made({})
+    made({"fixed": {"count": 1}})
     (tmp_path / "grid.yaml").write_text(
         "- &first\n  notebook: reproduce\n  fixed: {count: 1}\n  grid: {ratio: [0.1]}\n"
         "- <<: *first\n  fixed: {count: 2}\n",

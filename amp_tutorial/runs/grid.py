@@ -100,7 +100,7 @@ def read(path: str | Path, yes: bool = False) -> Grid:
     """The grid of a YAML file.
 
     Raises:
-        ValueError: the file cannot be read, or not as YAML; what `grid_of` refuses; more than 10,000 runs without `yes`.
+        ValueError: the file cannot be read, or not as YAML; what `grid_of` refuses; over 10,000 runs without `yes`.
     """
     path = Path(path)
     return grid_of(read_yaml(path), str(path), path.parent).confirmed(yes)

@@ -130,9 +130,8 @@ def _execute(todo: Iterator[Job], workers: Workers, summary: Summary, bar: Any) 
                 _skip(bar, 0, 1)
             else:
                 if (folder := summary.out / run.id).exists():
-                    bar.write(
-                        f"{folder} does not hold a valid record: it is kept in {summary.out / 'corrupt'}, and run again."
-                    )
+                    corrupt = summary.out / "corrupt"
+                    bar.write(f"{folder} does not hold a valid record: it is kept in {corrupt}, and run again.")
                 workers.submit(run)
                 flying.add(run.id)
         if not flying and not waiting:
