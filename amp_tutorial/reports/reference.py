@@ -138,8 +138,8 @@ def read(folder: str | Path = FOLDER) -> list[Paper]:
     """The papers of a folder, AMP first and peers last, each entry checked.
 
     Raises:
-        ValueError: no papers, a file that cannot be read as YAML, an entry that lacks something or says something unknown, an id
-            given twice; the sentence names the file and the entry.
+        ValueError: no papers, a file that cannot be read as YAML, an entry that lacks something or says something
+            unknown, an id given twice; the sentence names the file and the entry.
     """
     paths = sorted(Path(folder).glob("*.yaml"), key=lambda path: (path.stem == "peers", path.stem))
     if not paths:

@@ -73,12 +73,15 @@ def refuse(job: Job) -> None:
     """Refuse what a notebook of the course or a function cannot be asked, before any work.
 
     Raises:
-        ValueError: see `parameter_values.refuse`.
+        ValueError: what it is, after the name of the run; see `parameter_values.refuse`.
     """
-    if is_function(job.notebook) or Path(job.notebook).parent in FOLDERS:
+    if is_function(job.notebook) or Path(job.notebook).parent in FOLDERS:  # in other notebooks names may mean anything
         from .parameter_values import refuse  # only now: it takes torch along
 
-        refuse(job)
+        try:
+            refuse(job.notebook, job.parameters)
+        except ValueError as error:
+            raise ValueError(f"{job.name}: {error}") from error
 
 
 def finished(out: str | Path, run: str) -> dict[str, Any] | None:

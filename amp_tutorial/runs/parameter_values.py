@@ -13,8 +13,6 @@ from ..core.criteria import named
 from ..files.texts import CORPORA, rows, text_source
 from ..measure.tasks import PAPER_TASKS, known_tasks, task_names
 from . import functions
-from .execute import Job
-from .parameters import FOLDERS
 
 CHOICES = {
     "unit": ("groups", "queries"),
@@ -33,25 +31,22 @@ SIZES = ("smallest", "full")  # of a lesson's experiments
 SEEDS = 2**32  # how many there are for numpy
 
 
-def refuse(job: Job) -> None:
-    """Look at the values of a run's parameters as far as they are known: of a function, and of the reproduction.
+def refuse(notebook: str, parameters: Mapping[str, Any]) -> None:
+    """Look at the values of a run's parameters as far as they are known: of a function, and of the course's notebooks.
 
     Corpora on the hub are not looked for: whether they can be had is seen when the run begins.
 
     Raises:
-        ValueError: what cannot be, in one sentence that names the run.
+        ValueError: what cannot be, in one sentence.
     """
-    try:
-        if functions.is_function(job.notebook):
-            functions.refuse(job.notebook, job.parameters)
-        elif {*CHOICES, *LEAST} <= set(job.parameters):
-            sensible(job.parameters, corpora=False)
-        elif Path(job.notebook).parent in FOLDERS:  # a lesson; in other notebooks these names may mean anything
-            _in_range(job.parameters)
-            if job.parameters.get("preset", SIZES[0]) not in SIZES:
-                raise ValueError(f"preset={job.parameters['preset']!r} must be one of {', '.join(map(repr, SIZES))}.")
-    except ValueError as error:
-        raise ValueError(f"{job.name}: {error}") from error
+    if functions.is_function(notebook):
+        functions.refuse(notebook, parameters)
+    elif {*CHOICES, *LEAST} <= set(parameters):
+        sensible(parameters, corpora=False)
+    else:  # a lesson
+        _in_range(parameters)
+        if parameters.get("preset", SIZES[0]) not in SIZES:
+            raise ValueError(f"preset={parameters['preset']!r} must be one of {', '.join(map(repr, SIZES))}.")
 
 
 def _in_range(values: Mapping[str, Any]) -> None:
@@ -93,7 +88,7 @@ def sensible(settings: Mapping[str, Any], corpora: bool = True) -> None:
     if s["shots"] > 1 and (not widths or s["repair"] != "none"):
         raise ValueError(f"shots={s['shots']} needs heads or neurons (with ratio=0), and repair='none'.")
     if s["fidelity"] == "official" and s["repair"] != "none":
-        raise ValueError("fidelity='official' knows no repair; say repair='none'.")
+        raise ValueError("fidelity='official' has no repair; say repair='none'.")
     if not 0 < s["rate"] <= 1:
         raise ValueError(f"rate={s['rate']} must be more than 0 and at most 1.")
     if s["country"] and re.fullmatch("[A-Z]{3}", s["country"]) is None:
