@@ -44,14 +44,14 @@ docs: .venv/installed
 	$(BIN)/python -m amp_tutorial.reports.pages
 
 results: .venv/installed
-	$(BIN)/python -m amp_tutorial.reports.results --readme docs/results.md
-	$(BIN)/amp-tutorial gather data/results
+	$(BIN)/amp-tutorial sweep data/sweeps/results.yaml --out $(OUT)/results --jobs $(JOBS)
+	$(BIN)/python -m amp_tutorial.reports.results --runs $(OUT)/results --readme docs/results.md
 	$(BIN)/python -m amp_tutorial.reports.pages
 
-# Systems × ratios × models × seeds, the records in data/leaderboard; goes on where it stopped
+# Systems × ratios × models × seeds; interrupt it, and the same command goes on
 leaderboard: .venv/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m amp_tutorial.reports.leaderboard --readme docs/leaderboard.md
-	$(BIN)/amp-tutorial gather data/leaderboard
+	OMP_NUM_THREADS=1 $(BIN)/amp-tutorial sweep data/sweeps/leaderboard.yaml --out $(OUT)/leaderboard --jobs $(JOBS)
+	$(BIN)/python -m amp_tutorial.reports.leaderboard --runs $(OUT)/leaderboard --readme docs/leaderboard.md
 	$(BIN)/python -m amp_tutorial.reports.pages
 
 # Ratios of time and memory, some six minutes on a quiet machine; only a part: make benchmarks PARTS=scoring

@@ -120,3 +120,50 @@ def test_the_first_numbers_of_a_record_are_shown() -> None:
     assert "tiny_fact" in single_run.summary(dict(status="ok", seconds=61.0, metrics=metrics)), (
         "without these, all others"
     )
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["-p", "ratio=-0.1"], "ratio=-0.1 must be at least 0 and less than 1"),
+        (["-p", "ratio=7"], "ratio=7.0 must be at least 0 and less than 1"),
+        (["-p", "seed=-1"], "seed=-1 must be at least 0"),
+        (["-p", "seed=1000000000000000000000000000000"], "must be at least 0 and less than 4294967296"),
+        (["-p", "criterion=ampp"], "Unknown criterion 'ampp'"),
+        (["-p", "device=gpu"], "device='gpu' must be auto, cpu, cuda"),
+        (["-p", "dtype=int8"], "dtype='int8' must be one of 'float32'"),
+        (["-p", "rate=1e9"], "rate=1000000000.0 must be more than 0 and at most 1"),
+        (["-p", "epochs=0"], "epochs=0 must be at least 1"),
+        (["-p", "window=1"], "window=1 must be at least 2"),
+        (["-p", "windows=-1"], "windows=-1 must be at least 0"),
+        (["-p", "country=../.."], "country='../..' must be three capital letters"),
+        (["-p", "tasks="], "tasks='' names an empty task"),
+        (["-p", "tasks=tiny_tool,"], "tasks='tiny_tool,' names an empty task"),
+        (["-p", "calibration_text=gone.txt"], "No text source 'gone.txt'"),
+        (["-p", "calibration_text=latin.txt"], "is not UTF-8"),
+        (["-p", "calibration_text=alpaca", "-p", "local_copies=empty"], "alpaca"),
+        (["--notebook", "05", "-p", "ratio=5"], "ratio=5.0 must be at least 0 and less than 1"),
+        (["--notebook", "05", "-p", "preset=huge"], "preset='huge' must be one of 'smallest', 'full'"),
+    ],
+)
+def test_a_dry_run_refuses_what_the_run_would(
+    words: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "latin.txt").write_bytes("déjà vu".encode("latin-1"))
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path)
+    asked = ["run", *([] if "--notebook" in words else ["--preset", "ci"]), *words, "--out", "runs"]
+    for dry_run in (["--dry-run"], []):
+        assert cli.main([*asked, *dry_run]) == 2
+        error = capsys.readouterr().err
+        assert said in error and error.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(("grid", "said"), [("ratio: [0.3, 7]", "ratio=7.0"), ("criterion: [amp, ampp]", "'ampp'")])
+def test_a_sweep_refuses_before_any_run(grid: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "grid.yaml").write_text(f"preset: ci\ngrid: {{{grid}}}\n", encoding="utf-8")
+    for dry_run in (["--dry-run"], []):
+        assert cli.main(["sweep", str(tmp_path / "grid.yaml"), "--out", str(tmp_path / "runs"), *dry_run]) == 2
+        assert said in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()

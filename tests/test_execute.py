@@ -78,7 +78,7 @@ def test_a_finished_run_is_one_folder_and_is_not_run_again(tmp_path: Path) -> No
         (("y = 1",), "it left no records", ""),
         ((RECORD, 'r.write(out + "/records/second.json")'), "it left 2 records", ""),
         ((RECORD.replace('json")', 'json", "running")'),), "its record says running", ""),
-        ((RECORD, 'open(out + "/record.json", "w").write("{")'), "is no JSON", ""),
+        ((RECORD, 'open(out + "/record.json", "w").write("{")'), "cannot be read as JSON", ""),
         ((RECORD, 'import os, signal\nos.kill(os.getpid(), signal.SIGKILL)', "z"), "its kernel died", "cell-1: import"),
         (("raise SystemExit(0)", RECORD), "SystemExit: 0", "cell-0: raise"),  # papermill takes it for success
     ],

@@ -99,7 +99,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "a bool for a number": ({"grid": {"count": [True]}}, "count.*True"),
     "an empty grid": ({"grid": {}}, "the grid is empty"),
     "an empty list": ({"grid": {"ratio": [0.1], "count": []}}, "the grid is empty at count"),
-    "no list": ({"grid": {"count": 3}}, "empty at count; give a list"),
+    "no list": ({"grid": {"count": 3}}, r"count in the grid must be a list, \[3\]; or name it under fixed"),
     "no mapping": ({"fixed": [1]}, "fixed must be a mapping"),
     "both": ({"fixed": {"count": 1}, "grid": {"count": [1]}}, "count is both fixed and in the grid"),
     "out": ({"fixed": {"out": "here"}}, "out is not to be given"),
@@ -128,10 +128,15 @@ def test_in_a_list_the_block_is_named(made: Made) -> None:
         made([{"fixed": {"count": 1}}, {"grid": {}}])
 
 
-@pytest.mark.parametrize(
-    "text, message",
-    {"grid: [": "is no YAML", "grid: {count: [1], count: [2]}": "count stands twice", "": "must hold a block"}.items(),
-)
+NO_GRID = {
+    "grid: [": "cannot be read as YAML",
+    "grid: {count: [1], count: [2]}": "count stands twice",
+    "": "must hold a block",
+    "grid: " + 2000 * "[": "cannot be read as YAML: it is nested too deeply",
+}
+
+
+@pytest.mark.parametrize(("text", "message"), NO_GRID.items(), ids=["torn", "twice", "empty", "deep"])
 def test_a_file_that_is_no_grid(text: str, message: str, made: Made, tmp_path: Path) -> None:
     path = tmp_path / "grid.yaml"
     path.write_text(text)
@@ -189,3 +194,13 @@ def test_a_grid_is_never_expanded(made: Made) -> None:
     peak = tracemalloc.get_traced_memory()[1] - before
     tracemalloc.stop()
     assert peak < 100_000  # bytes, of 2,000 runs of which each holds some hundreds
+
+
+def test_a_block_may_take_over_another_s_values(made: Made, tmp_path: Path) -> None:
+    made({"fixed": {"count": 1}})
+    (tmp_path / "grid.yaml").write_text(
+        "- &first\n  notebook: reproduce\n  fixed: {count: 1}\n  grid: {ratio: [0.1]}\n"
+        "- <<: *first\n  fixed: {count: 2}\n",
+        encoding="utf-8",
+    )
+    assert [(p.effective["count"], p.effective["ratio"]) for p in read(tmp_path / "grid.yaml")] == [(1, 0.1), (2, 0.1)]

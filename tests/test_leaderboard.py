@@ -1,9 +1,9 @@
-"""The leaderboard: its systems, going on where it stopped, failures, and tables from records alone."""
+"""The leaderboard: its systems, its grid, what it refuses, and tables from records alone."""
 
 import json
 import math
 import re
-from functools import partial
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,12 +14,15 @@ from helpers import VOCABULARY, Shape, byte_tokenizer, tiny
 from torch import Tensor
 
 import amp_tutorial as amp
+from amp_tutorial.core.checkpoint import configuration
+from amp_tutorial.files.paths import DATA
 from amp_tutorial.measure import intervals
 from amp_tutorial.methods import slicegpt
-from amp_tutorial.reports import boards, leaderboard, standings, style, systems
-from amp_tutorial.reports.systems import RECOVERED, SYSTEMS, System
+from amp_tutorial.reports import boards, leaderboard, measurements, standings, style, systems
+from amp_tutorial.reports.systems import RECOVERED, SYSTEMS, applies
+from amp_tutorial.runs import grid as grids
+from amp_tutorial.runs.sweep import sweep
 
-Ran = list[tuple[str, float, int]]  # system, ratio and seed of every run that was measured
 LARGER = Shape(layers=4, groups=4, neurons=64, hidden=32)
 
 
@@ -123,147 +126,111 @@ def test_slicing_by_layer_counts_the_matrices_between_norms_and_says_what_it_can
         slicegpt.hidden_for(anatomy, 0.999)
 
 
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> Ran:
-    """Two systems and LoRA that prune nothing, and instant measurements; the list says what was run."""
-    ran: Ran = []
-
-    def function(model: Any, tokenizer: Any, batches: Any, ratio: float, seed: int, name: str) -> Any:
-        ran.append((name, ratio, seed))
-        return model
-
-    def kept(name: str, **settings: Any) -> System:
-        return System(name.upper(), "heads and neurons", partial(function, name=name), **settings)
-
-    table = dict(dense=SYSTEMS["dense"], a=kept("a"), b=kept("b", once=True), sliced=SYSTEMS["sliced"])
-    table["lora"] = System("LORA", "LoRA", partial(function, name="lora"), recovery=True)
-    monkeypatch.setattr(leaderboard, "SYSTEMS", table)
-    measured = amp.Perplexity(5.0, 100, "by hand", ((40 * math.log(5), 60 * math.log(5)), (40, 60)))
-    accuracy = amp.Accuracy({task: amp.Measured(0.5, 0.1, 26) for task in amp.TASKS})
-    monkeypatch.setattr(amp, "calibration", lambda *_, **__: [])
-    monkeypatch.setattr(amp, "flops", lambda *_, **__: amp.Flops(2, 1))
-    monkeypatch.setattr(amp, "kv_cache_bytes", lambda *_, **__: 1)
-    monkeypatch.setattr(amp, "perplexity", lambda *_, **__: measured)
-    monkeypatch.setattr(amp, "accuracy", lambda *_, **__: accuracy)
-    monkeypatch.setattr(amp, "recover", lambda model, *_, **__: amp.Recovery(model, [], 1, 1, 0.1))
-    return ran
+GRID = DATA / "sweeps" / "leaderboard.yaml"
 
 
-def command(out: Path, *more: str) -> int:
-    return leaderboard.main(
-        ["--models", "tiny-phi", "--ratios", "0.2", "0.3", "--seeds", "2", "--out", str(out), *more]
-    )
-
-
-EXPECTED = {("a", r, s) for r in (0.2, 0.3) for s in (0, 1)} | {("b", 0.2, 0), ("b", 0.3, 0)}
-EXPECTED |= {("lora", RECOVERED, 0), ("lora", RECOVERED, 1)}
-
-
-def test_runs_what_was_asked_once_and_makes_stale_records_again(tmp_path: Path, quick: Ran) -> None:
-    assert command(tmp_path) == 0
-    assert set(quick) == EXPECTED and len(quick) == len(EXPECTED), "no slicing of layer norms, LoRA at one ratio"
-    assert command(tmp_path) == 0 and len(quick) == len(EXPECTED), "everything was there"
-    (tmp_path / "tiny-phi-a-0.2-0.json").unlink()
-    (tmp_path / "tiny-phi-a-0.2-1.json").write_text('{"half', encoding="utf-8")
-    stale = json.loads((tmp_path / "tiny-phi-b-0.3-0.json").read_text(encoding="utf-8"))
-    stale["parameters"]["measured"]["model_sha256"] = "of other weights"
-    (tmp_path / "tiny-phi-b-0.3-0.json").write_text(json.dumps(stale), encoding="utf-8")
-    assert command(tmp_path) == 0
-    assert set(quick[len(EXPECTED) :]) == {("a", 0.2, 0), ("a", 0.2, 1), ("b", 0.3, 0)}
-    done = len(quick)
-    assert command(tmp_path, "--items", "8") == 0 and len(quick) == done + len(EXPECTED), "other settings"
-    assert not list(tmp_path.glob("*.part")) and (tmp_path / "picture.png").stat().st_size > 10_000
-
-
-def test_an_interrupted_command_goes_on(tmp_path: Path, quick: Ran, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole, calls = amp.perplexity, iter(range(3))
-
-    def interrupted(*given: Any, **settings: Any) -> Any:
-        if next(calls, None) is None:
-            raise KeyboardInterrupt
-        return whole(*given, **settings)
-
-    monkeypatch.setattr(amp, "perplexity", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        command(tmp_path)
-    monkeypatch.setattr(amp, "perplexity", whole)
-    finished = len(list(tmp_path.glob("tiny-phi-*.json")))
-    assert finished == 3
-    before = len(quick)
-    assert command(tmp_path) == 0
-    assert len(quick) - before == len(EXPECTED) + 1 - finished, "one of the finished is the dense model"
-
-
-def test_a_failed_run_stops_no_other_and_is_reported(
-    tmp_path: Path, quick: Ran, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    def broken(*_: Any) -> Any:
-        raise RuntimeError("no such luck")
-
-    table = leaderboard.SYSTEMS
-    monkeypatch.setattr(leaderboard, "SYSTEMS", table | {"a": System("A", "heads and neurons", broken)})
-    assert command(tmp_path) == 1
-    assert set(quick) == {run for run in EXPECTED if run[0] != "a"}
-    error = capsys.readouterr().err
-    assert "Failed: tiny-phi-a-0.2-0.json: RuntimeError: no such luck" in error and error.count("Failed: ") == 4
-    assert not list(tmp_path.glob("tiny-phi-a-*"))
-
-
-def test_a_dry_run_names_the_runs_and_writes_nothing(tmp_path: Path, quick: Ran, capsys: pytest.CaptureFixture) -> None:
-    assert command(tmp_path / "new", "--dry-run") == 0
-    said = capsys.readouterr().out
-    assert f"{len(EXPECTED) + 1} runs, 0 of them finished" in said and "tiny-phi-lora-0.3-1.json" in said
-    assert not quick and not (tmp_path / "new").exists()
+def test_the_grid_holds_every_system_where_it_applies_and_nothing_twice() -> None:
+    wanted = {(model, "dense", 0.0, 0) for model in amp.EMBEDDED}
+    for model, (name, how) in product(amp.EMBEDDED, SYSTEMS.items()):
+        if name == "dense" or not applies(how, str(configuration(model).model_type)):
+            continue
+        ratios = [RECOVERED] if how.recovery else [0.2, 0.3, 0.5]
+        wanted |= {(model, name, ratio, seed) for ratio in ratios for seed in range(1 if how.once else 3)}
+    points = [p.effective for p in grids.read(GRID)]
+    assert sorted((p["model"], p["system"], p["ratio"], p["seed"]) for p in points) == sorted(wanted)
+    for point in points:
+        measurements.check_system(**{name: value for name, value in point.items() if name != "out"})
 
 
 @pytest.mark.parametrize(
-    ("arguments", "sentence"),
+    ("given", "sentence"),
     [
-        (["--models", "tiny-lama"], "Unknown model 'tiny-lama'"),
-        (["--models", "own/er"], "own/er is no folder"),
-        (["--models", "tiny-phi", "x/tiny-phi"], "have one name"),
-        (["--ratios", "1.2"], "between 0 and 1"),
-        (["--seeds", "0"], "--seeds and --samples must be at least 1"),
-        (["--items", "3"], "a multiple of 4"),
-        (["--text", "nowhere.jsonl"], "neither 'tinyworld' nor a file"),
-        (["--readme", "nowhere.md"], "has no part between <!-- leaderboard:begin -->"),
-        (["--systems", "lora"], "invalid choice"),
+        (dict(model="tiny-lama"), "Unknown model 'tiny-lama'|tiny-lama is not a folder"),
+        (dict(model="own/er"), "own/er is not a folder"),
+        (dict(system="nonsense"), "Unknown system 'nonsense'"),
+        (dict(ratio=1.2), "ratio=1.2 must lie between 0 and 1"),
+        (dict(ratio=0.0), "ratio=0.0 must lie between 0 and 1"),
+        (dict(items=3), "a multiple of 4"),
+        (dict(windows=-1), "windows at least 0"),
+        (dict(calibration=1), "calibration must be at least 2"),
+        (dict(tasks="paper"), "tasks='paper' must be 'tiny' or 'none'"),
+        (dict(calibration_text="nowhere.jsonl"), "neither 'tinyworld' nor a file"),
+        (dict(system="sliced", model="tiny-phi"), "turns the residual stream, which tiny-phi does not allow"),
+        (dict(system="amp-lora", ratio=0.5), "measured at ratio=0.3 only"),
     ],
 )
-def test_bad_input_is_one_sentence_before_any_work(
-    tmp_path: Path, capsys: pytest.CaptureFixture, arguments: list[str], sentence: str
-) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        leaderboard.main(["--out", str(tmp_path / "out"), *arguments])
-    assert stopped.value.code == 2 and sentence in capsys.readouterr().err
+def test_bad_input_is_one_sentence_before_any_work(given: dict[str, Any], sentence: str, tmp_path: Path) -> None:
+    values = dict(system="amp", ratio=0.3) | given
+    made = grids.grid_of({"function": "amp_tutorial.reports.measurements:system", "fixed": values}, "grid.yaml")
+    with pytest.raises(ValueError, match=sentence):
+        sweep(made, tmp_path / "out", dry_run=True)
     assert not (tmp_path / "out").exists()
 
 
-def test_held_out_text_must_not_be_calibration_text(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    for name, rows in (("a", ["one", "two"]), ("b", ["three", "two"])):
-        lines = [json.dumps({"text": row}) for row in rows]
-        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    texts = ["--text", str(tmp_path / "a.jsonl"), "--heldout", str(tmp_path / "b.jsonl")]
-    with pytest.raises(SystemExit):
-        leaderboard.main(["--out", str(tmp_path / "out"), *texts])
-    assert "1 texts of --heldout are in --text too" in capsys.readouterr().err
+def own_texts(folder: Path, **rows: list[str]) -> dict[str, str]:
+    for name, lines in rows.items():
+        (folder / f"{name}.jsonl").write_text("\n".join(json.dumps({"text": t}) for t in lines), encoding="utf-8")
+    return {name: str(folder / f"{name}.jsonl") for name in rows}
+
+
+def test_held_out_text_must_not_be_calibration_text(tmp_path: Path) -> None:
+    texts = own_texts(tmp_path, calibration_text=["one", "two"], heldout_text=["three", "two"])
+    with pytest.raises(ValueError, match="1 texts of heldout_text are in calibration_text too"):
+        measurements.check_system(
+            model="tiny-phi",
+            system="amp",
+            ratio=0.3,
+            tasks="none",
+            items=0,
+            windows=0,
+            calibration=2,
+            samples=1,
+            **texts,
+        )
 
 
 def test_a_folder_with_own_texts_is_measured_by_perplexity_alone(tmp_path: Path) -> None:
-    folder, out = tmp_path / "mine", tmp_path / "out"
+    """By the sweep itself, in a process of its own, and the command that writes the tables; then there is one more."""
+    folder, runs, out = tmp_path / "mine", tmp_path / "runs", tmp_path / "out"
     tiny(LARGER).save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
-    for name, word in (("calibration", "kite"), ("heldout", "ball")):
-        rows = [json.dumps({"text": f"{i} {word} " * 30}) for i in range(24)]
-        (tmp_path / f"{name}.jsonl").write_text("\n".join(rows), encoding="utf-8")
-    texts = ["--text", str(tmp_path / "calibration.jsonl"), "--heldout", str(tmp_path / "heldout.jsonl")]
-    small = ["--systems", "amp", "amp-repair", "--ratios", "0.2", "--seeds", "2", "--calibration", "20"]
-    assert leaderboard.main(["--models", str(folder), "--out", str(out), "--tasks", "none", *texts, *small]) == 0
+    words = dict(calibration_text="kite", heldout_text="ball")
+    texts = own_texts(tmp_path, **{name: [f"{i} {word} " * 30 for i in range(24)] for name, word in words.items()})
+    fixed = dict(model=str(folder), tasks="none", calibration=20) | texts
+    function = "amp_tutorial.reports.measurements:system"
+    blocks = [
+        dict(function=function, fixed=fixed | dict(system="dense")),
+        dict(function=function, fixed=fixed | dict(ratio=0.2), grid=dict(system=["amp", "amp-repair"], seed=[0, 1])),
+    ]
+    (tmp_path / "grid.yaml").write_text(json.dumps(blocks), encoding="utf-8")
+    assert sweep(grids.read(tmp_path / "grid.yaml"), runs).ok == 5
+    words_given = ["--grid", str(tmp_path / "grid.yaml"), "--runs", str(runs), "--out", str(out)]
+    out.mkdir()
+    stale = record("amp", "heads and neurons", 99.0, ratio=0.2)
+    stale["parameters"]["model"] = "mine"
+    (out / "mine-amp-0.2-0.json").write_text(json.dumps(stale), encoding="utf-8")
+    assert leaderboard.main(words_given) == 0
+    assert sorted(path.name for path in out.iterdir()) == ["picture.png", "records.jsonl", "summary.md"], "not stale"
     records = standings.read(out)
     assert len(records) == 5 and all("mean accuracy" not in r["metrics"] for r in records)
-    assert str(tmp_path) not in json.dumps(records), "names of files, no paths of this machine"
+    said = [{key: value for key, value in r.items() if key != "model"} for r in records]
+    assert str(tmp_path) not in json.dumps(said), "names of files, no paths of this machine"
     text = (out / "summary.md").read_text(encoding="utf-8")
     assert "| AMP + repair | repair |" in text and "mean accuracy" not in text
+    (next(runs.glob("*/record.json"))).unlink()
+    assert leaderboard.main(words_given) == 1, "one run is not finished"
+    assert leaderboard.main(["--out", str(out)]) in (0, 1)
+
+
+def test_two_models_of_one_name_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for folder in ("a/mine", "b/mine"):
+        (tmp_path / folder).mkdir(parents=True)
+    models = [str(tmp_path / folder) for folder in ("a/mine", "b/mine")]
+    block = dict(function="amp_tutorial.reports.measurements:system", grid=dict(model=models))
+    (tmp_path / "grid.yaml").write_text(json.dumps(block), encoding="utf-8")
+    with pytest.raises(SystemExit):
+        leaderboard.main(["--grid", str(tmp_path / "grid.yaml"), "--runs", str(tmp_path), "--out", str(tmp_path)])
+    assert "Two of the models have the name mine" in capsys.readouterr().err
 
 
 MEASURED = {"model_sha256": "m", "heldout_sha256": "h"}
@@ -373,14 +340,14 @@ def test_a_peer_from_outside_joins_as_a_record(tmp_path: Path) -> None:
     ],
 )
 def test_a_peer_that_lacks_something_is_refused_before_any_work(
-    tmp_path: Path, quick: Ran, capsys: pytest.CaptureFixture, change: dict[str, Any], sentence: str
+    tmp_path: Path, capsys: pytest.CaptureFixture, change: dict[str, Any], sentence: str
 ) -> None:
     peer = record("peer", "layers", 3.0)
     peer["parameters"] = {k: v for k, v in (peer["parameters"] | change).items() if v is not None}
     (tmp_path / "peer.json").write_text(json.dumps(peer), encoding="utf-8")
     with pytest.raises(SystemExit):
-        command(tmp_path)
-    assert sentence in capsys.readouterr().err and not quick
+        leaderboard.main(["--out", str(tmp_path)])
+    assert sentence in capsys.readouterr().err
 
 
 def test_other_files_are_passed_by(tmp_path: Path) -> None:

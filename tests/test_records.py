@@ -258,7 +258,7 @@ def test_a_number_that_is_not_finite_becomes_null_with_a_note(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ('{"half', "is no JSON"),
+        ('{"half', "cannot be read as JSON"),
         ("[]", "schema None"),
         ('{"schema": 3}', "schema 3"),
         ('{"schema": true}', "schema True"),
@@ -282,7 +282,7 @@ def test_a_file_that_is_not_there_or_no_text_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="can't be read: No such file"):
         records.read(tmp_path / "a.json")
     (tmp_path / "b.json").write_bytes(b"\xff\xfe")
-    with pytest.raises(ValueError, match="b.json is no JSON"):
+    with pytest.raises(ValueError, match="b.json cannot be read as JSON"):
         records.read(tmp_path / "b.json")
 
 

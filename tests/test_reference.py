@@ -130,7 +130,7 @@ def test_an_id_given_twice_no_yaml_and_no_papers_are_refused(tmp_path: Path) -> 
     with pytest.raises(ValueError, match="the id a is given twice"):
         read(written(tmp_path, content))
     (tmp_path / "p.yaml").write_text("a: [", encoding="utf-8")
-    with pytest.raises(ValueError, match="p.yaml is no YAML"):
+    with pytest.raises(ValueError, match="p.yaml cannot be read as YAML"):
         read(tmp_path)
     (tmp_path / "p.yaml").unlink()
     with pytest.raises(ValueError, match="no published numbers"):

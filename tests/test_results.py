@@ -1,4 +1,4 @@
-"""The results command: intervals, tables, the README's part, and going on where it stopped."""
+"""The results: their grid, one real run, intervals, tables, and the README's part."""
 
 import json
 import math
@@ -10,7 +10,9 @@ import pytest
 
 import amp_tutorial as amp
 from amp_tutorial.measure import intervals
-from amp_tutorial.reports import results, summary
+from amp_tutorial.reports import measurements, results, summary
+from amp_tutorial.runs import grid as grids
+from amp_tutorial.runs.sweep import records_of, sweep
 
 
 def _bits(right: float, shift: int) -> str:
@@ -23,7 +25,7 @@ def _records(amp_accuracy: float) -> dict[str, list[dict[str, Any]]]:
     """Records of one model as `results` writes them, where only the numbers that matter differ."""
     accuracy = {"dense": 0.9, "amp": amp_accuracy, "random": 0.6, "reversed": 0.4}
     mine = []
-    for what, w in results.WHATS.items():
+    for what, w in measurements.WHATS.items():
         for seed in range(1 if w.once else 3):
             bits = _bits(accuracy.get(what, 0.7) + 0.01 * seed, shift=seed)
             value, losses = bits.count("1") / 200, [9.0 + 3 * seed, 11.0, 10.5 + seed]
@@ -68,9 +70,9 @@ def test_write_and_fill_the_readme_twice(tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
     readme.write_text(f"# Title\n{summary.BEGIN}\nold\n{summary.END}\nend\n", encoding="utf-8")
     out = tmp_path / "data" / "results"
-    summary.write(_records(0.8), SETTINGS, out)
-    assert (out / "picture.png").stat().st_size > 10_000
     found = summary.summarise(_records(0.8), SETTINGS)
+    summary.write(found, out)
+    assert (out / "picture.png").stat().st_size > 10_000
     summary.into_readme(readme, found, out)
     once = readme.read_text(encoding="utf-8")
     summary.into_readme(readme, found, out)
@@ -90,58 +92,88 @@ def test_a_readme_without_markers_is_refused_before_any_work(tmp_path: Path, cap
 
 @pytest.mark.parametrize("name", amp.EMBEDDED)
 def test_the_ablation_removes_equally_much(name: str) -> None:
-    bench = results.Bench(name)
-    wanted = [results.Run(name, what, 0, results.Settings(calibration=4)) for what in summary.ABLATION]
-    sizes = [bench.pruned(run).num_parameters() for run in wanted]
-    anatomy = amp.Anatomy.of(bench.model)
+    dense, tokenizer = amp.load(name)
+    wanted = [measurements.WHATS[what] for what in summary.ABLATION]
+    sizes = [measurements.treated(dense, tokenizer, what, 0.3, 4, 0).num_parameters() for what in wanted]
+    anatomy = amp.Anatomy.of(dense)
     assert max(sizes) - min(sizes) <= anatomy.neuron_cost * anatomy.layers
-    assert max(sizes) < bench.model.num_parameters()
+    assert max(sizes) < dense.num_parameters()
 
 
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Replace the measurements by instant ones; the list grows by one entry for each."""
-    done: list[float] = []
-
-    def perplexity(model: Any, tokenizer: Any) -> amp.Perplexity:
-        done.append(1.0)
-        return amp.Perplexity(5.0, 100, "by hand", ((40 * math.log(5), 60 * math.log(5)), (40, 60)))
-
-    def accuracy(model: Any, tokenizer: Any, limit: int | None) -> amp.Accuracy:
-        return amp.Accuracy({task: amp.Measured(0.5, 0.1, 26) for task in amp.TASKS})
-
-    def recover(model: Any, tokenizer: Any, **settings: Any) -> amp.Recovery:
-        return amp.Recovery(model, [{"step": 0.0, "loss": 1.0}], 1, 1, 0.1)
-
-    for function in (perplexity, accuracy, recover):
-        monkeypatch.setattr(amp, function.__name__, function)
-    return done
+def test_the_grid_holds_every_treatment_and_nothing_twice() -> None:
+    wanted = {
+        (model, what, seed)
+        for model in amp.EMBEDDED
+        for what, how in measurements.WHATS.items()
+        for seed in range(1 if how.once else 3)
+    }
+    points = [p.effective for p in grids.read(amp.DATA / "sweeps" / "results.yaml")]
+    assert sorted((p["model"], p["what"], p["seed"]) for p in points) == sorted(wanted)
+    for point in points:
+        measurements.check_treatment(**{name: value for name, value in point.items() if name != "out"})
 
 
-def test_finished_runs_are_skipped_and_stale_ones_made_again(tmp_path: Path, quick: list[float]) -> None:
-    arguments = ["--models", "tiny-phi", "--seeds", "2", "--out", str(tmp_path)]
-    assert results.main(arguments) == 0
-    runs = results.runs_of("tiny-phi", 2, results.Settings())
-    assert len(quick) == len(runs) == len(list(tmp_path.glob("tiny-phi-*.json")))
-    assert results.main(arguments) == 0
-    assert len(quick) == len(runs), "everything was there"
-    runs[0].path(tmp_path).unlink()
-    stale = json.loads(runs[1].path(tmp_path).read_text(encoding="utf-8")) | {"model_sha256": "of other weights"}
-    runs[1].path(tmp_path).write_text(json.dumps(stale), encoding="utf-8")
-    runs[2].path(tmp_path).write_text('{"half', encoding="utf-8")
-    assert results.main(arguments) == 0
-    assert len(quick) == len(runs) + 3
-    found = summary.read(tmp_path)
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (dict(model="tiny-lama"), "Unknown model 'tiny-lama'"),
+        (dict(what="nothing"), "Unknown treatment 'nothing'; choose from dense, amp"),
+        (dict(ratio=7.0), "ratio=7.0 must lie between 0 and 1"),
+        (dict(limit=3), "limit=3 must be a multiple of 4"),
+    ],
+)
+def test_bad_input_is_one_sentence_before_any_work(given: dict[str, Any], sentence: str, tmp_path: Path) -> None:
+    made = grids.grid_of({"function": TREATMENT, "fixed": given}, "grid.yaml")
+    with pytest.raises(ValueError, match=sentence):
+        sweep(made, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+TREATMENT = "amp_tutorial.reports.measurements:treatment"
+
+
+def test_the_sweep_measures_and_the_command_sums_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One real run, in a process of its own; the others' records are made from it."""
+    grid, runs, out = tmp_path / "grid.yaml", tmp_path / "runs", tmp_path / "out"
+    sizes = dict(limit=4, calibration=4, samples=4, epochs=1)
+    once = [name for name, how in measurements.WHATS.items() if how.once]
+    others = [name for name in measurements.WHATS if name not in once]
+    block = dict(function=TREATMENT, fixed=sizes | dict(model="tiny-phi"))
+    blocks = [block | dict(grid=dict(what=once)), block | dict(grid=dict(what=others, seed=[0, 1]))]
+    grid.write_text(json.dumps(blocks), encoding="utf-8")
+    words = ["--grid", str(grid), "--runs", str(runs), "--out", str(out)]
+    assert results.main(words) == 1 and not out.exists()
+    assert "18 runs are not finished: amp-tutorial sweep" in capsys.readouterr().err
+    first = grids.grid_of(block | dict(grid=dict(what=["amp-recovered"])), "grid.yaml")
+    assert sweep(first, runs).ok == 1
+    ((run, measured),) = records_of(first, runs)
+    assert measured is not None and {"perplexity", "mean accuracy", "removed", "recovery tokens"} <= {
+        *measured["metrics"]
+    }
+    assert measured["parameters"]["limit"] == 4 and "lm-eval" in measured["notes"]["tasks protocol"]
+    for job, record in records_of(grids.read(grid), runs):
+        if record is None:
+            p = measured["parameters"] | {name: job.parameters[name] for name in ("what", "seed")}
+            made = measured | dict(parameters=p, identity=job.id)
+            (runs / job.id).mkdir()
+            (runs / job.id / "record.json").write_text(json.dumps(made), encoding="utf-8")
+    assert results.main(words) == 0
+    found = summary.read(out)
     assert list(found["models"]) == ["tiny-phi"] and found["settings"]["seeds"] == 2
-    assert summary.main_table(found) in (tmp_path / "summary.md").read_text(encoding="utf-8")
-    assert results.main([*arguments, "--limit", "8"]) == 0 and len(quick) == 2 * len(runs) + 3, "other settings"
-    runs[3].path(tmp_path).write_text(json.dumps(stale), encoding="utf-8")
+    assert (out / "picture.png").stat().st_size > 10_000
+    before = (out / "summary.md").read_text(encoding="utf-8")
+    assert results.main(["--out", str(out)]) == 0, "from the records that are there"
+    assert (out / "summary.md").read_text(encoding="utf-8") == before
+    (runs / run.id / "record.json").write_text('{"half', encoding="utf-8")
+    assert results.main(words) == 1 and (out / "summary.md").read_text(encoding="utf-8") == before
+
+
+def test_records_that_must_not_stand_in_one_table_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="are not there"):
+        summary.read(tmp_path)
+    for number, limit in enumerate((4, 8)):
+        parameters = dict(model="tiny-phi", what="amp", seed=number, limit=limit)
+        record = dict(schema=2, name=summary.NAME, status="ok", parameters=parameters, metrics={})
+        (tmp_path / f"{number}.json").write_text(json.dumps(record), encoding="utf-8")
     with pytest.raises(ValueError, match="are made with different settings"):
         summary.read(tmp_path)
-    with pytest.raises(ValueError, match="are not there"):
-        summary.read(tmp_path / "none")
-
-
-def test_an_unknown_model_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    assert results.main(["--models", "tiny-lama", "--out", str(tmp_path)]) == 1
-    assert "Unknown model 'tiny-lama'" in capsys.readouterr().err

@@ -26,13 +26,13 @@ def test_names_types_defaults_and_help_come_from_the_cell(notebook: Path) -> Non
 @pytest.mark.parametrize(
     ("cell", "match"),
     [
-        ("x = 1\ny = x + 1", "y in the parameters cell is no plain"),
-        ("x = (1, 2)", "x in the parameters cell is no plain"),
-        ("x = None", "x in the parameters cell is no plain"),
+        ("x = 1\ny = x + 1", "y in the parameters cell must be a text"),
+        ("x = (1, 2)", "x in the parameters cell must be a text"),
+        ("x = None", "x in the parameters cell must be a text"),
         ("import os", "import os in the parameters cell"),
-        ("x: int = 1", "in the parameters cell is no plain"),
+        ("x: int = 1", "in the parameters cell must be a text"),
         ("x = 1\nx = 2", "x stands twice"),
-        ("x = ", "the parameters cell is no Python"),
+        ("x = ", "the parameters cell cannot be parsed as Python"),
     ],
 )
 def test_what_papermill_would_not_see_is_refused(tmp_path: Path, cell: str, match: str) -> None:
@@ -44,7 +44,7 @@ def test_a_file_that_is_no_notebook_is_said_to_be_none(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="No notebook"):
         parameters_of(tmp_path / "gone.ipynb")
     (tmp_path / "x.ipynb").write_text("{", encoding="utf-8")
-    with pytest.raises(ValueError, match="is no notebook"):
+    with pytest.raises(ValueError, match="is not a notebook"):
         parameters_of(tmp_path / "x.ipynb")
 
 
@@ -91,7 +91,7 @@ def test_an_unknown_preset_names_the_nearest(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "list.yaml").write_text("- 2\n", encoding="utf-8")
     (tmp_path / "torn.yaml").write_text("x: [2\n", encoding="utf-8")
     assert presets.preset("laptop") == {"x": 2}
-    for name, match in (("lapdog", "Did you mean laptop"), ("list", "a mapping"), ("torn", "is no YAML")):
+    for name, match in (("lapdog", "Did you mean laptop"), ("list", "a mapping"), ("torn", "cannot be read as YAML")):
         with pytest.raises(ValueError, match=match):
             presets.preset(name)
     known = parameters_of(small(tmp_path / "n.ipynb"))

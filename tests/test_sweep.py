@@ -265,6 +265,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no time": ({"limit": 0}, "--limit must be more than 0"),
     "no end": ({"limit": float("inf")}, "--limit must be more than 0 seconds and a finite number"),
     "no number": ({"limit": float("nan")}, "--limit must be more than 0 seconds and a finite number"),
+    "an empty address": ({"scheduler": " "}, "--scheduler is empty; give an address"),
     "jobs on a cluster": ({"jobs": 2, "scheduler": "tcp://127.0.0.1:1"}, "--jobs is for runs on this machine"),
 }
 
@@ -319,4 +320,4 @@ def test_the_command_sums_up_and_its_status_says_whether_a_run_failed(
     assert "2 runs: 1 executed, 1 were finished, 0 failed." in capsys.readouterr().out
     with pytest.raises(SystemExit):
         run_command(str(grid), "--shard", "half")
-    assert "'half' is no shard; write 1/4" in capsys.readouterr().err
+    assert "'half' must be two numbers such as 1/4" in capsys.readouterr().err

@@ -216,7 +216,7 @@ def test_what_is_no_record_is_named_left_out_and_not_deleted(tmp_path: Path) -> 
     found = table.read(tmp_path)
     assert len(found.groups[0].runs) == 1
     first, second = found.folder.left_out
-    assert first.startswith("0000000000000000/record.json: is no JSON")
+    assert first.startswith("0000000000000000/record.json: cannot be read as JSON")
     assert second.startswith("0000000000000001/record.json: ") and "required property" in second
     assert all(name in found.summary() for name in ("0000000000000000", "0000000000000001"))
     assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == before
@@ -392,7 +392,7 @@ def test_the_command_executes_the_notebook_and_leaves_the_table(tmp_path: Path, 
     table.add_arguments(parser)
     options = parser.parse_args(["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")])
     assert table.command(options) == 0
-    assert "torn.json: is no JSON" in capsys.readouterr().out
+    assert "torn.json: cannot be read as JSON" in capsys.readouterr().out
     names = ["accuracy.png", "perplexity.png", "table.html", "table.ipynb", "table.md"]
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == names
     assert (tmp_path / "out" / "table.md").read_text(encoding="utf-8") == table.read(tmp_path / "runs").markdown()

@@ -15,9 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ..files.paths import DATA
+from ..runs.presets import read_yaml
 
 FOLDER = DATA / "reference"
 GRADES = ("abstract", "arithmetic", "code", "figure", "measured", "second-hand")
@@ -139,8 +138,8 @@ def read(folder: str | Path = FOLDER) -> list[Paper]:
     """The papers of a folder, AMP first and peers last, each entry checked.
 
     Raises:
-        ValueError: no papers, a file that is no YAML, an entry that lacks something or says something unknown, an id
-            given twice; the sentence names the file and the entry.
+        ValueError: no papers, a file that cannot be read as YAML, an entry that lacks something or says something
+            unknown, an id given twice; the sentence names the file and the entry.
     """
     paths = sorted(Path(folder).glob("*.yaml"), key=lambda path: (path.stem == "peers", path.stem))
     if not paths:
@@ -153,10 +152,7 @@ def read(folder: str | Path = FOLDER) -> list[Paper]:
 
 
 def _paper(path: Path) -> Paper:
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError) as error:
-        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+    found = read_yaml(path)
     _check(found, _FILE, str(path))
     blocks = []
     for block in found["blocks"]:

@@ -191,9 +191,8 @@ def alt_text(found: dict[str, Any]) -> str:
     return f"Bars of mean accuracy over six tasks, where guessing gives {100 * CHANCE:.0f} %. {'; '.join(parts)}."
 
 
-def write(records: dict[str, list[dict[str, Any]]], settings: dict[str, Any], out: Path) -> str:
+def write(found: dict[str, Any], out: Path) -> str:
     """Write `summary.md` and `picture.png`; return the table."""
-    found = summarise(records, settings)
     text = table(found)
     write_text(out / "summary.md", text)
     with plt.style.context("default"), plt.rc_context({"axes.grid": True, "axes.axisbelow": True, "grid.alpha": 0.3}):

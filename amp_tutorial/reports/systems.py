@@ -110,34 +110,29 @@ class System:
 
 
 RECOVERED = 0.30
-NAMES = dict(random="random", magnitude="magnitude", amp="AMP", transact="TransAct", wanda="Wanda-sp", flap="FLAP")
-NAMES["taylor"] = "Taylor"
-LAYERS = {  # label, and whether layers are scored again after each removal
-    "random": ("layers, random", False),
-    "last": ("layers, last but one", False),
-    "influence": ("layers, ShortGPT", False),
-    "perplexity": ("layers, SLEB", True),
-    "consensus": ("layers, Consensus", True),
-}
 AMP, WANDA = partial(_width, criterion="amp"), partial(_width, criterion="wanda")
 CHOSEN = partial(_repaired, criterion="amp", reselect=True, refit_inputs=True)
 SLEB = partial(_layers, criterion="perplexity", again=True)
 SLICED = partial(_sliced, repair=True)
+# One row a line: the name of a run holds the code of its own row alone, so a new one makes no other run anew.
 SYSTEMS: dict[str, System] = {
     "dense": System("dense", "nothing", _dense, once=True),
-    **{
-        name: System(label, "heads and neurons", partial(_width, criterion=name), once=name == "magnitude")
-        for name, label in NAMES.items()
-    },
+    "random": System("random", "heads and neurons", partial(_width, criterion="random")),
+    "magnitude": System("magnitude", "heads and neurons", partial(_width, criterion="magnitude"), once=True),
+    "amp": System("AMP", "heads and neurons", AMP),
+    "transact": System("TransAct", "heads and neurons", partial(_width, criterion="transact")),
+    "wanda": System("Wanda-sp", "heads and neurons", WANDA),
+    "flap": System("FLAP", "heads and neurons", partial(_width, criterion="flap")),
+    "taylor": System("Taylor", "heads and neurons", partial(_width, criterion="taylor")),
     "flap-split": System("FLAP, own split, means folded", "heads and neurons", _flap),
-    **{
-        f"layers-{name}": System(label, "layers", partial(_layers, criterion=name, again=again), once=name == "last")
-        for name, (label, again) in LAYERS.items()
-    },
-    **{
-        f"{name}-repair": System(f"{NAMES[name]} + repair", "repair", partial(_repaired, criterion=name))
-        for name in ("random", "wanda", "amp")
-    },
+    "layers-random": System("layers, random", "layers", partial(_layers, criterion="random", again=False)),
+    "layers-last": System("layers, last but one", "layers", partial(_layers, criterion="last", again=False), once=True),
+    "layers-influence": System("layers, ShortGPT", "layers", partial(_layers, criterion="influence", again=False)),
+    "layers-perplexity": System("layers, SLEB", "layers", SLEB),
+    "layers-consensus": System("layers, Consensus", "layers", partial(_layers, criterion="consensus", again=True)),
+    "random-repair": System("random + repair", "repair", partial(_repaired, criterion="random")),
+    "wanda-repair": System("Wanda-sp + repair", "repair", partial(_repaired, criterion="wanda")),
+    "amp-repair": System("AMP + repair", "repair", partial(_repaired, criterion="amp")),
     "amp-repair-one-pass": System(
         "AMP + repair, one pass", "repair", partial(_repaired, criterion="amp", sequential=False)
     ),

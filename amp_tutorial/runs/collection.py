@@ -111,6 +111,18 @@ def _finished(folder: Path) -> Iterator[tuple[str, Found]]:
             yield path.relative_to(folder).as_posix(), record
 
 
+def replace(folder: str | Path, found: dict[str, Found]) -> Path:
+    """Write the table of a folder, and once it is on disk remove single files of these names, which counted before.
+
+    Raises:
+        OSError, ValueError: see `write`.
+    """
+    path = write(folder, found)
+    for name in found:
+        (Path(folder) / name).unlink(missing_ok=True)
+    return path
+
+
 def write(folder: str | Path, found: dict[str, Found]) -> Path:
     """Write the table of a folder, its lines in the order of their names.
 

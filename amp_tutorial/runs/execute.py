@@ -1,12 +1,12 @@
 """Execute one run, strictly, into a folder that is whole or not there.
 
-    OUT/ID/record.json, notebook.ipynb     finished: put there by one rename
-    OUT/failed/ID/…                        the last failure of this run, with the failing cell on top of its notebook
+    OUT/ID/record.json, notebook.ipynb     finished: put there by one rename (of a function without a notebook)
+    OUT/failed/ID/…                        its last failure, with the failing cell on top, or failure.txt
     OUT/corrupt/ID-1/…, OUT/replaced/…     what stood in the way of a new result: kept, and counted no more
     OUT/.ID.PID.part/…                     under way; what a dead process left is removed by the next sweep
     OUT/.locks/ID.lock                     held by the process that executes; a lock vanishes with its process
 
-A run counts if papermill succeeded, every code cell was completed, and the record that it left is valid and says ok.
+A run counts if every code cell was completed, or the function returned, and the record left is valid and says ok.
 """
 
 import os
@@ -22,13 +22,15 @@ from typing import Any
 import nbformat
 from filelock import FileLock, Timeout
 
-from ..files.atomic import write_json
+from ..files.atomic import write_json, write_text
 from . import record as records
+from .functions import call, is_function
 from .identity import absolute, code_of, data_of, id_of, parts
 from .notebook_process import NOTEBOOK
 from .notebooks import Ended, execute_notebook
+from .parameters import FOLDERS
 
-RECORD = "record.json"
+RECORD, FAILURE = "record.json", "failure.txt"
 CHANGED = "this package's code or the notebook was changed since; the same command runs it as it is now"
 
 
@@ -36,7 +38,7 @@ CHANGED = "this package's code or the notebook was changed since; the same comma
 class Job:
     """One run: plain data, so that it can be sent to another machine that shares the disk."""
 
-    notebook: str
+    notebook: str  # its path; or a function, as package.module:function
     parameters: dict[str, Any]  # all of them
     id: str
     name: str
@@ -44,7 +46,8 @@ class Job:
 
     def __post_init__(self) -> None:
         """Local paths count from here on, not from the folder in which the run will be executed."""
-        object.__setattr__(self, "notebook", str(Path(self.notebook).resolve()))
+        if not is_function(self.notebook):
+            object.__setattr__(self, "notebook", str(Path(self.notebook).resolve()))
         object.__setattr__(self, "parameters", absolute(self.parameters))
 
 
@@ -60,10 +63,25 @@ class Outcome:
     folder: str = ""
 
 
-def job(notebook: Path, parameters: Mapping[str, Any], name: str = "") -> Job:
-    """The run of a notebook with these parameters (all of them)."""
+def job(notebook: Path | str, parameters: Mapping[str, Any], name: str = "") -> Job:
+    """The run of a notebook or function with these parameters (all of them)."""
     made = parts(notebook, parameters)
-    return Job(str(notebook), dict(parameters), id_of(made), name or notebook.stem, made["code"])
+    return Job(str(notebook), dict(parameters), id_of(made), name or Path(notebook).stem, made["code"])
+
+
+def refuse(job: Job) -> None:
+    """Refuse what a notebook of the course or a function cannot be asked, before any work.
+
+    Raises:
+        ValueError: what it is, after the name of the run; see `parameter_values.refuse`.
+    """
+    if is_function(job.notebook) or Path(job.notebook).parent in FOLDERS:  # in other notebooks names may mean anything
+        from .parameter_values import refuse  # only now: it takes torch along
+
+        try:
+            refuse(job.notebook, job.parameters)
+        except ValueError as error:
+            raise ValueError(f"{job.name}: {error}") from error
 
 
 def finished(out: str | Path, run: str) -> dict[str, Any] | None:
@@ -144,13 +162,16 @@ def execute(
 def _run(
     job: Job, out: Path, part: Path, limit: float | None, environment: Mapping[str, str], progress: bool
 ) -> Outcome:
-    code = code_of(Path(job.notebook), job.parameters)  # refuses what is no notebook before any work
+    code = code_of(job.notebook, job.parameters)  # refuses what is no notebook before any work
     if code != (job.code or code):
         return Outcome(job.id, "failed", error=f"not started: {CHANGED}")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
     given = job.parameters | ({"out": str(part)} if "out" in job.parameters else {})
-    ended = execute_notebook(Path(job.notebook), part, given, limit, environment, progress)
+    if is_function(job.notebook):
+        ended = call(job.notebook, part, given, limit, environment)
+    else:
+        ended = execute_notebook(Path(job.notebook), part, given, limit, environment, progress)
     error, record = ended.error, None
     try:
         record = _only_record(part)
@@ -158,7 +179,7 @@ def _run(
             error = f"its record says {record['status']}; the last cell must finish it"
     except ValueError as wrong:
         error = error or str(wrong)
-    if not error and code_of(Path(job.notebook), job.parameters) != code:
+    if not error and code_of(job.notebook, job.parameters) != code:
         error = f"its numbers may be of either code: {CHANGED}"
     final = out / job.id if not error else out / "failed" / job.id
     try:
@@ -171,7 +192,7 @@ def _run(
                 final.relative_to(Path.cwd()) if final.is_relative_to(Path.cwd()) else final
             )
         hashes = {name: value for name, value in data_of(job.parameters).items() if len(value) == 64}
-        record |= dict(identity=job.id, notebook_sha256=code["notebook"])
+        record |= dict(identity=job.id, notebook_sha256=code.get("notebook", code.get("function")))
         if record["schema"] == 2:
             record |= dict(data=hashes, notes=record["notes"] | {"package code sha256": code["package"]})
         if error:
@@ -210,7 +231,7 @@ def _only_record(folder: Path) -> dict[str, Any]:
     """
     found = [path for path in (folder / RECORD, *folder.glob("records/*.json")) if path.is_file()]
     if len(found) != 1:
-        raise ValueError(f"it left {len(found) or 'no'} records; a notebook writes one, {RECORD} in the folder `out`")
+        raise ValueError(f"it left {len(found) or 'no'} records; a run writes one, {RECORD} in the folder `out`")
     record = records.read(found[0])
     found[0].replace(folder / RECORD)
     if found[0].parent != folder and not any(found[0].parent.iterdir()):
@@ -219,8 +240,12 @@ def _only_record(folder: Path) -> dict[str, Any]:
 
 
 def _keep_failure(folder: Path, original: str, record: Mapping[str, Any], ended: Ended, error: str) -> None:
-    """Put the failing cell and what was said on top of the notebook, and the record beside it."""
+    """Put the failing cell and what was said on top of the notebook, and the record beside it; of a function a text."""
     write_json(folder / RECORD, dict(record))
+    if is_function(original):
+        text = [f"{original} failed", error, ended.at, ended.log]
+        write_text(folder / FAILURE, "\n\n".join(filter(None, text)) + "\n")
+        return
     nb = ended.notebook or nbformat.read(original, as_version=4)
     parts = ["# This run failed", error]
     parts += [f"Its cell:\n\n```python\n{ended.cell.source}\n```"] if ended.cell is not None else []

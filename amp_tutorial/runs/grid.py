@@ -7,7 +7,8 @@
       ratio: [0.1, 0.3]
       seed: [0, 1, 2]
 
-or a list of such blocks. What is fixed replaces what a preset says, and what the grid names must not be fixed.
+or a list of such blocks. What is fixed replaces what a preset says, and what the grid names must not be fixed. In the
+place of a notebook stands `function: package.module:name` for a function (see `functions.py`).
 """
 
 import difflib
@@ -18,28 +19,29 @@ from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .functions import is_function, parameters_of_function
 from .parameters import Parameter, checked, notebook_named, parameters_of
 from .presets import preset as preset_of
 from .presets import read_yaml
 
 LARGEST = 10_000  # runs without confirmation
-KEYS = ("notebook", "preset", "fixed", "grid")
+KEYS = ("notebook", "function", "preset", "fixed", "grid")
 
 
 class Point(NamedTuple):
-    """One run of a grid: what to call it, its notebook, what was given, and all values after the defaults."""
+    """One run of a grid: its name, its notebook or function, what was given, and all values after the defaults."""
 
     name: str
-    notebook: Path
+    notebook: Path | str
     given: dict[str, Any]
     effective: dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Block:
-    """One notebook and every combination of its presets and of the grid's values."""
+    """One notebook or function, and every combination of its presets and of the grid's values."""
 
-    notebook: Path
+    notebook: Path | str
     known: dict[str, Parameter]
     presets: dict[str, dict[str, Any]]  # name → values; {"": {}} without any
     fixed: dict[str, Any]
@@ -51,6 +53,11 @@ class Block:
         """Its length, of any size: Python's `len` ends at 2⁶³."""
         return len(self.presets) * prod(len(values) for values in self.grid.values())
 
+    @property
+    def label(self) -> str:
+        """The notebook's name without ending, or the function's."""
+        return self.notebook.stem if isinstance(self.notebook, Path) else self.notebook.partition(":")[2]
+
     def __len__(self) -> int:
         return self.size
 
@@ -60,7 +67,7 @@ class Block:
             for combination in product(*self.grid.values()):
                 varied = dict(zip(self.grid, combination, strict=True))
                 given = values | note | self.fixed | varied
-                words = [preset or self.notebook.stem, *(f"{name}={value}" for name, value in varied.items())]
+                words = [preset or self.label, *(f"{name}={value}" for name, value in varied.items())]
                 yield Point(" ".join(words), self.notebook, given, checked(self.known, given, self.where))
 
 
@@ -93,7 +100,7 @@ def read(path: str | Path, yes: bool = False) -> Grid:
     """The grid of a YAML file.
 
     Raises:
-        ValueError: the file cannot be read or is no YAML; what `grid_of` refuses; more than 10,000 runs without `yes`.
+        ValueError: the file cannot be read, or not as YAML; what `grid_of` refuses; over 10,000 runs without `yes`.
     """
     path = Path(path)
     return grid_of(read_yaml(path), str(path), path.parent).confirmed(yes)
@@ -118,8 +125,7 @@ def _block(data: Mapping[str, Any], where: str, folder: Path) -> Block:
     for key in data:
         if key not in KEYS:
             raise ValueError(f"{where}: unknown key {key!r}{_nearest(key, KEYS)}; there are {', '.join(KEYS)}.")
-    notebook = _notebook(data.get("notebook", "reproduce"), where, folder)
-    known = parameters_of(notebook)
+    notebook, known = _what(data, where, folder)
     fixed, grid = (_mapping(data, key, where) for key in ("fixed", "grid"))
     named = data.get("preset", [])
     named = [named] if isinstance(named, str) else named
@@ -132,7 +138,9 @@ def _block(data: Mapping[str, Any], where: str, folder: Path) -> Block:
     if "grid" in data and not grid:
         raise ValueError(f"{where}: the grid is empty; list at least one value of one parameter, or leave grid out.")
     for name, values in grid.items():
-        if not isinstance(values, list) or not values:
+        if not isinstance(values, list):
+            raise ValueError(f"{where}: {name} in the grid must be a list, [{values}]; or name it under fixed.")
+        if not values:
             raise ValueError(f"{where}: the grid is empty at {name}; give a list of at least one value.")
         if name in fixed:
             raise ValueError(f"{where}: {name} is both fixed and in the grid; keep one of them.")
@@ -145,6 +153,22 @@ def _block(data: Mapping[str, Any], where: str, folder: Path) -> Block:
     for name, values in presets.items():
         checked(known, values, f"preset {name}")
     return Block(notebook, known, presets, fixed, grid, where)
+
+
+def _what(data: Mapping[str, Any], where: str, folder: Path) -> tuple[Path | str, dict[str, Parameter]]:
+    """The notebook or function of a block, and what it can be told."""
+    if "function" not in data:
+        notebook = _notebook(data.get("notebook", "reproduce"), where, folder)
+        return notebook, parameters_of(notebook)
+    name = data["function"]
+    if "notebook" in data:
+        raise ValueError(f"{where}: say a notebook or a function, not both.")
+    if not isinstance(name, str) or not is_function(name):
+        raise ValueError(f"{where}: function must be given as package.module:function, not {name!r}.")
+    try:
+        return name, parameters_of_function(name)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
 
 
 def _notebook(name: Any, where: str, folder: Path) -> Path:

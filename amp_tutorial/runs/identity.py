@@ -1,9 +1,9 @@
 """The name of a run: a hash of its code, its parameters, its data and its model.
 
-The code is that of the notebook and of this package (`package_code`), with the number of the protocol: after a mend
-that could change a number, no earlier run counts as finished. What changes no number (where results go, whether to stop
-over budget) is left out, so a run is found again when only that is said otherwise. So are the places of local files:
-their content counts. Versions of the libraries are not in the name; a record says them.
+The code is that of the notebook or function and of this package (`package_code`), with the number of the protocol:
+after a mend that could change a number, no earlier run counts as finished. What changes no number (where results go,
+whether to stop over budget) is left out, so a run is found again when only that is said otherwise. So are the places of
+local files: their content counts. Versions of the libraries are not in the name; a record says them.
 """
 
 import hashlib
@@ -16,6 +16,7 @@ from typing import Any
 
 from ..files.paths import DATA
 from ..files.texts import CORPORA, copy_of, files_of_all_splits
+from .functions import function_sha256, is_function
 from .package_code import NUMBERS, code_sha256
 from .parameters import code_cells
 from .presets import names
@@ -25,7 +26,7 @@ CHANGES_NOTHING = ("out", "over_budget", "keep_model", "local_copies", "country"
 SUMS = "SHA256.json"  # in the folder of each embedded model
 
 
-def run_id(notebook: Path, parameters: Mapping[str, Any]) -> str:
+def run_id(notebook: Path | str, parameters: Mapping[str, Any]) -> str:
     """16 hexadecimal digits; `parameters` are all of them, after defaults."""
     return id_of(parts(notebook, parameters))
 
@@ -35,7 +36,7 @@ def id_of(parts: Mapping[str, Any]) -> str:
     return _sha(parts)[:16]
 
 
-def parts(notebook: Path, parameters: Mapping[str, Any]) -> dict[str, Any]:
+def parts(notebook: Path | str, parameters: Mapping[str, Any]) -> dict[str, Any]:
     """What the name is a hash of; two runs differ where these do."""
     said = {name: value for name, value in parameters.items() if name not in CHANGES_NOTHING}
     if said.get("preset") in ("", *names()):  # a note, as all values are given; in a lesson "full" changes what is run
@@ -46,11 +47,14 @@ def parts(notebook: Path, parameters: Mapping[str, Any]) -> dict[str, Any]:
     return dict(code=code_of(notebook, parameters), parameters=said, data=data, model=model)
 
 
-def code_of(notebook: Path, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run's numbers are computed by: protocol, notebook, and the package as far as the notebook uses it."""
+def code_of(notebook: Path | str, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run's numbers are computed by: protocol, notebook or function, and the package as far as that uses it."""
+    if is_function(str(notebook)):
+        package = code_sha256(NUMBERS)
+        return dict(protocol=PROTOCOL, function=function_sha256(str(notebook), parameters), package=package)
     lesson = not any(map(is_data, parameters))  # its exercises' references take part
     package = code_sha256((*NUMBERS, "course") if lesson else NUMBERS)
-    return dict(protocol=PROTOCOL, notebook=notebook_sha256(notebook), package=package)
+    return dict(protocol=PROTOCOL, notebook=notebook_sha256(Path(notebook)), package=package)
 
 
 def data_of(parameters: Mapping[str, Any]) -> dict[str, str]:

@@ -36,11 +36,14 @@ class Ended:
     cell: NotebookNode | None = None  # which was not completed, if that is known
     log: str = ""  # the last that was said
     notebook: NotebookNode | None = None  # as far as it was executed
+    at: str = ""  # where it stopped, if not in a cell
 
     @property
     def place(self) -> str:
-        """The cell's id and first line."""
-        return f"{self.cell.get('id', '')}: {_first_line(self.cell.source)}" if self.cell is not None else ""
+        """The cell's id and first line, or where else it stopped."""
+        return self.at or (
+            f"{self.cell.get('id', '')}: {_first_line(self.cell.source)}" if self.cell is not None else ""
+        )
 
 
 def execute_notebook(

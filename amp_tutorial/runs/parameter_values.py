@@ -1,13 +1,18 @@
-"""Refuse what the reproduction notebook cannot be asked, before anything is fetched or loaded."""
+"""Refuse what a run cannot be asked, before anything is fetched or loaded."""
 
+import re
 from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub import constants
 
+from .. import methods  # noqa: F401, with which the field's criteria are in the table
 from ..core.criteria import named
 from ..files.texts import CORPORA, rows, text_source
-from ..measure.tasks import known_tasks, task_names
+from ..measure.tasks import PAPER_TASKS, known_tasks, task_names
+from . import functions
 
 CHOICES = {
     "unit": ("groups", "queries"),
@@ -22,19 +27,54 @@ LEAST = {
     **dict.fromkeys(("shots", "calibration", "epochs", "rows_at_once", "batch"), 1),
     **dict.fromkeys(("calibration_length", "recovery_length", "window"), 2),
 }
+SIZES = ("smallest", "full")  # of a lesson's experiments
+SEEDS = 2**32  # how many there are for numpy
 
 
-def sensible(settings: Mapping[str, Any]) -> None:
+def refuse(notebook: str, parameters: Mapping[str, Any]) -> None:
+    """Look at the values of a run's parameters as far as they are known: of a function, and of the course's notebooks.
+
+    Corpora on the hub are not looked for: whether they can be had is seen when the run begins.
+
+    Raises:
+        ValueError: what cannot be, in one sentence.
+    """
+    if functions.is_function(notebook):
+        functions.refuse(notebook, parameters)
+    elif {*CHOICES, *LEAST} <= set(parameters):
+        sensible(parameters, corpora=False)
+    else:  # a lesson
+        _in_range(parameters)
+        if parameters.get("preset", SIZES[0]) not in SIZES:
+            raise ValueError(f"preset={parameters['preset']!r} must be one of {', '.join(map(repr, SIZES))}.")
+
+
+def _in_range(values: Mapping[str, Any]) -> None:
+    """What holds for these names in every notebook of the course."""
+    if "seed" in values and not 0 <= values["seed"] < SEEDS:
+        raise ValueError(f"seed={values['seed']} must be at least 0 and less than {SEEDS}.")
+    if "ratio" in values and not 0 <= values["ratio"] < 1:
+        raise ValueError(f"ratio={values['ratio']} must be at least 0 and less than 1.")
+    device = str(values.get("device", "auto"))
+    if re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device) is None:
+        raise ValueError(f"device={device!r} must be auto, cpu, cuda, cuda:0 (or another number) or mps.")
+
+
+def sensible(settings: Mapping[str, Any], corpora: bool = True) -> None:
     """Look at the values of all parameters of the notebook. Texts on this machine are read; none is fetched.
+
+    Args:
+        corpora: without a network also look whether corpora of the hub are cached.
 
     Raises:
         ValueError: a value that is none of its choices, a number out of range, a way of asking for widths that
             contradicts itself, an unknown task, or a text that is not there.
     """
     s = settings
+    _in_range(s)
     for name, possible in CHOICES.items():
         if s[name] not in possible:
-            raise ValueError(f"{name}={s[name]!r} is none of {', '.join(map(repr, possible))}.")
+            raise ValueError(f"{name}={s[name]!r} must be one of {', '.join(map(repr, possible))}.")
     for name, least in LEAST.items():
         if s[name] < least:
             raise ValueError(f"{name}={s[name]} must be at least {least}.")
@@ -48,13 +88,28 @@ def sensible(settings: Mapping[str, Any]) -> None:
     if s["shots"] > 1 and (not widths or s["repair"] != "none"):
         raise ValueError(f"shots={s['shots']} needs heads or neurons (with ratio=0), and repair='none'.")
     if s["fidelity"] == "official" and s["repair"] != "none":
-        raise ValueError("fidelity='official' knows no repair; say repair='none'.")
-    if s["rate"] <= 0:
-        raise ValueError(f"rate={s['rate']} must be more than 0.")
+        raise ValueError("fidelity='official' has no repair; say repair='none'.")
+    if not 0 < s["rate"] <= 1:
+        raise ValueError(f"rate={s['rate']} must be more than 0 and at most 1.")
+    if s["country"] and re.fullmatch("[A-Z]{3}", s["country"]) is None:
+        raise ValueError(f"country={s['country']!r} must be three capital letters, such as BRA, or nothing.")
     if s["tasks"] != "none":
-        known_tasks(task_names(s["tasks"]), s["task_folder"])
+        tasks = task_names(s["tasks"])
+        if not all(tasks):
+            raise ValueError(f"tasks={s['tasks']!r} names an empty task; say 'tiny', 'paper', 'none', or names.")
+        if s["task_folder"] or not {*tasks} <= {*PAPER_TASKS}:  # of these it is known without lm-eval's index
+            known_tasks(tasks, s["task_folder"])
     texts = {"calibration_text": "calibration", "perplexity_text": "validation"}
     for name, split in (texts | ({"recovery_text": "recovery"} if s["recovery"] == "lora" else {})).items():
         source = text_source(s[name], s["local_copies"])
-        if source not in CORPORA or constants.HF_HUB_OFFLINE:  # nothing is fetched before the budget is known
+        if source not in CORPORA:
+            path = Path(source)
+            _readable(source, split, path.stat().st_mtime_ns if path.exists() else 0)
+        elif corpora and constants.HF_HUB_OFFLINE:  # nothing is fetched before the budget is known
             rows(source, split)
+
+
+@lru_cache(maxsize=64)
+def _readable(source: str, split: str, changed: int) -> None:
+    """Read a text of this machine once for all runs of a sweep; refuses what cannot be read."""
+    rows(source, split)

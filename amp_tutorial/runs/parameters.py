@@ -62,7 +62,7 @@ def code_cells(notebook: Path) -> list[dict[str, Any]]:
     except OSError as error:
         raise ValueError(f"No notebook {notebook}: {error.strerror}.") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{notebook} is no notebook (.ipynb).") from error
+        raise ValueError(f"{notebook} is not a notebook (.ipynb).") from error
 
 
 def parameters_of(notebook: Path) -> dict[str, Parameter]:
@@ -77,7 +77,7 @@ def parameters_of(notebook: Path) -> dict[str, Parameter]:
     try:
         statements = ast.parse(found[0]).body
     except SyntaxError as error:
-        raise ValueError(f"{notebook}: the parameters cell is no Python ({error.msg}).") from error
+        raise ValueError(f"{notebook}: the parameters cell cannot be parsed as Python ({error.msg}).") from error
     tokens = tokenize.generate_tokens(io.StringIO(found[0]).readline)
     comments = {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
     known: dict[str, Parameter] = {}
@@ -91,7 +91,7 @@ def parameters_of(notebook: Path) -> dict[str, Parameter]:
             case _:
                 name, default = ast.unparse(statement), None
         if type(default) not in KINDS:
-            raise ValueError(f"{notebook}: {name} in the parameters cell is no plain text, number, true or false.")
+            raise ValueError(f"{notebook}: {name} in the parameters cell must be a text, a number, True or False.")
         if name in known:
             raise ValueError(f"{notebook}: {name} stands twice in the parameters cell.")
         known[name] = Parameter(name, default, type(default), comments.get(statement.end_lineno or 0, ""))

@@ -37,19 +37,22 @@ def read_yaml(path: Path) -> Any:
     """What a YAML file holds; 1e-3 is a number, as in JSON and YAML 1.2, and a key that stands twice is an error.
 
     Raises:
-        ValueError: no such file, or no YAML.
+        ValueError: it cannot be read, or not as YAML.
     """
     try:
         return yaml.load(path.read_text(encoding="utf-8"), Loader=_Strict)
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror or error}.") from error
+    except RecursionError as error:
+        raise ValueError(f"{path} cannot be read as YAML: it is nested too deeply.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}.") from error
+        raise ValueError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}.") from error
 
 
 class _Strict(yaml.SafeLoader):
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        own = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]  # what << brings may be replaced
+        keys = [self.construct_object(key, deep=True) for key in own]
         if twice := [key for i, key in enumerate(keys) if key in keys[:i]]:
             raise yaml.constructor.ConstructorError(None, None, f"{twice[0]} stands twice", node.start_mark)
         return super().construct_mapping(node, deep)

@@ -73,7 +73,7 @@ class Record:
     ) -> None:
         """Add one measured number; `low` and `high` bound its 95 % interval.
 
-        A number that is not finite is no JSON: it becomes null, and `notes["not finite"]` says what it was.
+        A number that is not finite cannot be read as JSON: it becomes null, and `notes["not finite"]` says what it was.
 
         Args:
             each: what the number is the mean of, see `perplexity` and `accuracy`: "windows", "items", or "of".
@@ -180,7 +180,7 @@ class Record:
 
         Raises:
             OSError: it can't be written; an earlier file in its place is as it was.
-            ValueError: it is no valid record.
+            ValueError: it is not a valid record.
         """
         data = self.data(status)
         check(data, str(path))
@@ -207,7 +207,7 @@ def read(path: str | Path) -> dict[str, Any]:
     except OSError as error:
         raise ValueError(f"The record {path} can't be read: {error.strerror}.") from error
     except ValueError as error:
-        raise ValueError(f"The record {path} is no JSON: {error}.") from error
+        raise ValueError(f"The record {path} cannot be read as JSON: {error}.") from error
     check(found, str(path))
     return dict(found)
 
@@ -258,7 +258,7 @@ def amend(path: str | Path, **changes: Any) -> dict[str, Any]:
 
     Raises:
         OSError: it can't be written.
-        ValueError: it is no valid record, before or after.
+        ValueError: it is not a valid record, before or after.
     """
     found = read(path) | changes
     check(found, str(path))

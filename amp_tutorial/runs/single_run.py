@@ -55,6 +55,7 @@ def command(options: argparse.Namespace) -> int:
         raise ValueError(f"--limit {options.limit:g} must be more than 0 seconds, and not endless.")
     options.out = options.out.expanduser()
     run = execute.job(notebook, parameters)
+    execute.refuse(run)
     there = execute.finished(options.out, run.id) is not None
     if options.dry_run:
         print(f"Run {run.id} of {notebook.stem}{', finished before' if there else ''}:")

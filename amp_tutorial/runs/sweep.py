@@ -16,7 +16,7 @@ from typing import Any
 from tqdm import tqdm
 
 from .dry_run import forecast
-from .execute import Job, Outcome, clean, finished, job, writable
+from .execute import Job, Outcome, clean, finished, job, refuse, writable
 from .grid import Grid, read
 from .workers import Cluster, Local, Workers
 
@@ -74,12 +74,17 @@ def sweep(
         raise ValueError(f"The shard {shard[0]}/{shard[1]} does not exist; write 1/{max(shard[1], 1)} for the first.")
     if jobs is not None and jobs < 1:
         raise ValueError(f"--jobs must be at least 1, not {jobs}.")
+    if scheduler is not None and not scheduler.strip():
+        raise ValueError("--scheduler is empty; give an address such as tcp://HOST:8786, or leave it out to run here.")
     if jobs is not None and scheduler is not None:
         raise ValueError("--jobs is for runs on this machine; on a cluster its workers say how many run at once.")
     if limit is not None and not 0 < limit < float("inf"):
         raise ValueError(f"--limit must be more than 0 seconds and a finite number, not {limit}.")
     out, grid = Path(out).expanduser().absolute(), grid.confirmed(yes)
-    total = sum(1 for _ in _jobs(grid, shard))  # finds a model or a text that is missing before any work
+    total = 0
+    for run in _jobs(grid, shard):  # finds a model or a text that is missing before any work
+        refuse(run)
+        total += 1
     if dry_run:
         return Summary(out, finished=forecast(_jobs(grid, shard), out, here=scheduler is None)[1])
     clean(writable(out))
@@ -91,6 +96,12 @@ def sweep(
     finally:
         workers.close()
     return summary
+
+
+def records_of(grid: Grid, out: str | Path) -> Iterator[tuple[Job, dict[str, Any] | None]]:
+    """Each run of a grid with its record, as a sweep of that grid left it in `out`; None if it is not finished."""
+    for run in _jobs(grid, (1, 1)):
+        yield run, finished(out, run.id)
 
 
 def _jobs(grid: Grid, shard: tuple[int, int]) -> Iterator[Job]:
@@ -119,7 +130,8 @@ def _execute(todo: Iterator[Job], workers: Workers, summary: Summary, bar: Any) 
                 _skip(bar, 0, 1)
             else:
                 if (folder := summary.out / run.id).exists():
-                    bar.write(f"{folder} holds no valid record: kept in {summary.out / 'corrupt'}, and run again.")
+                    corrupt = summary.out / "corrupt"
+                    bar.write(f"{folder} does not hold a valid record: it is kept in {corrupt}, and run again.")
                 workers.submit(run)
                 flying.add(run.id)
         if not flying and not waiting:
@@ -172,7 +184,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _shard(text: str) -> tuple[int, int]:
     index, slash, of = text.partition("/")
     if not (slash and index.isdecimal() and of.isdecimal()):
-        raise argparse.ArgumentTypeError(f"{text!r} is no shard; write 1/4 for the first of four")
+        raise argparse.ArgumentTypeError(f"{text!r} must be two numbers such as 1/4, for the first of four")
     return int(index), int(of)
 
 

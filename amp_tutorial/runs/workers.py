@@ -17,6 +17,7 @@ from threading import Thread
 from typing import Any
 
 from .execute import Job, Outcome, execute
+from .functions import is_function
 from .package_code import code_sha256
 
 PATIENCE = 60  # seconds for a scheduler to answer, and for a first worker to come
@@ -127,6 +128,7 @@ class Cluster(Workers):
             raise ValueError('--scheduler needs Dask: pip install "amp-tutorial[cluster]"') from error
         self._address, self._out, self._limit = address, str(Path(out).absolute()), limit
         self._gpu = self._warned = False
+        print(f"Asking the Dask scheduler at {address}, for up to {patience:g} seconds.", flush=True)
         try:
             self._client = Client(address, timeout=patience, set_as_default=False)
         except (OSError, ValueError, TypeError) as error:
@@ -230,7 +232,8 @@ SHARED = "a cluster needs one file system that all its machines share, and paths
 def needed(job: Job) -> list[str]:
     """The files and folders of this machine that a run names."""
     strings = [value for value in job.parameters.values() if isinstance(value, str) and os.sep in value]
-    return [job.notebook, *filter(os.path.exists, strings)]
+    notebook = [] if is_function(job.notebook) else [job.notebook]
+    return [*notebook, *filter(os.path.exists, strings)]
 
 
 def remote(job: Job, out: str, limit: float | None, files: list[str]) -> Outcome:

@@ -390,8 +390,8 @@ for what, gain in fast.items():
 #
 # ## Three models, more items
 #
-# The results command repeats all this on three models, with more items and with recovery:
-# `python -m amp_tutorial.reports.results`. Its table comes with the course.
+# `make results` repeats all this on three models, with more items and with recovery: a sweep over
+# `data/sweeps/results.yaml`. Its table comes with the course.
 # %%
 shipped = amp.DATA / "results"
 if shipped.is_dir():

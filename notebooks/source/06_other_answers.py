@@ -687,9 +687,9 @@ else:
 #
 # ## 8 · The leaderboard
 #
-# `python -m amp_tutorial.reports.leaderboard` runs every system of this course on three models, at three ratios, over
-# seeds, and keeps a record of each run. Here are the width criteria among them, on the model of this lesson if it is
-# there. ("FLAP, own split" is section 7's projected ranking; means go where biases are.)
+# `make leaderboard` runs every system of this course on three models, at three ratios, over seeds: a sweep over
+# `data/sweeps/leaderboard.yaml`, which keeps a record of each run. Here are the width criteria among them, on the model
+# of this lesson if it is there. ("FLAP, own split" is section 7's projected ranking; means go where biases are.)
 # %%
 folder = amp.DATA / "leaderboard"
 records = standings.read(folder) if folder.is_dir() else []
