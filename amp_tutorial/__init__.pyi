@@ -2,14 +2,13 @@
 from .core.anatomy import Anatomy
 from .core.checkpoint import load, save
 from .core.criteria import Criterion
-from .core.data import calibration, texts
+from .core.data import calibration
 from .core.families import FAMILIES, Family
-from .core.plans import Plan, keep, widths_at
+from .core.plans import keep, widths_at
 from .core.scores import Scores
-from .core.surgery import masked
 from .files.checkpoints import EMBEDDED
 from .files.paths import DATA
-from .files.texts import CORPORA, perplexity_text, text_source
+from .files.texts import CORPORA, perplexity_text, text_source, texts
 from .measure.check import Preview, estimate, preview
 from .measure.comparisons import Comparison, compare
 from .measure.costs import Flops, flops, kv_cache_bytes, latency, size
@@ -17,7 +16,7 @@ from .measure.energy import Energy, energy
 from .measure.intervals import Interval, interval
 from .measure.robustness import PERTURBATIONS, robustness
 from .measure.tasks import CHANCE, PAPER_TASKS, TASKS, Accuracy, Measured, accuracy
-from .methods import CRITERIA, score_many
+from .methods import CRITERIA, Plan, masked, score_many
 from .methods.budget import Search
 from .methods.depth_and_width import plan_jointly, plan_with_layers, with_layers
 from .methods.hidden_size import Rotation, rotation

@@ -9,14 +9,14 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from .core.perplexity import Perplexity as _Perplexity
-from .core.perplexity import perplexity as _perplexity
 from .core.plans import Plan
 from .core.plans import plan as _plan
 from .core.surgery import Pruned as _Pruned
 from .core.surgery import prune as _prune
 from .measure.check import preview
 from .measure.intervals import interval
+from .measure.perplexity import Perplexity as _Perplexity
+from .measure.perplexity import perplexity as _perplexity
 from .methods import score as _score
 from .methods import score_many
 from .methods.budget import fit_budget as _fit_budget
@@ -99,7 +99,7 @@ plan_layers = _renamed(_plan_layers, remove="pruning_ratio")
 
 
 class Perplexity(_Perplexity):
-    """`core.perplexity.Perplexity`, which also gives the ends of its interval as before."""
+    """`measure.perplexity.Perplexity`, which also gives the ends of its interval as before."""
 
     @property
     def low(self) -> float | None:

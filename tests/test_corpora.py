@@ -11,9 +11,9 @@ from datasets import Dataset, DatasetDict
 from helpers import byte_tokenizer, logits, tiny
 
 import amp_tutorial as amp
-from amp_tutorial.core.data import pairs
 from amp_tutorial.files import texts as corpora
 from amp_tutorial.files.formats import of_memory
+from amp_tutorial.files.texts import pairs
 
 ALPACA = [
     dict(instruction="Name a bird.", input="", output="A tit."),

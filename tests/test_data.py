@@ -11,8 +11,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import amp_tutorial as amp
-from amp_tutorial.core.data import pairs, tokens_in, windows
-from amp_tutorial.files.texts import SPLITS
+from amp_tutorial.core.data import tokens_in, windows
+from amp_tutorial.files.texts import SPLITS, pairs
 
 TOKENIZER = byte_tokenizer()
 DOCUMENTS = st.lists(st.text("abc ", min_size=1, max_size=40), min_size=2, max_size=5)

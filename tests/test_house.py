@@ -104,4 +104,4 @@ def test_no_folder_holds_a_circle(folder: str) -> None:
 )
 def test_every_way_to_import_is_seen(code: str, found: set[str]) -> None:
     assert imported(ast.parse(code), "amp_tutorial.measure") == found
-    assert OFFERED["Plan"] == "core.plans.Plan" and "core.plans" in needs("core.surgery")
+    assert OFFERED["Scores"] == "core.scores.Scores" and "core.plans" in needs("core.surgery")

@@ -34,9 +34,9 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 import amp_tutorial as amp
 from amp_tutorial.core.plans import whole_plan
-from amp_tutorial.core.surgery import renumbered
 from amp_tutorial.methods.layers import consensus
 from amp_tutorial.methods.similarity import METRICS
+from amp_tutorial.methods.whole_layers import renumbered
 
 FOUR_LAYERS = families(every(KNOWN, layers=4))
 READING = [name for name in amp.LAYER_CRITERIA if name not in ("last", "random")]

@@ -19,7 +19,7 @@ from test_checkpoint import largest_file
 from transformers import PreTrainedModel
 
 import amp_tutorial as amp
-from amp_tutorial.core.scores import fingerprint
+from amp_tutorial.files.checkpoints import fingerprint
 
 ROWS = prompts()
 BATCHES = [batch(ROWS)]

@@ -22,18 +22,12 @@ def weight_of(module: nn.Module) -> Float[Tensor, "out in"]:
     return weight.T if isinstance(module, Conv1D) else weight
 
 
-def gradient_of(module: nn.Module) -> Float[Tensor, "out in"]:
-    """The gradient of that weight, where there is one."""
-    gradient: Tensor = module.weight.grad  # type: ignore[assignment]
-    return gradient.T if isinstance(module, Conv1D) else gradient
-
-
 def exact(x: Tensor) -> Tensor:
     """In float64, on its own device if that has it: Apple's GPU has not, so from there it comes to the CPU."""
     return (x.cpu() if x.device.type == "mps" else x).double()
 
 
-Of = Callable[[nn.Module], Tensor]  # `weight_of` or `gradient_of`
+Of = Callable[[nn.Module], Tensor]  # `weight_of`, or the gradient of that
 
 
 @dataclass(frozen=True)
@@ -88,10 +82,10 @@ class Anatomy:
         head_dim = getattr(config, "head_dim", None) or hidden // heads
         groups = heads if family.no_heads else getattr(config, "num_key_value_heads", None) or heads
         depth = len(model.get_submodule(family.layers))
-        anatomy = cls(model, family, depth, hidden, heads, groups, head_dim, 0)
-        if not family.no_neurons:
-            neurons = getattr(config, family.width) or weight_of(anatomy.layer(0).neurons_out).shape[1]
-            anatomy = cls(model, family, depth, hidden, heads, groups, head_dim, neurons)
+        neurons = 0 if family.no_neurons else getattr(config, family.width)
+        if neurons is None:  # GPT-2: four times the hidden size, unless it is said
+            neurons = weight_of(model.get_submodule(f"{family.layers}.0.{family.neurons_out}")).shape[1]
+        anatomy = cls(model, family, depth, hidden, heads, groups, head_dim, neurons)
         for i in range(depth):
             anatomy._check(i)
         return anatomy
@@ -125,9 +119,7 @@ class Anatomy:
 
     def features(self, kind: Kind) -> int:
         """Rows that all heads, all key-value heads, or all neurons of a layer have in a matrix."""
-        return {"query": self.heads * self.head_dim, "shared": self.groups * self.head_dim, "neurons": self.neurons}[
-            kind
-        ]
+        return {"query": self.heads * self.head_dim, "shared": self.groups * self.head_dim}.get(kind, self.neurons)
 
     def layer(self, i: int, block: nn.Module | None = None) -> Layer:
         """The maps of layer i, or of a copy of it."""
@@ -195,12 +187,6 @@ class Anatomy:
             return [self.heads]
         anything = self.family.any_head_count or self.equal_type
         return [h for h in range(1, self.heads + 1) if anything or self.hidden % h == 0]
-
-    @property
-    def residual_scale(self) -> float:
-        """By what both projections' outputs are multiplied when they are added to the residual stream; 0: not so."""
-        adds = self.family.adds
-        return float(getattr(self.model.config, adds)) if isinstance(adds, str) else adds
 
     @property
     def equal_type(self) -> str:

@@ -15,7 +15,16 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from ..files.atomic import expanded, new_folder, reason
-from ..files.checkpoints import CHECKPOINT, EMBEDDED, MODELS, MismatchError, located, matching, readable
+from ..files.checkpoints import (
+    CHECKPOINT,
+    EMBEDDED,
+    MODELS,
+    MismatchError,
+    check_generation,
+    located,
+    matching,
+    readable,
+)
 from ..files.older_names import add_older_names
 from .families import FAMILIES, family_of, older_names_of
 
@@ -60,11 +69,7 @@ def load(
 
 
 def tokenizer_of(name: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model by its name, or by where it was loaded from.
-
-    Raises:
-        ValueError: there is none.
-    """
+    """The tokenizer of a model by its name, or by where it was loaded from; a ValueError if there is none."""
     where = MODELS / name if str(name) in EMBEDDED else name
     try:
         return AutoTokenizer.from_pretrained(where)
@@ -146,20 +151,3 @@ def save(
             tokenizer.save_pretrained(beside)
         add_older_names(beside, older_names_of(model.config))
     return expanded(folder)
-
-
-def check_generation(model: PreTrainedModel) -> None:
-    """Refuse a generation configuration that transformers would refuse after the weights are written.
-
-    Raises:
-        ValueError: it contradicts itself.
-    """
-    try:
-        if model.generation_config is not None:
-            model.generation_config.validate(strict=True)
-    except ValueError as error:
-        raise ValueError(
-            "transformers does not save this model's generation_config, because sampling settings such as temperature "
-            "stand in it with do_sample=False; say model.generation_config.do_sample = True, or do_sample: true in "
-            "generation_config.json."
-        ) from error

@@ -82,11 +82,7 @@ CRITERIA: dict[str, Criterion] = {
 
 
 def named(criterion: str) -> Criterion:
-    """The criterion of that name.
-
-    Raises:
-        ValueError: there is none.
-    """
+    """The criterion of that name; a ValueError if there is none."""
     if criterion not in CRITERIA:
         raise ValueError(f"Unknown criterion {criterion!r}; choose from {', '.join(CRITERIA)}.")
     return CRITERIA[criterion]

@@ -3,52 +3,15 @@
 import random
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..files.formats import Row
-from ..files.texts import Source, corpus_of, rows
+from ..files.texts import Source, corpus_of, rows, said, stretches, written
 
 LETTERS = 16  # that a token holds at most, in the mean over a stretch of text
-
-
-def texts(source: Source, split: str = "calibration", blank: bool = False) -> list[str]:
-    """The documents of a source.
-
-    Args:
-        source: "tinyworld", "alpaca", "wikitext2", "ptb", "c4" (then `split` is "calibration", "recovery" or
-            "validation"), a `.jsonl` file with a `text` field (or `prompt` and `response`), another file or folder as
-            `files.texts.rows` reads it (any other file is one document in UTF-8), or a list, a generator or a
-            `datasets.Dataset` of strings or of rows with such columns.
-        blank: also documents without a letter, which matter where all are joined.
-
-    Raises:
-        ValueError: no such file, not UTF-8, not JSONL with those fields, or no text in it.
-    """
-    return _texts(source, rows(source, split), blank)
-
-
-def _texts(source: Source, found: list[Row], blank: bool) -> list[str]:
-    if not any(row["text"].strip() for row in found):
-        raise ValueError(f"{_said(source)} holds no text; give a file or list with at least one document.")
-    return [row["text"] for row in found if blank or row["text"].strip()]
-
-
-def pairs(source: Source, split: str = "recovery") -> list[tuple[str, str]]:
-    """(prompt, response) of each row of a source; a row of plain text has an empty prompt."""
-    found = [(row.get("prompt", ""), row.get("response", row["text"])) for row in rows(source, split)]
-    found = [(prompt, response) for prompt, response in found if response.strip()]
-    if not found:
-        raise ValueError(f"{_said(source)} holds no text; give a file or list with at least one row.")
-    return found
-
-
-def _said(source: Source) -> str:
-    return str(source) if isinstance(source, str | Path) else f"The given {type(source).__name__}"
 
 
 class Window(NamedTuple):
@@ -121,7 +84,7 @@ def calibration(
     documents that are one row each by design: those of "tinyworld", prompts, and any with join=None.
 
     Args:
-        source: see `texts`.
+        source: see `files.texts.texts`.
         samples: windows of at most `length` tokens; all of them if the source has fewer.
         join: what is put between documents that are one after another in the source, before windows are cut, as in
             `perplexity`. None keeps documents apart, so that no window holds two, and a short one makes a short row.
@@ -137,50 +100,32 @@ def calibration(
     if join == "auto":
         join = corpus.join if corpus else None
         by_design = source == "tinyworld" or all("prompt" in row for row in found)
-    documents = _texts(source, found, blank=join is not None)
     rng = random.Random(seed)
-    cut = (
-        _apart(tokenizer, documents, samples, length, rng)
-        if join is None
-        else _joined(tokenizer, documents, join, samples, length, rng)
-    )
+    cut = _drawn(tokenizer, written(source, found, blank=join is not None), join, samples, length, rng)
     ids = [window.ids for window in rng.sample(cut, min(samples, len(cut)))]
     batches = [padded(tokenizer, ids[i : i + batch_size]) for i in range(0, len(ids), batch_size)]
     if 2 * tokens_in(batches) < samples * length and not by_design:
         apart = "its documents are short or few; say join='\\n\\n' to join them, or join=None if each is to be a row"
         warnings.warn(
-            f"{_said(source)} gave {tokens_in(batches):,} of the {samples} × {length} = {samples * length:,} "
+            f"{said(source)} gave {tokens_in(batches):,} of the {samples} × {length} = {samples * length:,} "
             f"calibration tokens asked for: {apart if join is None else 'it holds no more'}.",
             stacklevel=2,
         )
     return batches
 
 
-def _apart(
-    tokenizer: PreTrainedTokenizerBase, documents: list[str], samples: int, length: int, rng: random.Random
+def _drawn(
+    tokenizer: PreTrainedTokenizerBase, given: list[str], join: str | None, samples: int, length: int, by: random.Random
 ) -> list[Window]:
-    """All windows of as many documents."""
-    drawn = rng.sample(documents, samples) if len(documents) > samples else documents
-    return windows(tokenizer, drawn, length, stub=len(documents) > 1)
-
-
-def _joined(
-    tokenizer: PreTrainedTokenizerBase, documents: list[str], join: str, samples: int, length: int, rng: random.Random
-) -> list[Window]:
-    """A full window of each of as many stretches of documents; of a source with fewer stretches, all windows."""
-    stretches: list[list[str]] = [[]]
-    letters = 0
-    for text in documents:
-        if letters >= LETTERS * length:
-            stretches.append([])
-            letters = 0
-        stretches[-1].append(text)
-        letters += len(text) + len(join)
-    if len(stretches) <= samples:
-        return _full(windows(tokenizer, [join.join(documents)], length), length, samples)
-    drawn = rng.sample(stretches, samples)
-    cut = (windows(tokenizer, [join.join(stretch)], length, stub=True) for stretch in drawn)
-    return [rng.choice(_full(found, length, 1)) for found in cut if found]
+    """Windows to choose from: all of as many documents or, joined, a full one of each of as many stretches of text."""
+    if join is None:
+        drawn = by.sample(given, samples) if len(given) > samples else given
+        return windows(tokenizer, drawn, length, stub=len(given) > 1)
+    parts = stretches(given, join, LETTERS * length)
+    if len(parts) <= samples:
+        return _full(windows(tokenizer, [join.join(given)], length), length, samples)
+    cut = (windows(tokenizer, [part], length, stub=True) for part in by.sample(parts, samples))
+    return [by.choice(_full(found, length, 1)) for found in cut if found]
 
 
 def _full(found: list[Window], length: int, enough: int) -> list[Window]:

@@ -140,11 +140,7 @@ FAMILIES = {
 
 
 def family_of(config: object) -> Family:
-    """The row of a configuration.
-
-    Raises:
-        ValueError: it is no decoder, it is quantised, or there is no row.
-    """
+    """The row of a configuration; a ValueError if it is not a decoder, is quantised, or there is no row."""
     kind = getattr(config, "model_type", "")
     if getattr(config, "is_encoder_decoder", False):
         raise ValueError(f"{kind!r} is an encoder-decoder; only decoders are pruned here.")

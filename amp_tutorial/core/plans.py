@@ -62,39 +62,25 @@ class Plan:
         return sorted({h // (self.of_heads // self.of_groups) for h in self.heads[layer]})
 
     def shared(self, other: "Plan") -> tuple[float, float]:
-        """Shares of this plan's kept heads and kept neurons that the other plan keeps too.
-
-        Raises:
-            ValueError: the plans are for models of another depth.
-        """
+        """Shares of this plan's kept heads and neurons that the other plan, for a model of this depth, keeps too."""
         if len(self.heads) != len(other.heads):
             raise ValueError(
                 f"The plans are for models of {len(self.heads)} and {len(other.heads)} layers; compare like."
             )
-        both = set(self.kept_layers) & set(other.kept_layers)
 
         def share(mine: list[list[int]], theirs: list[list[int]]) -> float:
-            common = sum(len(set(mine[i]) & set(theirs[i])) for i in both)
+            common = sum(len({*mine[i]} & {*theirs[i]}) for i in self.kept_layers if i in other.kept_layers)
             return common / max(1, sum(len(mine[i]) for i in self.kept_layers))
 
         return share(self.heads, other.heads), share(self.neurons, other.neurons)
 
     def save(self, path: str | Path, overwrite: bool = False) -> Path:
-        """Write the plan as JSON, beside the target first and then moved.
-
-        Raises:
-            ValueError: there is such a file, and `overwrite` is not set; or a folder of that name.
-            OSError: the file cannot be written. Nothing of it is left then.
-        """
+        """Write the plan as JSON, beside the target first and then moved; errors as in `Scores.save`."""
         return write_json(path, asdict(self), overwrite, indent=None)
 
     @classmethod
     def load(cls, path: str | Path) -> "Plan":
-        """Read what `save` wrote.
-
-        Raises:
-            ValueError: no such file, or one that holds no plan.
-        """
+        """Read what `save` wrote; a ValueError if there is no such file, or it holds something else."""
         try:
             stored = json.loads(expanded(path).read_text(encoding="utf-8"))
             stored["of"] = {"all": "parameters", "blocks": "block parameters"}.get(stored["of"], stored["of"])
@@ -132,13 +118,7 @@ def plan(
 ) -> Plan:
     """Choose what stays at a ratio: `widths_at` says how many heads and neurons, `keep` which ones.
 
-    Args:
-        pruning_ratio: share of the parameters to remove, in (0, 1).
-        of: of which parameters: all "parameters" of the model, or the "block parameters".
-        parts, unit: see `widths_at`.
-
-    Raises:
-        ValueError: what `widths_at` and `keep` refuse.
+    Args, and errors: see these two.
     """
     heads, neurons = widths_at(model, pruning_ratio, of, parts, unit)
     return replace(keep(model, scores, heads, neurons, unit, of=of), asked=pruning_ratio)
@@ -159,7 +139,8 @@ def widths_at(
     make up exactly for the rounding of heads.
 
     Args:
-        pruning_ratio, of: see `plan`.
+        pruning_ratio: share of the parameters to remove, in (0, 1).
+        of: of which parameters: all "parameters" of the model, or the "block parameters".
         parts: what may go: "both", "heads" or "neurons".
         unit: with grouped queries, "groups" takes whole KV groups with all their query heads; "queries" takes the
             same number of query heads from every group and leaves keys and values (the way for multi-query attention).
@@ -200,7 +181,7 @@ def keep(
         heads, neurons: kept widths of every layer; one that is not given stays whole.
         unit: see `widths_at`.
         combine: how a KV group's score comes from its heads': "sum" or "max".
-        of: which parameters the achieved ratio refers to, see `plan`.
+        of: which parameters the achieved ratio refers to.
 
     Raises:
         ValueError: widths out of range; heads that are not whole units; heads, or neurons, that this family cannot

@@ -1,6 +1,5 @@
 """Score every head and every neuron of a model in one forward pass; save the scores, and use them at any ratio."""
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..files.atomic import expanded, written_file
+from ..files.checkpoints import fingerprint
 from .anatomy import Anatomy, weight_of
 from .criteria import Criterion, Measure, named
 from .sums import Batch, Pass, Sums, one_pass
@@ -55,11 +55,7 @@ class Scores:
 
     @classmethod
     def load(cls, path: str | Path) -> "Scores":
-        """Read what `save` wrote.
-
-        Raises:
-            ValueError: no such file, or one that holds no scores.
-        """
+        """Read what `save` wrote; a ValueError if there is no such file, or it holds something else."""
         try:
             with safe_open(expanded(path), framework="pt") as file:
                 stored = file.metadata() or {}
@@ -112,9 +108,6 @@ def score_many(
     be read only once are held then.
 
     Args: as for `score`.
-
-    Returns:
-        The scores by each criterion.
     """
     chosen = {name: named(name) for name in criteria}
     if average not in ("tokens", "prompts"):
@@ -143,28 +136,6 @@ def score_many(
         seen = f"{counted.digest:064x}" if c.sees_data else ""
         found[name] = Scores(heads, neurons, name, average, tokens, prompts, seed, of_model, seen)
     return found
-
-
-def fingerprint(model: PreTrainedModel) -> str:
-    """A cheap hash of a model: its parameters' shapes in order, and the signs of some 256 values of each.
-
-    Rounding keeps signs, so copies in float32, bfloat16 and float16 have the same. Training turns some of them; a
-    change that turns none of those looked at goes unseen: it finds mix-ups, not tampering. "" where some weights are
-    not in memory.
-    """
-    return hash_of(model.parameters())
-
-
-def hash_of(parameters: Iterable[Tensor]) -> str:
-    """`fingerprint` of parameters of which each is looked at once, in turn."""
-    digest = hashlib.sha256()
-    for parameter in parameters:
-        if parameter.is_meta:
-            return ""
-        values = parameter.detach().flatten()
-        signs = values[:: values.numel() // 256 | 1].signbit()  # an odd step meets more than one column
-        digest.update(f"{tuple(parameter.shape)}".encode() + signs.cpu().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _finished(anatomy: Anatomy, sums: Sums, criterion: Criterion, measure: Measure, part: str) -> list[Tensor]:

@@ -104,11 +104,7 @@ class Sums:
         return mean if (measure, part) in self.in_full else mean.float()
 
     def check(self) -> None:
-        """Refuse sums that say nothing.
-
-        Raises:
-            ValueError: no tokens were counted, or a sum is not finite.
-        """
+        """Refuse sums that say nothing, by a ValueError: no tokens were counted, or a sum is not finite."""
         if self.tokens == 0:
             raise ValueError("The calibration batches hold no tokens: every attention mask is 0, or there is no batch.")
         for measure, part in self.totals:
@@ -164,11 +160,7 @@ def one_pass(anatomy: Anatomy, batches: Iterable[Batch], sums: Sums, average: st
 
 
 def ids_and_mask(batch: Batch) -> tuple[Tensor, Tensor]:
-    """What a batch must hold.
-
-    Raises:
-        ValueError: it does not.
-    """
+    """What a batch must hold; a ValueError if it does not."""
     for name in ("input_ids", "attention_mask"):
         if name not in batch:
             raise ValueError(

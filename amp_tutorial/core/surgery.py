@@ -2,13 +2,12 @@
 
 import copy
 import inspect
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import dispatch_model
@@ -20,10 +19,20 @@ from transformers.pytorch_utils import Conv1D
 
 from .anatomy import Anatomy, weight_of
 from .checkpoint import save, tokenizer_of, without_weights
-from .families import EACH_LAYER
 from .plans import Plan
 
 Cut = tuple[int, Int[Tensor, " kept"]]  # (axis, indices to keep)
+
+
+class Depth(NamedTuple):
+    """How layers go whole. The core cuts all layers alike; `methods/whole_layers.py` plugs this in."""
+
+    settings: Callable[[PreTrainedConfig, list[int]], dict[str, Any]]  # of the configuration with these layers alone
+    names: Callable[[Anatomy, Plan], Callable[[str], str]]  # what a tensor is called then; "" if its layer goes
+    pass_by: Callable[[nn.Module], RemovableHandle]  # lets a layer hand on what it is given
+
+
+DEPTH: list[Depth] = []
 
 
 @dataclass
@@ -52,11 +61,7 @@ class Pruned:
 
 
 def made_for(anatomy: Anatomy, plan: Plan) -> None:
-    """Refuse a plan for a model of another shape.
-
-    Raises:
-        ValueError: it is.
-    """
+    """Refuse a plan for a model of another shape, by a ValueError."""
     there = (anatomy.layers, anatomy.heads, anatomy.groups, anatomy.neurons)
     asked = (len(plan.heads), plan.of_heads, plan.of_groups, plan.of_neurons)
     if there != asked:
@@ -86,11 +91,7 @@ def _fits(anatomy: Anatomy, plan: Plan) -> None:
 
 
 def smaller_config(anatomy: Anatomy, plan: Plan) -> PreTrainedConfig:
-    """The configuration of the cut model: same family where it can say the head count, else the equal architecture.
-
-    Raises:
-        ValueError: neither can, or a setting goes by the depth of each layer.
-    """
+    """Of the cut model: in the same family where it can say the head count, else the equal one, or a ValueError."""
     family, (heads, groups, neurons) = anatomy.family, plan.widths
     settings = anatomy.model.config.to_dict()
     kind = settings.pop("model_type")
@@ -101,7 +102,7 @@ def smaller_config(anatomy: Anatomy, plan: Plan) -> PreTrainedConfig:
     if not family.no_neurons:
         settings[family.width] = neurons
     if plan.layers is not None:
-        settings |= _of_layers(anatomy.model.config, plan.layers)
+        settings |= DEPTH[0].settings(anatomy.model.config, plan.layers)
     if heads not in anatomy.head_counts:
         raise ValueError(f"No stock configuration of {kind} says {heads} heads; possible: {anatomy.head_counts}.")
     if not family.any_head_count and anatomy.hidden % heads:
@@ -115,30 +116,6 @@ def smaller_config(anatomy: Anatomy, plan: Plan) -> PreTrainedConfig:
     config._attn_implementation = anatomy.model.config._attn_implementation
     config._name_or_path = anatomy.model.config._name_or_path  # never saved; so that the source is not overwritten
     return config
-
-
-def _of_layers(config: PreTrainedConfig, kept: list[int]) -> dict[str, Any]:
-    """What a configuration says layer by layer, or counts in layers, when only these are left and are renumbered.
-
-    Raises:
-        ValueError: something in a layer is worked out from its depth, which changes.
-    """
-    if getattr(config, "scale_attn_by_inverse_layer_idx", False):
-        raise ValueError(
-            "With scale_attn_by_inverse_layer_idx every layer scales attention by its depth, which a configuration "
-            "without some layers cannot say; keep all layers."
-        )
-    found: dict[str, Any] = {config.attribute_map.get("num_hidden_layers", "num_hidden_layers"): len(kept)}
-    for name in EACH_LAYER:
-        if values := getattr(config, name, None):
-            found[name] = [values[i] for i in kept]
-    if hasattr(config, "max_window_layers"):  # the layers before this one attend without a window
-        found["max_window_layers"] = sum(i < config.max_window_layers for i in kept)
-    if hasattr(config, "mlp_only_layers"):  # without experts: these, and those that the step passes over
-        step, plain = config.decoder_sparse_step, config.mlp_only_layers
-        found["mlp_only_layers"] = [new for new, i in enumerate(kept) if i in plain or (i + 1) % step]
-        found["decoder_sparse_step"] = 1
-    return found
 
 
 def tied(model: PreTrainedModel) -> bool:
@@ -168,7 +145,7 @@ def masked(model: PreTrainedModel, plan: Plan) -> Iterator[PreTrainedModel]:
 
     try:
         for i in set(range(anatomy.layers)) - set(plan.kept_layers):
-            handles.append(pass_by(model.get_submodule(f"{anatomy.family.layers}.{i}")))
+            handles.append(DEPTH[0].pass_by(model.get_submodule(f"{anatomy.family.layers}.{i}")))
         for i in plan.kept_layers:
             layer = anatomy.layer(i)
             silence(layer.output, _features(plan.heads[i], anatomy.head_dim))
@@ -198,16 +175,6 @@ def narrowed(anatomy: Anatomy, plan: Plan, i: int, block: nn.Module) -> list[Rem
     return [narrow(block.get_submodule(name), _kept(anatomy, plan, i)[kind]) for name, kind in norms]
 
 
-def pass_by(layer: nn.Module) -> RemovableHandle:
-    """Let a decoder layer hand on the hidden states that it is given, alone or in a tuple, as its family does."""
-
-    def identity(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        given = args[0] if args else kwargs["hidden_states"]
-        return (given, *output[1:]) if isinstance(output, tuple) else given
-
-    return layer.register_forward_hook(identity, with_kwargs=True)
-
-
 def prune(model: PreTrainedModel, plan: Plan, inplace: bool = False) -> Pruned:
     """A smaller stock model that computes what the masked one does; the layers that stay are numbered anew.
 
@@ -223,7 +190,7 @@ def prune(model: PreTrainedModel, plan: Plan, inplace: bool = False) -> Pruned:
     cuts = {name: cut for i in plan.kept_layers for name, cut in cuts_of(anatomy, plan, i).items()}
     own = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}  # a tied weight has one name here
     source = {name: tensor for name, tensor in model.state_dict().items() if name in own}
-    weights, names = {}, renumbered(anatomy, plan)
+    weights, names = {}, str if plan.layers is None else DEPTH[0].names(anatomy, plan)
     for name in list(source):
         tensor = source.pop(name).detach()
         new = names(name)
@@ -249,31 +216,6 @@ def prune(model: PreTrainedModel, plan: Plan, inplace: bool = False) -> Pruned:
     if len(placed := getattr(model, "hf_device_map", {})) > 1:  # by accelerate, on several devices
         dispatch_model(small, {new: place for name, place in placed.items() if (new := names(name))}, force_hooks=True)
     return Pruned(small.train(model.training), plan)
-
-
-def renumbered(anatomy: Anatomy, plan: Plan) -> Callable[[str], str]:
-    """What a module or tensor of the dense model is called in the cut one; "" if its layer goes."""
-    inside = re.compile(rf"{re.escape(anatomy.family.layers)}\.(\d+)(?=\.|$)")
-    places = {i: new for new, i in enumerate(plan.kept_layers)}
-
-    def name_of(name: str) -> str:
-        found = inside.match(name)
-        if not found:
-            return name
-        new = places.get(int(found[1]))
-        return "" if new is None else f"{anatomy.family.layers}.{new}{name[found.end() :]}"
-
-    return name_of
-
-
-def cut_layer(anatomy: Anatomy, plan: Plan, i: int, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What stays of these tensors of layer i, by its names in the cut model; they come by those in the dense one."""
-    cuts, names = cuts_of(anatomy, plan, i), renumbered(anatomy, plan)
-    found = {}
-    for name, tensor in tensors.items():
-        axis, kept = cuts.get(name, (0, None))
-        found[names(name)] = tensor if kept is None else tensor.index_select(axis, kept.to(tensor.device))
-    return found
 
 
 def _features(heads: list[int], head_dim: int) -> Int[Tensor, " features"]:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -109,3 +109,42 @@ def matching(name: str | Path, load: Callable[[], tuple[Any, dict[str, Any]]]) -
     if wrong:
         raise MismatchError(f"The weights of {str(name)!r} do not match its configuration: {'; '.join(wrong)}.")
     return model
+
+
+def fingerprint(model: Any) -> str:
+    """A cheap hash of a model: its parameters' shapes in order, and the signs of some 256 values of each.
+
+    Rounding keeps signs, so copies in float32, bfloat16 and float16 have the same. Training turns some of them; a
+    change that turns none of those looked at goes unseen: it finds mix-ups, not tampering. "" where some weights are
+    not in memory.
+    """
+    return hash_of(model.parameters())
+
+
+def hash_of(parameters: Iterable[Any]) -> str:
+    """`fingerprint` of parameters of which each is looked at once, in turn."""
+    digest = hashlib.sha256()
+    for parameter in parameters:
+        if parameter.is_meta:
+            return ""
+        values = parameter.detach().flatten()
+        signs = values[:: values.numel() // 256 | 1].signbit()  # an odd step meets more than one column
+        digest.update(f"{tuple(parameter.shape)}".encode() + signs.cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def check_generation(model: Any) -> None:
+    """Refuse a generation configuration that transformers would refuse after the weights are written.
+
+    Raises:
+        ValueError: it contradicts itself.
+    """
+    try:
+        if model.generation_config is not None:
+            model.generation_config.validate(strict=True)
+    except ValueError as error:
+        raise ValueError(
+            "transformers does not save this model's generation_config, because sampling settings such as temperature "
+            "stand in it with do_sample=False; say model.generation_config.do_sample = True, or do_sample: true in "
+            "generation_config.json."
+        ) from error

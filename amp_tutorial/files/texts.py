@@ -164,6 +164,56 @@ def rows(source: Source, split: str) -> list[Row]:
     return [found for file in files_read(path, split) for found in of_file(file)]
 
 
+def texts(source: Source, split: str = "calibration", blank: bool = False) -> list[str]:
+    """The documents of a source.
+
+    Args:
+        source: "tinyworld", "alpaca", "wikitext2", "ptb", "c4" (then `split` is "calibration", "recovery" or
+            "validation"), a `.jsonl` file with a `text` field (or `prompt` and `response`), another file or folder as
+            `rows` reads it (any other file is one document in UTF-8), or a list, a generator or a
+            `datasets.Dataset` of strings or of rows with such columns.
+        blank: also documents without a letter, which matter where all are joined.
+
+    Raises:
+        ValueError: no such file, not UTF-8, not JSONL with those fields, or no text in it.
+    """
+    return written(source, rows(source, split), blank)
+
+
+def written(source: Source, found: list[Row], blank: bool) -> list[str]:
+    """The texts of rows of a source, without the blank ones if so asked; at least one must say something."""
+    if not any(row["text"].strip() for row in found):
+        raise ValueError(f"{said(source)} holds no text; give a file or list with at least one document.")
+    return [row["text"] for row in found if blank or row["text"].strip()]
+
+
+def pairs(source: Source, split: str = "recovery") -> list[tuple[str, str]]:
+    """(prompt, response) of each row of a source; a row of plain text has an empty prompt."""
+    found = [(row.get("prompt", ""), row.get("response", row["text"])) for row in rows(source, split)]
+    found = [(prompt, response) for prompt, response in found if response.strip()]
+    if not found:
+        raise ValueError(f"{said(source)} holds no text; give a file or list with at least one row.")
+    return found
+
+
+def said(source: Source) -> str:
+    """What to call a source in a sentence."""
+    return str(source) if isinstance(source, str | Path) else f"The given {type(source).__name__}"
+
+
+def stretches(documents: Iterable[str], join: str, letters: int) -> list[str]:
+    """Documents that are one after another, joined until they have so many letters; then the next stretch begins."""
+    found: list[list[str]] = [[]]
+    held = 0
+    for text in documents:
+        if held >= letters:
+            found.append([])
+            held = 0
+        found[-1].append(text)
+        held += len(text) + len(join)
+    return [join.join(stretch) for stretch in found]
+
+
 def fingerprint(source: Source, split: str) -> str:
     """SHA-256 of all texts of a source."""
     digest = hashlib.sha256()

@@ -1,10 +1,12 @@
 """What the field does beside AMP: other criteria, layers, repair, slicing, recovery, and one budget over them.
 
-The field's criteria put themselves into `CRITERIA` when this package is imported.
+The field's criteria put themselves into `CRITERIA` when this package is imported, and whole layers into `DEPTH`.
 """
 
 from ..core.criteria import CRITERIA
+from ..core.plans import Plan
 from ..core.scores import score, score_many
-from . import flap, taylor, transact, wanda
+from ..core.surgery import masked
+from . import flap, taylor, transact, wanda, whole_layers
 
-__all__ = ["CRITERIA", "flap", "score", "score_many", "taylor", "transact", "wanda"]
+__all__ = ["CRITERIA", "Plan", "flap", "masked", "score", "score_many", "taylor", "transact", "wanda", "whole_layers"]

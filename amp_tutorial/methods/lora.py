@@ -18,7 +18,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from ..core.anatomy import Anatomy
-from ..core.data import padded, pairs
+from ..core.data import padded
+from ..files.texts import pairs
 
 IGNORE = -100  # label of a position that is not trained on
 

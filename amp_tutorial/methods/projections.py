@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..core.anatomy import Layer, Projection, exact
+from ..core.anatomy import Anatomy, Layer, Projection, exact
 
 Seen = dict[Any, tuple[Tensor, Tensor]]  # of each part or place: the input and the output of a linear map
 
@@ -45,6 +45,12 @@ def ends(modules: dict[Any, Projection]) -> Iterator[Seen]:
             handle.remove()
 
 
+def residual_scale(anatomy: Anatomy) -> float:
+    """By what both projections' outputs are multiplied when they are added to the residual stream; 0: not so."""
+    adds = anatomy.family.adds
+    return float(getattr(anatomy.model.config, adds)) if isinstance(adds, str) else adds
+
+
 def with_bias(weight: Float[Tensor, "hidden features"], bias: Tensor | None) -> Float[Tensor, "hidden inputs"]:
     """A bias is one more column, of an input that is always 1."""
     return weight.clone() if bias is None else torch.cat([weight, bias.to(weight)[:, None]], dim=1)
@@ -57,7 +63,7 @@ def stream(entered: Tensor, seen: Seen, scale: float) -> dict[str, tuple[Tensor 
     own dense output alone.
 
     Args:
-        scale: `Anatomy.residual_scale`.
+        scale: `residual_scale` of the model.
     """
     if not scale:
         return {part: (0.0, exact(output.reshape_as(entered))) for part, (_, output) in seen.items()}

@@ -23,10 +23,11 @@ from transformers import PreTrainedModel
 from ..core.anatomy import Anatomy
 from ..core.plans import Plan
 from ..core.sums import Batch
-from ..core.surgery import Pruned, _fits, cut_layer, prune
+from ..core.surgery import Pruned, _fits, prune
 from .hidden_size import Turn, slice_hidden, sliced_config
 from .repair_layer import Fit, Options, Refits
 from .rotation import rotation
+from .whole_layers import cut_layer
 
 
 @dataclass(frozen=True)

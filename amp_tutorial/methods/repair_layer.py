@@ -17,7 +17,7 @@ from ..core.surgery import _kept, narrowed
 from .hidden_size import Turn
 from .layerwise import Walk
 from .normal_equations import Normal, eliminate
-from .projections import ends, projection, readers, stream, watch, with_bias
+from .projections import ends, projection, readers, residual_scale, stream, watch, with_bias
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ class Refits:
     def _equations(self, i: int, part: str, dense: Layer, block: nn.Module) -> Normal:
         """X and Y of an output projection. The dense layer runs once for each part: its outputs are never all held."""
         ours, go_on = self.anatomy.layer(i, block), part == self.parts[-1]
-        scale = self.anatomy.residual_scale if self.options.sequential else 0.0
+        scale = residual_scale(self.anatomy) if self.options.sequential else 0.0
         normal = Normal(projection(dense, part).bias is not None)
         for b, mask in enumerate(self.masks):
             with self.dense.only(i, go_on=go_on), watch(dense) as seen:

@@ -17,10 +17,11 @@ from ..core.anatomy import Anatomy
 from ..core.checkpoint import load, save
 from ..core.criteria import named
 from ..core.plans import Plan, keep
-from ..core.scores import fingerprint, score
+from ..core.scores import score
 from ..core.sums import Batch
 from ..core.surgery import Pruned, prune
 from ..files.atomic import new_folder, write_json
+from ..files.checkpoints import fingerprint
 from ..measure.check import preview
 from .lora import Recovery
 from .lora import recover as by_lora

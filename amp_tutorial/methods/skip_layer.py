@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..core.anatomy import Anatomy
 from ..core.sums import Batch, model_inputs
-from ..core.surgery import pass_by
+from .whole_layers import pass_by
 
 
 @contextmanager

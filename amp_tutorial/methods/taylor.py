@@ -4,10 +4,11 @@ from collections.abc import Iterable
 
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
-from ..core.anatomy import Anatomy, gradient_of
+from ..core.anatomy import Anatomy
 from ..core.criteria import CRITERIA, Criterion
 from ..core.sums import Batch, Sums, model_inputs, weight_of_positions
 
@@ -21,6 +22,12 @@ def taylor(
     backward pass, and the gradients of all decoder layers at once.
     """
     return (w.float() * gradient.float()).abs().sum(1)
+
+
+def _gradient(module: nn.Module) -> Float[Tensor, "out in"]:
+    """The gradient of a weight as (out, in) features, as `weight_of` gives the weight."""
+    gradient: Tensor = module.weight.grad  # type: ignore[assignment]
+    return gradient.T if isinstance(module, Conv1D) else gradient
 
 
 def by_gradients(anatomy: Anatomy, batches: Iterable[Batch], average: str) -> tuple[list[Tensor], list[Tensor], Sums]:
@@ -49,10 +56,9 @@ def by_gradients(anatomy: Anatomy, batches: Iterable[Batch], average: str) -> tu
         sums.check()
         layers = range(anatomy.layers)
         heads = [
-            taylor(anatomy.head_weights(i), anatomy.head_weights(i, gradient_of, 1 / anatomy.group_size))
-            for i in layers
+            taylor(anatomy.head_weights(i), anatomy.head_weights(i, _gradient, 1 / anatomy.group_size)) for i in layers
         ]
-        neurons = [taylor(anatomy.neuron_weights(i), anatomy.neuron_weights(i, gradient_of)) for i in layers]
+        neurons = [taylor(anatomy.neuron_weights(i), anatomy.neuron_weights(i, _gradient)) for i in layers]
         heads, neurons = ([scores.cpu() / sums.weight for scores in part] for part in (heads, neurons))
     finally:
         for p, grad, wanted in before:

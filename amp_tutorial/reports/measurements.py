@@ -16,9 +16,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 import amp_tutorial as amp
 
 from ..core.checkpoint import configuration
-from ..core.data import texts
 from ..files.checkpoints import located, sha256
 from ..files.paths import DATA
+from ..files.texts import texts
 from ..runs.execute import RECORD
 from .standings import NAME
 from .systems import RECOVERED, SYSTEMS, applies

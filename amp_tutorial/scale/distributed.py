@@ -18,8 +18,8 @@ import torch
 import torch.distributed as dist
 
 from ..core.anatomy import Anatomy
-from ..core.scores import fingerprint
 from ..core.sums import Batch, Pass, Sums, one_pass
+from ..files.checkpoints import fingerprint
 
 
 def over_processes(

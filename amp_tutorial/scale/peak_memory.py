@@ -27,9 +27,9 @@ from ..core.anatomy import Anatomy
 from ..core.criteria import named
 from ..core.plans import Plan
 from ..core.sums import CHUNK, CHUNK_ON_GPU, Sums, one_pass
-from ..core.surgery import cut_layer
 from ..methods.lora import adapted, summed_loss
 from ..methods.repair_layer import Options, Refits
+from ..methods.whole_layers import cut_layer
 
 
 class Alive(TorchDispatchMode):

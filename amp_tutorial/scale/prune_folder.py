@@ -15,15 +15,15 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..core.anatomy import Anatomy
-from ..core.checkpoint import check_generation, load, without_weights
+from ..core.checkpoint import load, without_weights
 from ..core.criteria import named
 from ..core.data import calibration
 from ..core.plans import Plan, whole_plan
-from ..core.scores import Scores, hash_of, score
+from ..core.scores import Scores, score
 from ..core.sums import Batch
-from ..core.surgery import _fits, cut_layer, renumbered, smaller_config
+from ..core.surgery import _fits, smaller_config
 from ..files.atomic import new_folder
-from ..files.checkpoints import CHECKPOINT, located
+from ..files.checkpoints import CHECKPOINT, check_generation, hash_of, located
 from ..methods.depth_and_width import planned
 from ..methods.hidden_size import Turn, sliced_config
 from ..methods.layerwise import Walk
@@ -31,6 +31,7 @@ from ..methods.repair import Fits
 from ..methods.repair_layer import Options, Refits
 from ..methods.residual_roles import roles
 from ..methods.rotation import Moments, Rotation
+from ..methods.whole_layers import cut_layer, renumbered
 from .checkpoint_on_disk import Folder
 from .shards import Shards, without_bars
 

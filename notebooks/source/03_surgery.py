@@ -38,8 +38,8 @@ import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import amp_tutorial as amp
-from amp_tutorial.core.data import pairs
 from amp_tutorial.course import lesson
+from amp_tutorial.files.texts import pairs
 
 L = lesson.start(
     "03_surgery",

@@ -33,8 +33,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 import amp_tutorial as amp
-from amp_tutorial.core.data import pairs
 from amp_tutorial.course import lesson
+from amp_tutorial.files.texts import pairs
 from amp_tutorial.methods.lora import IGNORE, encode
 
 warnings.filterwarnings("ignore", category=FutureWarning)  # peft still uses a name that transformers will drop

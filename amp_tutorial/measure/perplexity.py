@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .anatomy import exact
-from .data import padded, texts, windows
+from ..core.anatomy import exact
+from ..core.data import padded, windows
+from ..files.texts import texts
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def perplexity(
     its window is no number, so the protocol comes with it.
 
     Args:
-        source: see `data.texts`; "tinyworld" means its validation split.
+        source: see `files.texts.texts`; "tinyworld" means its validation split.
         limit: only the first windows.
         join: put all documents into one text with this between them, blank ones too, before windows are cut. WikiText-2
             is measured so in the literature, with "\\n\\n"; `perplexity_text` gives a corpus with what joins it.
