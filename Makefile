@@ -45,13 +45,13 @@ docs: .venv/installed
 
 results: .venv/installed
 	$(BIN)/amp-tutorial sweep data/sweeps/results.yaml --out $(OUT)/results --jobs $(JOBS)
-	$(BIN)/python -m amp_tutorial.reports.results --runs $(OUT)/results --readme docs/results.md
+	$(BIN)/python -m amp_tutorial.reports.results --runs $(OUT)/results
 	$(BIN)/python -m amp_tutorial.reports.pages
 
 # Systems × ratios × models × seeds; interrupt it, and the same command goes on
 leaderboard: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/amp-tutorial sweep data/sweeps/leaderboard.yaml --out $(OUT)/leaderboard --jobs $(JOBS)
-	$(BIN)/python -m amp_tutorial.reports.leaderboard --runs $(OUT)/leaderboard --readme docs/leaderboard.md
+	$(BIN)/python -m amp_tutorial.reports.leaderboard --runs $(OUT)/leaderboard
 	$(BIN)/python -m amp_tutorial.reports.pages
 
 # Ratios of time and memory, some six minutes on a quiet machine; only a part: make benchmarks PARTS=scoring

@@ -18,7 +18,7 @@ from amp_tutorial.core.checkpoint import configuration
 from amp_tutorial.files.paths import DATA
 from amp_tutorial.measure import intervals
 from amp_tutorial.methods import slicegpt
-from amp_tutorial.reports import boards, leaderboard, measurements, standings, style, systems
+from amp_tutorial.reports import boards, leaderboard, measurements, standings, systems
 from amp_tutorial.reports.systems import RECOVERED, SYSTEMS, applies
 from amp_tutorial.runs import grid as grids
 from amp_tutorial.runs.sweep import sweep
@@ -355,21 +355,6 @@ def test_other_files_are_passed_by(tmp_path: Path) -> None:
     (tmp_path / "list.json").write_text("[1]", encoding="utf-8")
     (tmp_path / "running.json").write_text(json.dumps(record("a", "repair", 1.0) | {"status": "running"}))
     assert standings.read(tmp_path) == []
-
-
-def test_the_readme_is_filled_twice_with_the_same(tmp_path: Path) -> None:
-    out, readme = tmp_path / "out", tmp_path / "README.md"
-    out.mkdir()
-    board(out)
-    readme.write_text(f"# Title\n{boards.BEGIN}\nold\n{boards.END}\nend\n", encoding="utf-8")
-    boards.write(standings.read(out), out)
-    boards.into_readme(readme, out)
-    once = readme.read_text(encoding="utf-8")
-    boards.into_readme(readme, out)
-    assert readme.read_text(encoding="utf-8") == once
-    assert "![Lines of perplexity" in once and "(out/picture.png)" in once and "\nold\n" not in once
-    assert "[out/summary.md](out/summary.md)" in once and once.startswith("# Title\n") and once.endswith("\nend\n")
-    assert style.marked(readme, boards.BEGIN, boards.END)[0] == "# Title\n"
 
 
 def test_no_two_lines_of_the_picture_look_alike(tmp_path: Path) -> None:

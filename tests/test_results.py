@@ -1,4 +1,4 @@
-"""The results: their grid, one real run, intervals, tables, and the README's part."""
+"""The results: their grid, one real run, intervals, tables, summary and picture."""
 
 import json
 import math
@@ -66,28 +66,12 @@ def test_the_sentence_follows_the_outcome(accuracy: float, sentence: str) -> Non
     assert re.search(sentence, summary.verdicts(summary.summarise(_records(accuracy), SETTINGS))[0])
 
 
-def test_write_and_fill_the_readme_twice(tmp_path: Path) -> None:
-    readme = tmp_path / "README.md"
-    readme.write_text(f"# Title\n{summary.BEGIN}\nold\n{summary.END}\nend\n", encoding="utf-8")
-    out = tmp_path / "data" / "results"
+def test_the_summary_has_table_and_picture(tmp_path: Path) -> None:
     found = summary.summarise(_records(0.8), SETTINGS)
-    summary.write(found, out)
-    assert (out / "picture.png").stat().st_size > 10_000
-    summary.into_readme(readme, found, out)
-    once = readme.read_text(encoding="utf-8")
-    summary.into_readme(readme, found, out)
-    assert readme.read_text(encoding="utf-8") == once
-    assert "(data/results/picture.png)" in once and "old" not in once
-    assert "![Bars of mean accuracy" in once, "the picture carries its alt text"
-    assert once.startswith("# Title\n") and once.endswith("\nend\n")
-
-
-def test_a_readme_without_markers_is_refused_before_any_work(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    (tmp_path / "README.md").write_text("nothing", encoding="utf-8")
-    with pytest.raises(SystemExit):
-        results.main(["--readme", str(tmp_path / "README.md"), "--out", str(tmp_path / "out")])
-    assert summary.BEGIN in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
+    text = summary.write(found, tmp_path)
+    assert summary.main_table(found) in text and (tmp_path / "summary.md").read_text(encoding="utf-8") == text
+    assert (tmp_path / "picture.png").stat().st_size > 10_000
+    assert summary.alt_text(found).startswith("Bars of mean accuracy"), "the pictures of pages carry it"
 
 
 @pytest.mark.parametrize("name", amp.EMBEDDED)

@@ -1,1 +1,1 @@
-"""The evening: from a stock model to scores, a plan and a smaller stock model, and its perplexity."""
+"""The evening: from a stock model and calibration text to scores, a plan and a smaller stock model."""

@@ -1,1 +1,1 @@
-"""What a model still knows and what it costs: tasks, robustness, operations, memory, energy, and what loads it."""
+"""What a model still knows and what it costs: perplexity, tasks, robustness, operations, memory, energy."""

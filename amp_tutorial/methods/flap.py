@@ -10,7 +10,7 @@ from ..core.scores import Scores
 
 
 def moments(
-    x: Float[Tensor, "tokens *structure"], output: Float[Tensor, "*structure hidden"]
+    x: Float[Tensor, " tokens *structure"], output: Float[Tensor, "*structure hidden"]
 ) -> Float[Tensor, "tokens twice"]:
     """Each input of an output projection, then the square of each; in float64, because a variance is what little is
     left of their difference.

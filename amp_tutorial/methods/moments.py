@@ -7,7 +7,7 @@ from ..core.criteria import COLUMNS
 
 
 def squares(
-    x: Float[Tensor, "tokens *structure"], output: Float[Tensor, "*structure hidden"]
+    x: Float[Tensor, " tokens *structure"], output: Float[Tensor, "*structure hidden"]
 ) -> Float[Tensor, "tokens features"]:
     """The energy of each input."""
     return x.flatten(1).square()

@@ -1,7 +1,6 @@
 """The tables and the picture of the leaderboard, from what `standings.py` collects."""
 
 import io
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -25,15 +24,12 @@ from .standings import (
     duels,
     is_ours,
     ratios,
-    read,
     rows_of,
 )
-from .style import BLANK, PALETTE, STAR, grid, marked, sure
+from .style import BLANK, PALETTE, STAR, grid, sure
 
-BEGIN, END = "<!-- leaderboard:begin -->", "<!-- leaderboard:end -->"
 STYLES = {"heads and neurons": (":", 0), "layers": ("--", 1), "repair": ("-", 2), "slicing": ("-.", 4)}  # of PALETTE
 MARKERS = "os^DvPX*<>hp"
-SHOWN = 0.30  # of the ratios, the one whose tables the README shows
 
 
 def _sure(found: Interval, name: str) -> str:
@@ -242,17 +238,3 @@ def write(records: Records, out: Path) -> str:
     write_text(out / "summary.md", text)
     write_bytes(out / "picture.png", png.getvalue())
     return text
-
-
-def into_readme(readme: Path, out: Path) -> None:
-    """Replace what stands between the leaderboard's markers by the picture and the tables."""
-    before, after = marked(readme, BEGIN, END)
-    found, left_out = collect(read(out))
-    folder = Path(os.path.relpath(out, readme.resolve().parent))
-    shown = SHOWN if SHOWN in ratios(found) else ratios(found)[-1]
-    tables = (folder / "summary.md").as_posix()
-    more = f"All ratios, and what each system costs: [{tables}]({tables})."
-    text = "\n".join(
-        [f"![{alt_text(found)}]({(folder / 'picture.png').as_posix()})", "", *body(found, left_out, shown), more]
-    )
-    write_text(readme, f"{before}{BEGIN}\n{text}\n{END}{after}")

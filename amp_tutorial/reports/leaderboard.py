@@ -1,7 +1,7 @@
 """Every system side by side, written from the records of a sweep.
 
     amp-tutorial sweep data/sweeps/leaderboard.yaml --out out/leaderboard
-    python -m amp_tutorial.reports.leaderboard --runs out/leaderboard [--grid …] [--readme docs/leaderboard.md]
+    python -m amp_tutorial.reports.leaderboard --runs out/leaderboard [--grid …]
 
 The sweep executes what is not finished; `measurements.py` has the function that it calls for each run, and `systems.py`
 what there is to call. This command puts the finished records into one table, `records.jsonl`, and writes tables and
@@ -15,7 +15,6 @@ from pathlib import Path
 from ..files.paths import DATA
 from ..runs import collection, grid, sweep
 from . import boards, standings
-from .style import marked
 
 
 def gathered(grid_file: Path, runs: Path) -> tuple[dict[str, collection.Found], int]:
@@ -43,11 +42,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--grid", type=Path, default=DATA / "sweeps" / "leaderboard.yaml", help="the sweep's grid")
     parser.add_argument("--runs", type=Path, help="the sweep's folder of runs, whose records replace those in --out")
     parser.add_argument("--out", type=Path, default=Path("data/leaderboard"), help="where table and picture go")
-    parser.add_argument("--readme", type=Path, help="file whose marked part is replaced by picture and tables")
     o = parser.parse_args(arguments)
     try:
-        if o.readme:
-            marked(o.readme, boards.BEGIN, boards.END)
         standings.read(o.out)  # refuses a record from outside that lacks something
         found, missing = gathered(o.grid, o.runs) if o.runs else ({}, 0)
     except ValueError as error:
@@ -61,8 +57,6 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"No dense model was measured, so there is nothing to compare with in {o.out}.", file=sys.stderr)
         return 1
     print(boards.write(records, o.out))
-    if o.readme:
-        boards.into_readme(o.readme, o.out)
     return int(missing > 0)
 
 

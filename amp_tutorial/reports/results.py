@@ -1,12 +1,11 @@
 """The course's results, written from the records of a sweep.
 
     amp-tutorial sweep data/sweeps/results.yaml --out out/results
-    python -m amp_tutorial.reports.results --runs out/results [--grid …] [--readme docs/results.md]
+    python -m amp_tutorial.reports.results --runs out/results [--grid …]
 
 The sweep executes what is not finished; `measurements.py` has the function that it calls for each run. This command
 puts the finished records into one table, `records.jsonl`, and writes `summary.md` and `picture.png` from it; without
-`--runs` from the records that are there. With `--readme` picture and main table replace what stands between the two
-result markers of that file.
+`--runs` from the records that are there. `pages.py` puts both into `docs/`.
 """
 
 import argparse
@@ -16,7 +15,6 @@ from pathlib import Path
 from ..files.paths import DATA
 from ..runs import collection, grid, sweep
 from . import summary
-from .style import marked
 
 
 def gathered(grid_file: Path, runs: Path) -> tuple[dict[str, collection.Found], int]:
@@ -39,11 +37,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--grid", type=Path, default=DATA / "sweeps" / "results.yaml", help="the sweep's grid")
     parser.add_argument("--runs", type=Path, help="the sweep's folder of runs, whose records replace those in --out")
     parser.add_argument("--out", type=Path, default=Path("data/results"), help="where table and picture go")
-    parser.add_argument("--readme", type=Path, help="file whose marked part is replaced by picture and table")
     o = parser.parse_args(arguments)
     try:
-        if o.readme:
-            marked(o.readme, summary.BEGIN, summary.END)
         records, missing = gathered(o.grid, o.runs) if o.runs else ({}, 0)
         if records:
             collection.replace(o.out, records)
@@ -59,8 +54,6 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         parser.error(str(error))
     print(summary.write(found, o.out))
-    if o.readme:
-        summary.into_readme(o.readme, found, o.out)
     return int(missing > 0)
 
 

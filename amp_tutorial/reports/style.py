@@ -1,9 +1,8 @@
-"""What all tables and pictures share: cells and rows, how a measured number is said, marked parts of pages, colours."""
+"""What all tables and pictures share: cells and rows, how a measured number is said, colours."""
 
 import html
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import seaborn as sns
@@ -48,17 +47,3 @@ def sure(found: Interval | None, perplexity: bool = False, scale: float = 1, dig
         return f"{scale * found.value:.{digits}f}"
     text = found.bounds(digits, scale) if perplexity else found.plain(digits, scale)
     return text if "seeds" in found.over else f"{text}\\*"
-
-
-def marked(page: Path, first: str, last: str) -> tuple[str, str]:
-    """What stands before and after the part of a page between two markers.
-
-    Raises:
-        ValueError: the file or its two markers are not there.
-    """
-    text = page.read_text(encoding="utf-8") if page.is_file() else ""
-    before, begin, rest = text.partition(first)
-    _, end, after = rest.partition(last)
-    if not (begin and end):
-        raise ValueError(f"{page} has no part between {first} and {last} to fill.")
-    return before, after

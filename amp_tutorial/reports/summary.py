@@ -1,6 +1,5 @@
 """From the records of `results` to one summary: means with intervals, tables, a picture and the README's part."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,11 +15,10 @@ from ..measure.intervals import Interval
 from ..runs import collection
 from . import measured
 from .measured import is_perplexity
-from .style import HATCHES, PALETTE, STAR, grid, marked, sure
+from .style import HATCHES, PALETTE, STAR, grid, sure
 
 NAME = "results"
 SHARED = ("ratio", "limit", "calibration", "samples", "epochs", "rate")  # parameters of every record of one table
-BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 CHANCE = sum(amp.CHANCE.values()) / len(amp.CHANCE)  # mean accuracy of guessing
 
 LABELS = {
@@ -201,11 +199,3 @@ def write(found: dict[str, Any], out: Path) -> str:
             fig.savefig(beside, dpi=160, metadata={"Software": None})
     plt.close(fig)
     return text
-
-
-def into_readme(readme: Path, found: dict[str, Any], out: Path) -> None:
-    """Replace what stands between the markers by the picture in `out` and the main table."""
-    before, after = marked(readme, BEGIN, END)
-    link = Path(os.path.relpath(out / "picture.png", readme.resolve().parent)).as_posix()
-    body = f"![{alt_text(found)}]({link})\n\n{main_table(found)}"
-    write_text(readme, f"{before}{BEGIN}\n{body}\n{END}{after}")

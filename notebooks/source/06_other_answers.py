@@ -746,8 +746,8 @@ L.from_sweep(sweep)
 # %% [markdown]
 # A leader is read off the same table that it leads, so a narrow lead says little; where the two are not told apart, it
 # says nothing. That is judged seed by seed and window by window: all criteria are measured on the same text. Where a
-# criterion has one plan only (magnitude), its interval is over windows, elsewhere over seeds and windows. The README
-# shows the whole board, with layers, repair and slicing.
+# criterion has one plan only (magnitude), its interval is over windows, elsewhere over seeds and windows.
+# The [leaderboard](../docs/leaderboard.md) has all systems, with layers, repair and slicing.
 #
 # ## The result
 #
@@ -789,7 +789,7 @@ else:
 # - **The other systems as they were published.** Each criterion here cuts equal widths for a stock checkpoint. FLAP
 #   with its own class, Wanda-sp on the already pruned layers before, LLM-Pruner with its own groups may do better.
 # - **TransAct.** Its case is a fifth of the size and billions of tokens of training.
-# - **Tasks.** Perplexity only; the README's board has accuracies beside it.
+# - **Tasks.** Perplexity only; the [leaderboard](../docs/leaderboard.md) has accuracies beside it.
 #
 # ## References
 # - AMP, [arXiv 2504.21174](https://arxiv.org/abs/2504.21174); TransAct, [arXiv 2407.05690](https://arxiv.org/abs/2407.05690),
