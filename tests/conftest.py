@@ -20,7 +20,6 @@ from hypothesis import HealthCheck, Phase, settings
 # Linear algebra in many sizes: what a library does otherwise with two threads shows here.
 NUMERICS = {
     "test_budget",
-    "test_compensation",
     "test_eliminate",
     "test_layers",
     "test_refit",

@@ -12,7 +12,7 @@ from helpers import grid
 import amp_tutorial as amp
 from amp_tutorial import cli
 from amp_tutorial.files.paths import ROOT
-from amp_tutorial.runs import dry_run, speeds
+from amp_tutorial.runs import dry_run, workload
 from amp_tutorial.runs import requirements as needs
 from amp_tutorial.scale import peak_memory as peaks
 
@@ -130,7 +130,7 @@ def test_without_a_gpu_the_time_of_a_preset_for_one_is_not_that_of_this_cpu(
         raise AssertionError("this machine was timed")
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(speeds, "matmul_speed", timed)
+    monkeypatch.setattr(workload, "matmul_speed", timed)
     needs = amp.needs_of(DEFAULTS | read(amp.DATA / "presets" / "paper-llama-2-7b-30.yaml"))
     assert 3600 < needs.seconds < 24 * 3600
     assert "TFLOP at 40% of 312 TFLOP/s, of an A100 80 GB, as its data sheet says; there is no GPU here" in str(needs)
@@ -150,8 +150,8 @@ def test_what_runs_here_is_timed_here_in_its_own_precision(monkeypatch: pytest.M
         return 1e12
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(speeds, "matmul_speed", timed)
-    speeds._timed.cache_clear()
-    assert speeds.speed_of("bfloat16", "auto") == speeds.Speed(1e12, "") == speeds.speed_of("bfloat16", "cpu")
+    monkeypatch.setattr(workload, "matmul_speed", timed)
+    workload._timed.cache_clear()
+    assert workload.speed_of("bfloat16", "auto") == workload.Speed(1e12, "") == workload.speed_of("bfloat16", "cpu")
     assert asked == [(torch.bfloat16, "cpu")], "once"
-    speeds._timed.cache_clear()
+    workload._timed.cache_clear()

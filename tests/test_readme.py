@@ -10,7 +10,7 @@ from helpers import KNOWN, WITH_HEADS, WITH_NEURONS, Shape, some_plan, tiny
 
 import amp_tutorial as amp
 from amp_tutorial.files.paths import NOTEBOOKS, ROOT
-from amp_tutorial.reports import families_table
+from amp_tutorial.reports import pages
 from amp_tutorial.runs import presets
 
 PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", *(f"docs/{p.name}" for p in sorted(ROOT.glob("docs/*.md"))))
@@ -45,13 +45,13 @@ def test_it_is_short() -> None:
 
 
 def test_the_table_of_families_names_each_once() -> None:
-    first = [line.split(" | ")[0] for line in families_table.families_table().splitlines()[2:]]
+    first = [line.split(" | ")[0] for line in pages.families_table().splitlines()[2:]]
     assert sorted(re.findall(r"`(\w+)`", " ".join(first))) == sorted(KNOWN)
 
 
 def test_a_new_row_of_families_has_its_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(amp.FAMILIES, "helium", amp.Family(no_neurons="a reason"))
-    assert "| `helium` | by KV group, or queries of every group | none: a reason |" in families_table.families_table()
+    assert "| `helium` | by KV group, or queries of every group | none: a reason |" in pages.families_table()
 
 
 def test_every_test_it_names_is_there() -> None:

@@ -4,7 +4,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..core.criteria import CRITERIA, Criterion
-from .moments import squares
+from .wanda import squares
 
 
 def transact(

@@ -3,8 +3,14 @@
 from jaxtyping import Float
 from torch import Tensor
 
-from ..core.criteria import CRITERIA, Criterion
-from .moments import squares
+from ..core.criteria import COLUMNS, CRITERIA, Criterion
+
+
+def squares(
+    x: Float[Tensor, " tokens *structure"], output: Float[Tensor, "*structure hidden"]
+) -> Float[Tensor, "tokens features"]:
+    """The energy of each input."""
+    return x.flatten(1).square()
 
 
 def wanda_sp(
@@ -19,4 +25,5 @@ def wanda_sp(
     return (output.abs().mean(-1) * mean.clamp(min=0).sqrt().view(output.shape[:2])).sum(1)
 
 
+COLUMNS[squares] = 1
 CRITERIA["wanda"] = Criterion(squares, squares, finish=wanda_sp)

@@ -12,13 +12,16 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from amp_tutorial import DATA, FAMILIES
+from amp_tutorial import DATA, FAMILIES, Family
 
 from ..files.atomic import write_text
 from ..files.paths import ROOT
-from . import api_reference, architecture, boards, families_table, preset_costs, standings, summary
+from ..runs.parameters import effective, notebook_named, parameters_of
+from ..runs.presets import names
+from . import api_reference, architecture, boards, standings, summary
 
 SHOWN, RATIO = "tiny-llama", 0.30  # the model and the share removed of which the README speaks
+CPUS = {"ci": ("CPU, 0.1 TFLOP/s", 1e11), "laptop": ("CPU, 0.4 TFLOP/s", 4e11)}  # operations a second: assumptions
 Part = Callable[[], str]
 
 
@@ -105,14 +108,68 @@ def leaderboard() -> str:
     return "\n".join([drawing, "", *boards.body(found, left_out, RATIO), more])
 
 
+def _code(names: tuple[str, ...]) -> str:
+    return " or ".join(f"`{name}`" for name in names)
+
+
+def family_cells(family: Family) -> tuple[str, str, str]:
+    """What the table says of a family: its heads, its neurons, and what it is saved as."""
+    heads, saved = "by KV group, or queries of every group", "as the source"
+    if family.no_heads_with:
+        heads += f"; none with {_code(family.no_heads_with)}"
+    if not family.any_head_count and not family.equal_type:
+        heads += "; only counts that divide `hidden_size`"
+    if family.no_heads:
+        heads = f"none: {family.no_heads}"
+    if family.equal_type:
+        settings = " and ".join(f"`{name}={value}`" for name, value in family.equal_settings)
+        saved += f"; as `{family.equal_type}` with {settings} where the head count does not divide `hidden_size`"
+        if family.equal_unless:
+            saved += f" (with {_code(family.equal_unless)}: only counts that divide it)"
+    return heads, f"none: {family.no_neurons}" if family.no_neurons else "yes", saved
+
+
+def families_table() -> str:
+    """A Markdown table: families of which the same is true share a row; the order is that of `FAMILIES`."""
+    rows: dict[tuple[str, str, str], list[str]] = {}
+    for kind, family in FAMILIES.items():
+        rows.setdefault(family_cells(family), []).append(f"`{kind}`")
+    lines = ["| `model_type` | heads | neurons | saved |", "|---|---|---|---|"]
+    return "\n".join([*lines, *(f"| {', '.join(kinds)} | {' | '.join(said)} |" for said, kinds in rows.items())])
+
+
+def preset_costs() -> str:
+    """What every preset needs: estimates from configurations alone, at stated speeds, the same on every machine."""
+    from ..runs.requirements import duration, needs_of, size  # here, because they bring torch
+    from ..runs.workload import ASSUMED, GPUS
+
+    speeds = CPUS | {"t4": ("T4", GPUS["T4"])}
+    known = parameters_of(notebook_named("reproduce"))
+    lines = [
+        "| preset | model | removed | weights | peak, and in which stage | time, roughly |",
+        "|---|---|---:|---:|---|---|",
+    ]
+    for name in names():
+        device, speed = speeds.get(name, (ASSUMED, GPUS[ASSUMED]))
+        p = effective(known, name, {"device": "cpu"}, name)
+        needs = needs_of(p, speed)
+        before, after = needs.parameters
+        stage = max(needs.peaks, key=lambda s: needs.peaks[s])
+        lines.append(
+            f"| `{name}` | {p['model']} | {1 - after / before:.1%} | {size(needs.weights)} | "
+            f"{size(needs.peak)}, {stage} | {duration(needs.seconds)} on {device} |"
+        )
+    return "\n".join(lines)
+
+
 PARTS: dict[tuple[str, str], Part] = {
     ("README.md", "picture"): lambda: f"{picture('')}\n\n{results_sentence()}",
     ("README.md", "numbers"): lambda: f"- {leaderboard_sentence()}\n- {speed_sentence()}\n- {families_sentence()}",
     ("README.md", "house"): lambda: f"```\n{architecture.house()}\n```",
     ("docs/results.md", "results"): lambda: f"{picture('../')}\n\n{summary.main_table(_results())}",
     ("docs/leaderboard.md", "leaderboard"): leaderboard,
-    ("docs/families.md", "families"): families_table.families_table,
-    ("docs/researchers.md", "costs"): preset_costs.table,
+    ("docs/families.md", "families"): families_table,
+    ("docs/researchers.md", "costs"): preset_costs,
     ("docs/architecture.md", "architecture"): architecture.listing,
     ("docs/api.md", "api"): api_reference.reference,
 }

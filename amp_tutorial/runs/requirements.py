@@ -25,9 +25,8 @@ from ..core.surgery import smaller_config
 from ..files.checkpoints import located
 from ..files.paths import DATA
 from ..scale.peak_memory import shadow
-from .speeds import Speed, device_of, speed_of
 from .stages import chosen_plan, stage_peaks
-from .workload import download, operations
+from .workload import Speed, device_of, download, operations, speed_of
 
 CONFIGS = DATA / "configs.yaml"
 SHARE = 0.4  # of the speed of a matrix product that a whole run is taken to reach: an assumption

@@ -1,8 +1,9 @@
-"""How much text a run of the reproduction notebook reads: its floating-point operations, and what it has to fetch.
+"""How much text a run of the reproduction notebook reads: its operations, at what speed, and what it has to fetch.
 
 Everything is an upper bound as far as it depends on texts that have not been read: each is as long as it may be.
 """
 
+import functools
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from ..core.anatomy import Anatomy
 from ..core.criteria import named
 from ..files.checkpoints import located
+from ..measure.check import matmul_speed
 
 PAPER = ("piqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge")
 ITEMS = dict(zip(PAPER, (1838, 10042, 1267, 2376, 1172), strict=True))  # in the split that lm-eval takes
@@ -106,3 +108,34 @@ def download(config: PreTrainedConfig, dense: PreTrainedModel, p: Mapping[str, A
         total += TASKS_DOWNLOAD
         what.append("tasks")
     return total, [f"  To be fetched, if not cached: {', '.join(what)}."] if what else []
+
+
+# Operations a second of matrix products in half precision, by data sheets.
+GPUS = {"T4": 65e12, "A100 80 GB": 312e12}
+ASSUMED = "A100 80 GB"  # every preset fits in its memory
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Floating-point operations a second of a matrix product, and whose they are."""
+
+    flops: float
+    of: str  # "" for this machine
+
+
+def device_of(asked: str) -> str:
+    """What "auto" means here."""
+    return asked if asked != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def speed_of(dtype: str, asked: str) -> Speed:
+    """The speed of the device that a run would use. A GPU that is not here is taken to be an A100, never this CPU."""
+    device = device_of(asked)
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        return Speed(GPUS[ASSUMED], f"an {ASSUMED}, as its data sheet says; there is no GPU here")
+    return Speed(_timed(dtype, device), "")
+
+
+@functools.cache
+def _timed(dtype: str, device: str) -> float:
+    return matmul_speed(4096 if device.startswith("cuda") else 512, 3, getattr(torch, dtype), device)

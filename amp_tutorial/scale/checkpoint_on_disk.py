@@ -22,13 +22,15 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging
 
 from ..core.anatomy import Anatomy
 from ..core.checkpoint import configuration
-from ..core.families import family_of
+from ..core.families import family_of, older_names_of
 from ..core.surgery import tied
-from ..files.atomic import reason
+from ..files.atomic import reason, write_json
 from ..files.checkpoints import matching, readable
+from ..files.older_names import add_older_names
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 TOKENIZER = ("tokenizer*", "vocab.*", "*.model")  # any of these says that a folder has one
@@ -185,3 +187,46 @@ class _NothingAllocated(TorchFunctionMode):
     ) -> Any:
         where = {"device": "meta"} if function is torch.empty else {}
         return function(*args, **(kwargs or {}) | where)
+
+
+class Shards:
+    """A stock checkpoint of so many files and an index, written part by part into a folder that nobody reads yet."""
+
+    def __init__(self, small: PreTrainedModel, folder: Path, count: int) -> None:
+        self.small, self.folder, self.count = small, folder, count
+        self.where: dict[str, str] = {}  # the file of each tensor
+        self.written, self.total = 0, 0  # files, bytes
+
+    def add(self, tensors: dict[str, Tensor]) -> None:
+        """Write a part, with the names that the small model has for its tensors."""
+        self.written += 1
+        shard = self.folder / f"model-{self.written:05}-of-{self.count:05}.safetensors"
+        self.small.save_pretrained(self.folder / "part", state_dict=tensors)  # under the names that are stored
+        (self.folder / "part" / WEIGHTS).replace(shard)
+        stored = blank(shard)
+        self.where |= dict.fromkeys(stored, shard.name)
+        self.total += sum(tensor.nbytes for tensor in stored.values())
+
+    def finish(self, tokenizer: PreTrainedTokenizerBase | None) -> None:
+        """Write all else. What makes it a model for a reader, config.json, is moved to its place last."""
+        index = {"metadata": {"total_size": self.total}, "weight_map": self.where}
+        write_json(self.folder / INDEX, index, indent=2, sort_keys=True)
+        part = self.folder / "part"
+        if tokenizer is not None:
+            tokenizer.save_pretrained(part)
+        add_older_names(part, older_names_of(self.small.config))
+        for path in sorted(part.iterdir(), key=lambda path: path.name == "config.json"):
+            path.replace(self.folder / path.name)
+        part.rmdir()
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Silence transformers' own bar for every load and save: here there are two for each layer."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

@@ -32,8 +32,7 @@ from ..methods.repair_layer import Options, Refits
 from ..methods.residual_roles import roles
 from ..methods.rotation import Moments, Rotation
 from ..methods.whole_layers import cut_layer, renumbered
-from .checkpoint_on_disk import Folder
-from .shards import Shards, without_bars
+from .checkpoint_on_disk import Folder, Shards, without_bars
 
 
 @dataclass(frozen=True)
