@@ -3,6 +3,7 @@
 import gzip
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -140,6 +141,13 @@ def test_a_local_copy_stands_for_the_corpus(tmp_path: Path, name: str, join: str
     assert amp.texts(amp.text_source(name, tmp_path)) == ["to learn"]
     assert amp.perplexity_text(name, tmp_path) == (LINES, join)
     assert amp.text_source("tinyworld", tmp_path) == "tinyworld" == amp.perplexity_text("tinyworld", tmp_path)[0]
+
+
+def test_as_much_is_read_of_a_local_copy_as_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(corpora.CORPORA, "c4", replace(corpora.CORPORA["c4"], most=10))
+    many = lines([{"text": f"{i}"} for i in range(12)])
+    counts = {name: len(amp.texts(put(tmp_path / name, many))) for name in ("c4.jsonl", "mine.jsonl")}
+    assert counts == {"c4.jsonl": 10, "mine.jsonl": 12}
 
 
 def test_perplexity_of_c4_reads_as_many_documents_as_the_literature(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ def unit_tests() -> Iterator[Tests]:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     runner = subprocess.Popen(
         [sys.executable, Path(__file__).with_name("forks.py")],
-        env=inherited | {"TESTS_NO_SHRINK": "1"},
+        env=inherited | {"TESTS_OF_A_FAULT": "1"},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -73,8 +73,7 @@ def test_configurations_have_the_published_number_of_parameters(name: str) -> No
     assert set(needs.stored_configurations()) == set(PUBLISHED)
 
 
-# Those of the tests below; a budget of a large model takes seconds.
-ALWAYS = ("ci", "laptop", "t4", "paper-llama-2-7b-30")
+ALWAYS = ("ci", "paper-llama-2-7b-30")  # a budget of a large model takes seconds
 BUDGETS = [path if path.stem in ALWAYS else grid(path)[0] for path in PRESETS]
 
 

@@ -78,8 +78,11 @@ def pruned(model: PreTrainedModel) -> PreTrainedModel:
     return amp.prune(model, amp.plan(model, amp.score(model, [], "random"), pruning_ratio=0.3)).model
 
 
-@pytest.mark.parametrize("criterion", amp.CRITERIA)
-@pytest.mark.parametrize("batch, length", [(3, 40), (16, 128)])
+SCORED = [(criterion, 3, 40) for criterion in amp.CRITERIA]
+WIDER = [(criterion, 16, 128) for criterion in amp.CRITERIA]
+
+
+@pytest.mark.parametrize("criterion, batch, length", [*SCORED, *WIDER[:1], *grid(*WIDER[1:])])
 def test_scoring(loaded: Any, criterion: str, batch: int, length: int) -> None:
     name, model, _ = loaded
     told = need(
@@ -126,7 +129,7 @@ def test_repair(loaded: Any, how: str, batch: int, length: int) -> None:
     assert need(model=name, repair=how, **settings).peaks["prune"] == pytest.approx(taken, rel=CLOSE)
 
 
-@pytest.mark.parametrize("batch, window", [(1, 256), (4, 64), (12, 128)])
+@pytest.mark.parametrize("batch, window", [(1, 256), (12, 128), *grid((4, 64))])
 def test_perplexity(loaded: Any, running_text: str, batch: int, window: int) -> None:
     name, model, tokenizer = loaded
     told = need(model=name, batch=batch, window=window, tasks="none", perplexity_text="long", rows_at_once=1)

@@ -159,9 +159,11 @@ def rows(source: Source, split: str) -> list[Row]:
             f"No text source {str(source)!r}: it is neither 'tinyworld' nor a file or folder, nor one of "
             f"{', '.join(CORPORA)}. A text itself is given as [text]."
         )
+    corpus = corpus_of(path)
+    most = corpus.most if corpus else None  # of a local copy as many as from the hub
     if _saved(path):
-        return _of_saved(path, split)
-    return [found for file in files_read(path, split) for found in of_file(file)]
+        return _of_saved(path, split)[:most]
+    return list(islice((found for file in files_read(path, split) for found in of_file(file)), most))
 
 
 def texts(source: Source, split: str = "calibration", blank: bool = False) -> list[str]:

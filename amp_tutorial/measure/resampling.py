@@ -6,7 +6,7 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special
 
 LEVEL = 0.95
 RESAMPLES = 10_000
@@ -17,12 +17,12 @@ Array = NDArray[np.float64]
 
 def z() -> float:
     """Half of a normal distribution's 95 % interval, in standard deviations: 1.96."""
-    return float(stats.norm.ppf((1 + LEVEL) / 2))
+    return float(special.ndtri((1 + LEVEL) / 2))
 
 
 def t(freedom: float) -> float:
     """The same of Student's distribution."""
-    return float(stats.t.ppf((1 + LEVEL) / 2, freedom))
+    return float(special.stdtrit(freedom, (1 + LEVEL) / 2))
 
 
 def error_over(seeds: Sequence[Array]) -> tuple[float, float]:
@@ -50,7 +50,7 @@ def spread(
         return None, f"{what} all alike"
     if error:
         places = (np.random.default_rng(0).permutation(RESAMPLES) + 0.5) / RESAMPLES
-        drawn += error * stats.t.ppf(places, freedom)
+        drawn += error * special.stdtrit(freedom, places)
     low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return (float(low), float(high)), " and ".join(over)
 

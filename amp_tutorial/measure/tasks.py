@@ -6,6 +6,7 @@ import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,14 @@ def _items(samples: Sequence[dict[str, Any]], key: str) -> str:
     return "".join(str(int(mark)) for mark in marks) if all(mark in (0, 1) for mark in marks) else ""
 
 
+@cache
+def _all() -> Any:
+    """lm-eval's own index of some fifteen thousand names, which takes seconds."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager()
+
+
 def known_tasks(names: list[str], folder: str | Path = "") -> Any:
     """lm-eval's manager of tasks, if it knows all that are not embedded; no data are read.
 
@@ -174,8 +183,10 @@ def known_tasks(names: list[str], folder: str | Path = "") -> Any:
         raise ValueError(f"No folder of tasks {str(folder)!r}.")
     path = str(Path(folder).resolve()) if folder else None
     own = TaskManager(include_path=path, include_defaults=False) if path else None
-    # Its own index has some fifteen thousand names and takes seconds; it is not asked if the folder has all.
-    manager = own if own and set(others) <= set(own.all_tasks) else TaskManager(include_path=path)
+    if own and set(others) <= set(own.all_tasks):
+        manager = own  # lm-eval's own index takes seconds; it is not asked if the folder has all
+    else:
+        manager = TaskManager(include_path=path) if path else _all()
     for name in others:
         if name not in manager.all_subtasks:
             if name in manager.all_tasks:

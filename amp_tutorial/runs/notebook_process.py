@@ -13,6 +13,7 @@ import time
 import traceback
 from contextlib import suppress
 
+sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment]  # see `runs/__init__.py`; nobody here needs it
 DEAD = 3  # exit status: the kernel died
 NOTEBOOK = "notebook.ipynb"
 # PR_SET_PDEATHSIG, SIGKILL. ipykernel watches for a new parent as well, but before version 7 only for process 1.
