@@ -190,7 +190,7 @@ def test_a_damaged_file_is_one_sentence(tmp_path: Path) -> None:
     }.items():
         if content:
             (tmp_path / name).write_bytes(content)
-        kind = "no whole gzip file" if name.endswith(".gz") else "damaged"
+        kind = "not a whole gzip file" if name.endswith(".gz") else "damaged"
         with pytest.raises(ValueError, match=f"{name} is .*{kind}.* again.$") as caught:
             amp.texts(tmp_path / name)
         assert "\n" not in str(caught.value)

@@ -100,7 +100,7 @@ def test_it_is_told_what_its_keywords_are(module: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("nowhere.at_all:work", "there is no module nowhere.at_all"),
+        ("nowhere.at_all:work", "the module nowhere.at_all does not exist"),
         ("sweepable.module:gone", "defines no gone"),
         ("sweepable.module:by_position", r"must take arguments by name only: def by_position\(\*"),
         ("sweepable.module:without_default", "x needs a text, a number, True or False as default"),

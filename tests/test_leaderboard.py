@@ -120,7 +120,7 @@ def test_slicing_by_layer_counts_the_matrices_between_norms_and_says_what_it_can
         (Shape("granite"), {"residual_multiplier": 0.3}),
     ]
     for shape, settings in cases:
-        with pytest.raises(ValueError, match=f"follows no {shape.family}: its stream is no plain sum"):
+        with pytest.raises(ValueError, match=f"cannot follow a {shape.family}: its stream is not a plain sum"):
             slicegpt.sliced_by_layer(tiny(shape, **settings), random_batches(), 16)
     with pytest.raises(ValueError, match="ask for less"):
         slicegpt.hidden_for(anatomy, 0.999)

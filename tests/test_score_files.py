@@ -160,7 +160,7 @@ def test_a_file_that_holds_no_scores_is_one_sentence(damage: str, tmp_path: Path
     path = amp.score(tiny(), BATCHES).save(tmp_path / "scores.safetensors")
     assert amp.Scores.load(path).tokens == 27
     DAMAGES[damage](path)
-    with pytest.raises(ValueError, match="is no file of scores, as Scores.save writes them; score again") as caught:
+    with pytest.raises(ValueError, match="is not a file of scores as Scores.save writes it; score again") as caught:
         amp.Scores.load(path)
     assert "\n" not in str(caught.value)
 

@@ -402,7 +402,7 @@ def cut_short(folder: Path) -> None:
         (lambda folder: drop(folder, "*.safetensors*"), "neither model.safetensors nor model.safetensors.index.json"),
         (pickled, r"only as pickles.*convert once with AutoModelForCausalLM.*save_pretrained"),
         (lambda folder: max(folder.glob("*.safetensors")).unlink(), r"of-\d+.safetensors is missing \(1 of"),
-        (lambda folder: (folder / "model.safetensors.index.json").write_text("{"), "no index of safetensors"),
+        (lambda folder: (folder / "model.safetensors.index.json").write_text("{"), "not an index of safetensors"),
         (cut_short, "Could not load"),
         (one_less, "do not match its configuration: 1 missing keys, such as"),
         (configured(intermediate_size=25), "do not match its configuration; compare their shapes"),
@@ -455,7 +455,7 @@ def test_a_bad_target_or_no_folder(tmp_path: Path) -> None:
         amp.prune_folder(source, checkpoint(tmp_path / "other"), 0.2)
     with pytest.raises(ValueError, match="config.json is a file, and a folder is needed"):
         amp.prune_folder(source, source / "config.json", 0.2)
-    with pytest.raises(ValueError, match="no local folder; fetch it first: hf download owner/model"):
+    with pytest.raises(ValueError, match="not a local folder; fetch it first: hf download owner/model"):
         amp.prune_folder("owner/model", tmp_path / "small", 0.2)
     with pytest.raises(ValueError, match="Unknown model"):
         amp.prune_folder("nonesuch", tmp_path / "small", 0.2)

@@ -115,7 +115,7 @@ def configuration(name: str | Path, revision: str | None = None, trust_remote_co
     named, decoders = config.architectures or [], set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
     if named and kind not in FAMILIES and not decoders & set(named) and not trust_remote_code:
         raise ValueError(
-            f"{str(name)!r} is a {named[0]} ({kind}), no decoder that predicts a next token; only such are pruned here."
+            f"{str(name)!r} is a {named[0]} ({kind}), not a decoder that predicts a next token; only those are pruned."
         )
     return config
 

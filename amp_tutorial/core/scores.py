@@ -63,7 +63,7 @@ class Scores:
                 found |= {name: int(found[name]) for name in ("tokens", "prompts", "seed")}
                 found |= {name: list(file.get_tensor(name).unbind()) for name in ("heads", "neurons")}
         except (OSError, SafetensorError, KeyError, ValueError) as error:
-            raise ValueError(f"{path} is no file of scores, as Scores.save writes them; score again.") from error
+            raise ValueError(f"{path} is not a file of scores as Scores.save writes it; score again.") from error
         return cls(**found)
 
 

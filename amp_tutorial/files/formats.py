@@ -175,7 +175,7 @@ def _lines(path: Path) -> Iterator[str]:
 
 
 def _first(path: Path) -> str:
-    """The first character that is no space."""
+    """The first character that is not a space."""
     return next((line.lstrip()[0] for line in _lines(path) if line.strip()), "")
 
 
@@ -192,5 +192,5 @@ def _whole(path: Path) -> str:
 
 def _unread(path: Path, error: BaseException) -> str:
     if path.suffix.lower() == ".gz":
-        return f"{path} is no whole gzip file ({reason(error)}); fetch it again."
+        return f"{path} is not a whole gzip file ({reason(error)}); fetch it again."
     return f"{path} can't be read: {reason(error)}."

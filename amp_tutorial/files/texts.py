@@ -154,7 +154,7 @@ def rows(source: Source, split: str) -> list[Row]:
     if not os.path.exists(path):
         if len(str(source)) > 255 or "\n" in str(source):
             said = f"{str(source)[:30]!r}…"
-            raise ValueError(f"{said} ({len(str(source)):,} characters) is a text and no source; give it as [text].")
+            raise ValueError(f"{said} ({len(str(source)):,} characters) is a text, not a source; give it as [text].")
         raise ValueError(
             f"No text source {str(source)!r}: it is neither 'tinyworld' nor a file or folder, nor one of "
             f"{', '.join(CORPORA)}. A text itself is given as [text]."
@@ -239,7 +239,7 @@ def files_read(path: Path, split: str) -> list[Path]:
     chosen = next((of for word in words if (of := [p for p in every if word in _words(p.name)])), [])
     if not chosen:
         raise ValueError(
-            f"{path} has no file with the word {' or '.join(words)} in its name, and is no saved data set."
+            f"{path} has no file with the word {' or '.join(words)} in its name, and is not a saved data set."
         )
     return chosen
 

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..core.anatomy import Anatomy
+from ..core.checkpoint import without_weights
 
 
 @dataclass(frozen=True)
@@ -82,13 +83,11 @@ def _on_meta(
     config = copy.deepcopy(model if isinstance(model, PreTrainedConfig) else model.config)
     config.pad_token_id = None  # else GPT-2 looks into the ids, to warn of padding
     dtype = dtype or (config.dtype if isinstance(model, PreTrainedConfig) else model.dtype)
-    with torch.device("meta"):
-        twin: PreTrainedModel = AutoModelForCausalLM.from_config(
-            config, attn_implementation="eager", dtype=dtype or torch.float32
-        )
+    config._attn_implementation = "eager"
+    twin = without_weights(config, dtype or torch.float32)
     if getattr(config, "_experts_implementation", None):
         twin.set_experts_implementation("batched_mm")  # its work does not depend on the data, which meta has not
-    return twin.eval()
+    return twin
 
 
 @dataclass(frozen=True)

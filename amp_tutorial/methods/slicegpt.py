@@ -53,8 +53,8 @@ def sliced_by_layer(model: PreTrainedModel, batches: Sequence[Batch], hidden: in
     anatomy = Anatomy.of(small)
     if anatomy.family.no_neurons or any(getattr(small.config, name, 1) != 1 for name in SCALED):
         raise ValueError(
-            f"SliceGPT layer by layer follows no {small.config.model_type}: its stream is no plain sum of what one "
-            "attention and one MLP write."
+            f"SliceGPT layer by layer cannot follow a {small.config.model_type}: its stream is not a plain sum of what "
+            "one attention and one MLP write."
         )
     named = Moments(anatomy)  # it knows the norms
     norms = [small.get_submodule(name) for i in range(anatomy.layers) for name in named.norms(i)]

@@ -48,7 +48,7 @@ def _source(name: str) -> tuple[Path, str]:
     except ImportError:
         spec = None
     if spec is None or spec.origin is None or not Path(spec.origin).is_file():
-        raise ValueError(f"The function {name}: there is no module {module}.")
+        raise ValueError(f"The function {name}: the module {module} does not exist.")
     return Path(spec.origin), function
 
 

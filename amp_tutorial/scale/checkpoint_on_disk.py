@@ -164,7 +164,7 @@ def _files(source: Path) -> list[Path]:
     try:
         names = sorted(set(json.loads((source / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{source / INDEX} is no index of safetensors; fetch it again.") from error
+        raise ValueError(f"{source / INDEX} is not an index of safetensors; fetch it again.") from error
     missing = [name for name in names if not (source / name).is_file()]
     if missing:
         raise ValueError(f"{source / missing[0]} is missing ({len(missing)} of {len(names)} files are); fetch it.")

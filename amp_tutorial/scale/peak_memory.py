@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..core.anatomy import Anatomy
+from ..core.checkpoint import without_weights
 from ..core.criteria import named
 from ..core.plans import Plan
 from ..core.sums import CHUNK, CHUNK_ON_GPU, Sums, one_pass
@@ -70,7 +71,7 @@ class Alive(TorchDispatchMode):
 
 
 class _Attention(torch.autograd.Function):
-    """What a fused attention holds: its output, and for the way back its inputs. On meta torch knows no fused one."""
+    """What a fused attention holds: its output, and for the way back its inputs. Meta has no fused one."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:  # type: ignore[override]
@@ -102,12 +103,10 @@ def counting(*held: nn.Module) -> Iterator[Alive]:
 
 def shadow(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
     """The model of a configuration on the meta device: shapes without weights."""
-    with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    model.tie_weights()  # transformers 5.0 does not, and a shared weight would count twice
+    model = without_weights(config, dtype)
     if getattr(config, "_experts_implementation", None):
         model.set_experts_implementation("batched_mm")  # its work does not depend on the data, which meta has not
-    return model.eval()
+    return model
 
 
 def _ids(rows: int, length: int) -> Tensor:

@@ -106,7 +106,7 @@ def prune_folder(
     """
     name, source = source, located(source)
     if not source.is_dir():
-        raise ValueError(f"{name} is no local folder; fetch it first: hf download {name} --local-dir FOLDER.")
+        raise ValueError(f"{name} is not a local folder; fetch it first: hf download {name} --local-dir FOLDER.")
     options, chosen = _options(repair, hidden_size), named(criterion)
     with without_bars():
         folder = Folder(source)
