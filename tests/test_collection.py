@@ -193,3 +193,14 @@ def test_what_has_no_interval_says_so_and_what_is_not_there_is_none() -> None:
 def test_what_is_a_perplexity_is_told_by_its_name() -> None:
     assert measured.is_perplexity("perplexity") and measured.is_perplexity("untuned/perplexity")
     assert not measured.is_perplexity("perplexity protocol") and not measured.is_perplexity("mean accuracy")
+
+
+def test_what_a_sweep_has_not_measured_again_stays(tmp_path: Path) -> None:
+    """The records of half a sweep must not cost the other half of the table."""
+    for name, value in (("a.json", 4.0), ("b.json", 6.0), ("c.json", 7.0)):
+        made(tmp_path / name, value)
+    before = {path.name: json.loads(path.read_text(encoding="utf-8")) for path in sorted(tmp_path.glob("*.json"))}
+    collection.write(tmp_path, {"a.json": before["a.json"], "b.json": before["b.json"]})
+    collection.put(tmp_path, {"b.json": before["c.json"]})
+    assert collection.gathered(tmp_path) == {"a.json": before["a.json"], "b.json": before["c.json"]}
+    assert not (tmp_path / "b.json").exists() and (tmp_path / "a.json").exists(), "only what was put is removed"

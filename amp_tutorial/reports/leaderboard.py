@@ -40,7 +40,9 @@ def gathered(grid_file: Path, runs: Path) -> tuple[dict[str, collection.Found], 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Write the leaderboard from the records of its sweep.")
     parser.add_argument("--grid", type=Path, default=DATA / "sweeps" / "leaderboard.yaml", help="the sweep's grid")
-    parser.add_argument("--runs", type=Path, help="the sweep's folder of runs, whose records replace those in --out")
+    parser.add_argument(
+        "--runs", type=Path, help="the sweep's folder of runs, whose records take the place of the same runs' in --out"
+    )
     parser.add_argument("--out", type=Path, default=Path("data/leaderboard"), help="where table and picture go")
     o = parser.parse_args(arguments)
     try:
@@ -51,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
     if missing:
         print(f"{missing} runs are not finished: amp-tutorial sweep {o.grid} --out {o.runs}", file=sys.stderr)
     if found:
-        collection.replace(o.out, found)
+        collection.put(o.out, found)
     records = standings.read(o.out)
     if not any(record["parameters"]["system"] == "dense" for record in records):
         print(f"No dense model was measured, so there is nothing to compare with in {o.out}.", file=sys.stderr)

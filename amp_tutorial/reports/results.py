@@ -35,13 +35,15 @@ def gathered(grid_file: Path, runs: Path) -> tuple[dict[str, collection.Found], 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Write the course's results from the records of their sweep.")
     parser.add_argument("--grid", type=Path, default=DATA / "sweeps" / "results.yaml", help="the sweep's grid")
-    parser.add_argument("--runs", type=Path, help="the sweep's folder of runs, whose records replace those in --out")
+    parser.add_argument(
+        "--runs", type=Path, help="the sweep's folder of runs, whose records take the place of the same runs' in --out"
+    )
     parser.add_argument("--out", type=Path, default=Path("data/results"), help="where table and picture go")
     o = parser.parse_args(arguments)
     try:
         records, missing = gathered(o.grid, o.runs) if o.runs else ({}, 0)
         if records:
-            collection.replace(o.out, records)
+            collection.put(o.out, records)
     except ValueError as error:
         parser.error(str(error))
     if missing:

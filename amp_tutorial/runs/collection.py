@@ -111,13 +111,15 @@ def _finished(folder: Path) -> Iterator[tuple[str, Found]]:
             yield path.relative_to(folder).as_posix(), record
 
 
-def replace(folder: str | Path, found: dict[str, Found]) -> Path:
-    """Write the table of a folder, and once it is on disk remove single files of these names, which counted before.
+def put(folder: str | Path, found: dict[str, Found]) -> Path:
+    """Put records into the table of a folder in the place of those of their names; all others stay.
+
+    Once the table is on disk, single files of these names are removed, which counted before.
 
     Raises:
-        OSError, ValueError: see `write`.
+        OSError, ValueError: see `write`; or a table that is not sound.
     """
-    path = write(folder, found)
+    path = write(folder, gathered(folder) | found)
     for name in found:
         (Path(folder) / name).unlink(missing_ok=True)
     return path
