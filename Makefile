@@ -23,7 +23,7 @@ course: .venv/installed
 test: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
-# Every family, model and setting, every lesson on two models and by nbval; two to three times as long
+# Every family, model and setting, every lesson on two models and by nbval; much longer
 test-all: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m "not exhaustive"
 

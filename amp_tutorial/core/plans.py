@@ -62,7 +62,7 @@ class Plan:
         return sorted({h // (self.of_heads // self.of_groups) for h in self.heads[layer]})
 
     def shared(self, other: "Plan") -> tuple[float, float]:
-        """Shares of this plan's kept heads and neurons that the other plan, for a model of this depth, keeps too."""
+        """Shares of this plan's kept heads and neurons that the other keeps too; a ValueError if depths differ."""
         if len(self.heads) != len(other.heads):
             raise ValueError(
                 f"The plans are for models of {len(self.heads)} and {len(other.heads)} layers; compare like."

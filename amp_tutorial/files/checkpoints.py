@@ -1,4 +1,4 @@
-"""Where a checkpoint lies, of which files it consists, and whether they may be read. Nothing here imports torch."""
+"""Where a checkpoint lies, of which files it consists, whose weights it has, and whether it may be read or written."""
 
 import hashlib
 import json

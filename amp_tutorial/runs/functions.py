@@ -1,9 +1,9 @@
 """Run a function in the place of a notebook: `package.module:function`, in a process that stays for the next one.
 
-A fresh kernel takes ten seconds, many runs three. What such a function is given and leaves is as of a notebook: plain
-parameters by name, of which `out` is a folder of its own, and there `record.json`. It must not depend on what ran in
-its process before; it may keep what is dear, such as a loaded model. A function `check_NAME` beside it may refuse
-parameters, before anything is executed, by a ValueError.
+A fresh kernel loads every library and the model anew, and many a run takes less time than that. What such a function is
+given and leaves is as of a notebook: plain parameters by name, of which `out` is a folder of its own, and there
+`record.json`. It must not depend on what ran in its process before; it may keep what is dear, such as a loaded model. A
+function `check_NAME` beside it may refuse parameters, before anything is executed, by a ValueError.
 """
 
 import ast

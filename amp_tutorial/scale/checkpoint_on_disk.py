@@ -1,4 +1,4 @@
-"""A checkpoint whose weights stay in their files: its model is built without any, and parts get theirs for a while."""
+"""A checkpoint read and written part by part: its model is built without weights, and parts get theirs for a while."""
 
 import json
 import re
