@@ -1,4 +1,4 @@
-"""The command line: `amp-tutorial run`, `sweep`, `table`, `gather` and `doctor`.
+"""The command line: `amp-tutorial run`, `sweep`, `table`, `gather`, `fetch` and `doctor`.
 
 Bad input is one sentence, and exit status 2.
 """
@@ -18,6 +18,7 @@ COMMANDS = {
     "sweep": ("every run of a grid, on this machine or a cluster", "amp_tutorial.runs.sweep"),
     "table": ("published numbers beside those of your runs", "amp_tutorial.reports.table"),
     "gather": ("the records of many runs as one table", "amp_tutorial.reports.gather"),
+    "fetch": ("a real model, by its name", "amp_tutorial.runs.fetch"),
     "doctor": ("what this machine can do, and what to mend", "amp_tutorial.runs.doctor"),
 }
 

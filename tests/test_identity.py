@@ -87,10 +87,10 @@ def test_a_preset_is_a_note_only_where_its_values_are_given(
 ) -> None:
     """In a lesson preset = "full" asks for more items; in the reproduction notebook it says where values are from."""
     monkeypatch.setattr(presets, "PRESETS", tmp_path)
-    for file in ("ci", "laptop"):
+    for file in ("ci", "smollm2-20"):
         (tmp_path / f"{file}.yaml").write_text("share: 0.5\n", encoding="utf-8")
     noted, also, smallest, full = (
-        identity.run_id(notebook, {"preset": p}) for p in ("ci", "laptop", "smallest", "full")
+        identity.run_id(notebook, {"preset": p}) for p in ("ci", "smollm2-20", "smallest", "full")
     )
     assert noted == also and len({noted, smallest, full}) == 3
 

@@ -2,11 +2,13 @@
 
 import ast
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import nbformat
 import pytest
+import yaml
 from helpers import TRAINED
 
 import amp_tutorial as amp
@@ -72,6 +74,21 @@ def test_what_it_cannot_be_asked_is_one_sentence(given: dict[str, Any], match: s
     assert "\n" not in str(caught.value)
 
 
+def test_tasks_without_their_data_are_said_before_a_model_is_loaded(tmp_path: Path) -> None:
+    task = dict(task="mine", dataset_path="json", dataset_kwargs=dict(data_files=dict(test="gone.jsonl")))
+    task |= dict(
+        test_split="test", output_type="multiple_choice", doc_to_text="{{q}}", doc_to_choice="a", doc_to_target=0
+    )
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(task), encoding="utf-8")
+    asked = DEFAULTS | dict(tasks="mine", task_folder=str(tmp_path))
+    sensible(asked)
+    with pytest.raises(ValueError, match="The data of mine are not to be had"):
+        parameter_values.at_hand(asked)
+    with pytest.raises(ValueError, match="alpaca is neither cached"):
+        parameter_values.at_hand(DEFAULTS | dict(recovery_text="alpaca"))
+    parameter_values.at_hand(DEFAULTS)
+
+
 def test_nothing_is_fetched_before_the_budget_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
     monkeypatch.setattr(parameter_values, "rows", lambda source, split: read.append(source))
@@ -90,8 +107,13 @@ def test_nothing_is_fetched_before_the_budget_is_known(monkeypatch: pytest.Monke
 @pytest.mark.lessons
 @pytest.mark.slow
 @pytest.mark.parametrize("model", TRAINED)
-def test_it_runs_with_the_preset_of_continuous_integration(model: str, tmp_path: Path) -> None:
+def test_it_runs_with_the_preset_of_continuous_integration(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli.main(["run", "--preset", "ci", "-p", f"model={model}", "--out", str(tmp_path)]) == 0
+    lines = capsys.readouterr().err.splitlines()  # no terminal: one a stage, with the time left
+    assert re.fullmatch(r"measure dense: \d+ s, roughly .+ left", next(x for x in lines if x.startswith("measure")))
+    assert re.fullmatch(r"measure tuned: \d+ s", lines[-1])
     (path,) = tmp_path.glob("*/record.json")
     record = records.read(path)
     assert record["status"] == "ok" and record["schema"] == 2 and record["identity"] == path.parent.name
@@ -105,7 +127,7 @@ def test_it_runs_with_the_preset_of_continuous_integration(model: str, tmp_path:
         assert metrics[f"{stage}/mean accuracy"]["stderr"] > 0
     assert metrics["dense/perplexity"]["value"] < metrics["untuned/perplexity"]["value"]
     assert [s["name"] for s in record["stages"]] == [
-        "load", "measure dense", "score", "cut", "measure untuned", "recover", "measure tuned",
+        "data", "load", "measure dense", "score", "cut", "measure untuned", "recover", "measure tuned",
     ]  # fmt: skip
     assert all(s["peak_memory_bytes"] > 0 for s in record["stages"])
     assert record["model"]["files"]["model.safetensors"] and record["calibration"]["sha256"]

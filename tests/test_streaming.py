@@ -455,7 +455,7 @@ def test_a_bad_target_or_no_folder(tmp_path: Path) -> None:
         amp.prune_folder(source, checkpoint(tmp_path / "other"), 0.2)
     with pytest.raises(ValueError, match="config.json is a file, and a folder is needed"):
         amp.prune_folder(source, source / "config.json", 0.2)
-    with pytest.raises(ValueError, match="not a local folder; fetch it first: hf download owner/model"):
+    with pytest.raises(ValueError, match=r"not a local folder\. Fetch it first: hf download owner/model"):
         amp.prune_folder("owner/model", tmp_path / "small", 0.2)
     with pytest.raises(ValueError, match="Unknown model"):
         amp.prune_folder("nonesuch", tmp_path / "small", 0.2)

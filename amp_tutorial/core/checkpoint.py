@@ -17,14 +17,15 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from ..files.atomic import expanded, new_folder, reason
 from ..files.checkpoints import (
     CHECKPOINT,
-    EMBEDDED,
-    MODELS,
     MismatchError,
     check_generation,
     located,
     matching,
+    missing,
+    pretrained,
     readable,
 )
+from ..files.gguf_files import plain, precision
 from ..files.older_names import add_older_names
 from .families import FAMILIES, family_of, older_names_of
 
@@ -39,19 +40,20 @@ def load(
     """A model in evaluation mode and its tokenizer.
 
     Args:
-        name: an embedded model ("tiny-llama", "tiny-llama-gqa", "tiny-phi"), a local folder, or a hub id "owner/name".
+        name: an embedded model ("tiny-llama", "tiny-llama-gqa", "tiny-phi"), "smollm2-135m" (see `fetch`), a local
+            folder, a GGUF file (4-bit weights are made float32; `config.made_from` says so), or a hub id "owner/name".
         device: "cpu", "cuda", …; the first GPU if there is one, by default.
         dtype: as stored in the checkpoint by default.
 
     Raises:
-        ValueError: what `configuration` refuses, an embedded file whose SHA-256 is wrong, a folder without safetensors,
-            or weights that do not match the configuration.
+        ValueError: what `configuration` refuses, a file whose SHA-256 is wrong, a folder without safetensors, or
+            weights that do not match the configuration.
     """
     where = located(name)
     readable(where)
     configuration(name, revision, trust_remote_code)  # refuses what cannot be pruned, before any weight is read
-    source = where.resolve() if where.is_dir() else name  # whole, so that `save` knows it from any working folder
-    options = dict(revision=revision, trust_remote_code=trust_remote_code)
+    source, gguf = pretrained(where)
+    options = dict(revision=revision, trust_remote_code=trust_remote_code, **gguf)
     try:
         model = matching(
             name,
@@ -59,20 +61,22 @@ def load(
                 source, dtype=dtype or "auto", use_safetensors=True, output_loading_info=True, **options
             ),
         )
+        if gguf:
+            plain(model, precision(where))
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
     except MismatchError:
         raise
     except (OSError, ValueError, SafetensorError) as error:
-        raise ValueError(f"Could not load {str(name)!r}: {reason(error)}.") from error
+        raise ValueError(f"Could not load {str(name)!r}: {reason(error)}.{missing(name)}") from error
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return model.to(device).eval(), tokenizer
 
 
 def tokenizer_of(name: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a model by its name, or by where it was loaded from; a ValueError if there is none."""
-    where = MODELS / name if str(name) in EMBEDDED else name
     try:
-        return AutoTokenizer.from_pretrained(where)
+        source, gguf = pretrained(located(name))
+        return AutoTokenizer.from_pretrained(source, **gguf)
     except (OSError, ValueError) as error:
         raise ValueError(f"No tokenizer was found in {str(name)!r} ({reason(error)}); give tokenizer=….") from error
 
@@ -95,10 +99,11 @@ def configuration(name: str | Path, revision: str | None = None, trust_remote_co
         ValueError: no such model, or one that cannot be pruned here: an encoder, an encoder-decoder, a quantised
             checkpoint, or one whose code comes with it and not with transformers.
     """
-    where = located(name)
-    source = where if where.is_dir() else name
+    source, gguf = pretrained(where := located(name))
+    if gguf:
+        precision(where)  # refuses what is no whole model
     try:
-        stored, _ = PreTrainedConfig.get_config_dict(source, revision=revision)
+        stored = {} if gguf else PreTrainedConfig.get_config_dict(source, revision=revision)[0]
         kind = stored.get("model_type", "")
         if "auto_map" in stored and kind not in FAMILIES and not trust_remote_code:
             code = ", ".join(sorted({str(value).split("--")[-1] for value in stored["auto_map"].values()}))
@@ -106,9 +111,9 @@ def configuration(name: str | Path, revision: str | None = None, trust_remote_co
                 f"it brings code of its own ({code}; auto_map in its config.json), which is never run here, and only "
                 "architectures that transformers itself has can be pruned"
             )
-        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code, **gguf)
     except (OSError, ValueError) as error:
-        raise ValueError(f"Could not load {str(name)!r}: {reason(error)}.") from error
+        raise ValueError(f"Could not load {str(name)!r}: {reason(error)}.{missing(name)}") from error
     # Not every decoder has a row in FAMILIES: those without can still be measured.
     if config.is_encoder_decoder or getattr(config, "quantization_config", None):
         family_of(config)  # says why not

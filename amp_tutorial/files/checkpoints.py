@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from .downloads import KNOWN, home, place_of
+from .gguf_files import ENDING, only_one, precision
 from .paths import DATA
 
 MODELS = DATA / "models"
@@ -34,24 +36,49 @@ CHECKPOINT = (  # the files that a checkpoint consists of, and that another one 
 
 
 def located(name: str | Path) -> Path:
-    """The folder a name stands for; a hub id is returned as it is, and is no folder."""
+    """The folder or GGUF file a name stands for; a hub id is returned as it is, and is neither."""
     name = str(name)
     if name in EMBEDDED:
         return MODELS / name
-    path = Path(name)
-    if not path.is_dir() and (name.count("/") != 1 or name.startswith((".", "/", "~"))):
-        raise ValueError(
-            f"Unknown model {name!r}: the embedded ones are {', '.join(EMBEDDED)}; otherwise give a local folder or "
-            "a hub id of the form owner/name."
-        )
+    path = place_of(name) if name in KNOWN else Path(name)
     if path.is_dir() and not (path / "config.json").is_file():
-        raise ValueError(f"{name} is a folder without config.json, so no model.")
+        if (file := only_one(path)) is None:
+            raise ValueError(f"{name} is a folder without config.json, so no model.")
+        return file
+    there = path.is_dir() or (path.suffix == ENDING and path.is_file())
+    if not there and name not in KNOWN and (name.count("/") != 1 or name.startswith((".", "/", "~"))):
+        raise ValueError(
+            f"Unknown model {name!r}: the embedded ones are {', '.join(EMBEDDED)}, and {', '.join(KNOWN)} can be "
+            "fetched; otherwise give a local folder, a GGUF file, or a hub id of the form owner/name."
+        )
     return path
 
 
+def pretrained(where: Path) -> tuple[str, dict[str, str]]:
+    """How `from_pretrained` is asked for a model: where it is, and the file if that is a GGUF file."""
+    if where.suffix == ENDING and where.is_file():
+        return str(where.resolve().parent), {"gguf_file": where.name}
+    return (str(where.resolve()) if where.is_dir() else where.as_posix()), {}  # whole, so that `save` knows it anywhere
+
+
+def made_from(where: Path) -> str | None:
+    """What the weights of a folder or GGUF file were, if they were made of something coarser; None if not, as far as
+    its configuration says."""
+    if where.suffix == ENDING:
+        return precision(where)
+    path = where / "config.json"
+    said = json.loads(path.read_text(encoding="utf-8")).get("made_from") if path.is_file() else None
+    return None if said is None else str(said)
+
+
+def missing(name: str | Path) -> str:
+    """What else to do about a model that is not there."""
+    return f" Where there is a network, this fetches it: amp-tutorial fetch {name}." if str(name) in KNOWN else ""
+
+
 def readable(folder: Path) -> None:
-    """Refuse an embedded model that is damaged, and a folder with pickles alone, which can run code when read."""
-    if folder.parent == MODELS:
+    """Refuse a model that came with its sums and is damaged, and one in pickles alone, which can run code when read."""
+    if folder.parent == MODELS or (folder.parent == home() and (folder / SUMS).is_file()):
         verify(folder)
     pickles = sorted(path.name for path in folder.glob("*.bin"))
     if pickles and not any(folder.glob("*.safetensors")):
@@ -78,7 +105,9 @@ def sha256(*paths: Path) -> str:
     """One SHA-256 over the bytes of files, in the order given."""
     digest = hashlib.sha256()
     for path in paths:
-        digest.update(path.read_bytes())
+        with path.open("rb") as file:
+            while chunk := file.read(2**20):
+                digest.update(chunk)
     return digest.hexdigest()
 
 

@@ -110,14 +110,11 @@ def accuracy(
         ValueError: an unknown task, one without accuracy, a group of tasks, or data that are not to be had.
     """
     names = task_names(tasks)
-    tiny, others = [n for n in names if n in TASKS], [n for n in names if n not in TASKS]
-    if others and change is not None:
-        raise ValueError(f"Items can be changed of {', '.join(TASKS)} only, not of {others[0]!r}.")
     from lm_eval import evaluate  # here, because lm-eval takes seconds to import and not every lesson needs it
     from lm_eval.models.huggingface import HFLM
 
     with contextlib.nullcontext() if progress else contextlib.redirect_stderr(io.StringIO()):
-        loaded = _loaded(tiny, others, change, folder)
+        loaded = load_tasks(names, folder, change)
         wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, add_bos_token=True)
         # `evaluate`, not `simple_evaluate`: that one seeds all generators anew and asks git for a commit.
         found = evaluate(
@@ -197,14 +194,14 @@ def known_tasks(names: list[str], folder: str | Path = "") -> Any:
     return manager
 
 
-def _loaded(
-    tiny: list[str], others: list[str], change: Callable[[Item], Item] | None, folder: str | Path
+def load_tasks(
+    tasks: str | Sequence[str] | None, folder: str | Path = "", change: Callable[[Item], Item] | None = None
 ) -> dict[str, Any]:
-    """Tasks with their data, as lm-eval's `evaluate` takes them.
-
-    Raises:
-        ValueError: see `accuracy`.
-    """
+    """Tasks with their data, as lm-eval's `evaluate` takes them; args and errors as of `accuracy`."""
+    names = task_names(tasks)
+    tiny, others = [n for n in names if n in TASKS], [n for n in names if n not in TASKS]
+    if others and change is not None:
+        raise ValueError(f"Items can be changed of {', '.join(TASKS)} only, not of {others[0]!r}.")
     configs = [_embedded(task, change) for task in tiny]
     manager = known_tasks(others, folder)
     if not others:

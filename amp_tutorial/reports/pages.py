@@ -21,7 +21,7 @@ from ..runs.presets import names
 from . import api_reference, architecture, boards, standings, summary
 
 SHOWN, RATIO = "tiny-llama", 0.30  # the model and the share removed of which the README speaks
-CPUS = {"ci": ("CPU, 0.1 TFLOP/s", 1e11), "laptop": ("CPU, 0.4 TFLOP/s", 4e11)}  # operations a second: assumptions
+CPUS = {"ci": ("CPU, 0.1 TFLOP/s", 1e11), "smollm2-20": ("CPU, 0.4 TFLOP/s", 4e11)}  # operations a second: assumptions
 Part = Callable[[], str]
 
 

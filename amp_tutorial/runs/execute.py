@@ -13,7 +13,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -132,6 +132,7 @@ def execute(
     environment: Mapping[str, str] | None = None,
     progress: bool = False,
     again: bool = False,
+    told: Callable[[str, float], None] | None = None,
 ) -> Outcome:
     """Run a job unless it is finished or under way elsewhere. Whatever befalls it is in the outcome.
 
@@ -140,6 +141,7 @@ def execute(
         environment: variables beside those of this process.
         progress: show papermill's progress over cells.
         again: run it even if it is finished; the earlier result is kept in OUT/replaced.
+        told: called with the name and the seconds of each stage of a notebook, as soon as that is over.
     """
     started = time.monotonic()
     try:
@@ -149,7 +151,7 @@ def execute(
             if not again and finished(out, job.id):
                 return Outcome(job.id, "finished", folder=str(out / job.id))
             try:
-                outcome = _run(job, out, part, limit, environment or {}, progress)
+                outcome = _run(job, out, part, limit, environment or {}, progress, told)
             finally:
                 shutil.rmtree(part, ignore_errors=True)
     except Timeout:
@@ -160,7 +162,13 @@ def execute(
 
 
 def _run(
-    job: Job, out: Path, part: Path, limit: float | None, environment: Mapping[str, str], progress: bool
+    job: Job,
+    out: Path,
+    part: Path,
+    limit: float | None,
+    environment: Mapping[str, str],
+    progress: bool,
+    told: Callable[[str, float], None] | None,
 ) -> Outcome:
     code = code_of(job.notebook, job.parameters)  # refuses what is no notebook before any work
     if code != (job.code or code):
@@ -171,7 +179,7 @@ def _run(
     if is_function(job.notebook):
         ended = call(job.notebook, part, given, limit, environment)
     else:
-        ended = execute_notebook(Path(job.notebook), part, given, limit, environment, progress)
+        ended = execute_notebook(Path(job.notebook), part, given, limit, environment, progress, told=told)
     error, record = ended.error, None
     try:
         record = _only_record(part)

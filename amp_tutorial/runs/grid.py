@@ -1,7 +1,7 @@
 """A grid of runs from a YAML file, checked as a whole and then walked through lazily.
 
     notebook: reproduce        # or a lesson's name, or a path from this file's folder; default reproduce
-    preset: [ci, laptop]       # parameter files, one or a list
+    preset: [ci, smollm2-20]   # parameter files, one or a list
     fixed: {recovery: none}    # the same in every run
     grid:                      # every combination of these
       ratio: [0.1, 0.3]

@@ -10,10 +10,13 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from ..files.checkpoints import located
+from ..files.downloads import KNOWN
 from ..files.paths import DATA
 from ..files.texts import CORPORA, copy_of, files_of_all_splits
 from .functions import function_sha256, is_function
@@ -77,7 +80,7 @@ def absolute(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """The parameters with local paths from the root on, since a run has a working folder of its own."""
     found = dict(parameters)
     for name, value in found.items():
-        named = value in ("", "tinyworld", *CORPORA) or (name == "model" and _embedded(str(value)))
+        named = value in ("", "tinyworld", *CORPORA, *KNOWN) or (name == "model" and _embedded(str(value)))
         if (name in ("model", "local_copies") or is_data(name)) and not named and Path(str(value)).exists():
             found[name] = str(Path(str(value)).resolve())
     return found
@@ -112,8 +115,9 @@ def _embedded(model: str) -> bool:
 def _model(name: str, revision: str) -> dict[str, Any]:
     if _embedded(name):
         return dict(embedded=_tree(DATA / "models" / name / SUMS))
-    if name and Path(name).is_dir():
-        return dict(files=files_of(Path(name)))
+    with suppress(ValueError):
+        if (place := located(name)).exists():
+            return dict(files=files_of(place))
     commit = _commit(name, revision) if name.count("/") == 1 else None
     return dict(name=name, commit=commit) if commit else dict(name=name, revision=revision)
 

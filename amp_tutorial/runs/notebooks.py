@@ -10,10 +10,11 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 import nbformat
@@ -22,6 +23,7 @@ from nbformat import NotebookNode
 
 from ..files.paths import ROOT, STATIC
 from .notebook_process import DEAD, NOTEBOOK
+from .record import STAGES
 
 PROCESS = Path(__file__).with_name("notebook_process.py")
 LAST = 20  # lines of what was said that are kept
@@ -54,6 +56,7 @@ def execute_notebook(
     environment: Mapping[str, str] | None = None,
     progress: bool = False,
     output: Path | None = None,
+    told: Callable[[str, float], None] | None = None,
 ) -> Ended:
     """Execute a notebook in a folder, and keep it as far as it was executed, also if it fails.
 
@@ -65,15 +68,44 @@ def execute_notebook(
         environment: variables beside those of this process.
         progress: show papermill's progress over cells.
         output: where it is kept; notebook.ipynb in the folder if nothing is said.
+        told: called with the name and the seconds of each stage of its record, as soon as that is over.
     """
     output = output or folder / NOTEBOOK
     asked = dict(notebook=str(notebook), output=str(output), parameters=dict(parameters or {}), progress=progress)
-    stopped, error, log = _execute(asked, folder, limit, environment or {})
+    with _stages(told) as variable:
+        stopped, error, log = _execute(asked, folder, limit, {**(environment or {}), **variable})
     nb = _read(output)
     if nb is None:
         return Ended(error or "it left no notebook", None, log)
     cell, why = _not_completed(nb, well=not error)
     return Ended(error if stopped else why or error, cell, log, nb)
+
+
+@contextmanager
+def _stages(told: Callable[[str, float], None] | None) -> Iterator[dict[str, str]]:
+    """Follow the stages that a run's record tells of, by the environment variable that is given."""
+    if told is None:
+        yield {}
+        return
+    with tempfile.TemporaryDirectory() as folder, open(path := Path(folder) / "stages", "w+", encoding="utf-8") as file:
+        over = Event()
+
+        def follow() -> None:
+            while True:
+                last = over.wait(0.5)
+                for line in file.readlines():
+                    stage = json.loads(line)
+                    told(stage["name"], stage["seconds"])
+                if last:
+                    return
+
+        thread = Thread(target=follow, daemon=True)
+        thread.start()
+        try:
+            yield {STAGES: str(path)}
+        finally:
+            over.set()
+            thread.join()
 
 
 def _execute(

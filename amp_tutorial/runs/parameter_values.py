@@ -11,7 +11,7 @@ from huggingface_hub import constants
 from .. import methods  # noqa: F401, with which the field's criteria are in the table
 from ..core.criteria import named
 from ..files.texts import CORPORA, rows, text_source
-from ..measure.tasks import PAPER_TASKS, known_tasks, task_names
+from ..measure.tasks import PAPER_TASKS, known_tasks, load_tasks, task_names
 from . import functions
 
 CHOICES = {
@@ -99,14 +99,31 @@ def sensible(settings: Mapping[str, Any], corpora: bool = True) -> None:
             raise ValueError(f"tasks={s['tasks']!r} names an empty task; say 'tiny', 'paper', 'none', or names.")
         if s["task_folder"] or not {*tasks} <= {*PAPER_TASKS}:  # of these it is known without lm-eval's index
             known_tasks(tasks, s["task_folder"])
-    texts = {"calibration_text": "calibration", "perplexity_text": "validation"}
-    for name, split in (texts | ({"recovery_text": "recovery"} if s["recovery"] == "lora" else {})).items():
-        source = text_source(s[name], s["local_copies"])
+    for source, split in _texts(s):
         if source not in CORPORA:
             path = Path(source)
             _readable(source, split, path.stat().st_mtime_ns if path.exists() else 0)
         elif corpora and constants.HF_HUB_OFFLINE:  # nothing is fetched before the budget is known
             rows(source, split)
+
+
+def at_hand(settings: Mapping[str, Any]) -> None:
+    """Read all texts and the data of all tasks, and fetch what of them is on the hub, before a model is loaded.
+
+    Raises:
+        ValueError: some are not to be had.
+    """
+    for source, split in _texts(settings):
+        rows(source, split)
+    if settings["tasks"] != "none":
+        load_tasks(settings["tasks"], settings["task_folder"])
+
+
+def _texts(s: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The sources that a run reads, each with the split."""
+    named = {"calibration_text": "calibration", "perplexity_text": "validation"}
+    named |= {"recovery_text": "recovery"} if s["recovery"] == "lora" else {}
+    return [(text_source(s[name], s["local_copies"]), split) for name, split in named.items()]
 
 
 @lru_cache(maxsize=64)

@@ -5,6 +5,7 @@
 
 import json
 import math
+import os
 import platform
 import sys
 import time
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files.atomic import write_json
+from ..files.checkpoints import located, made_from
 from ..files.paths import DATA
 from ..measure import intervals
 from .this_machine import GPU, device_name, peak_memory, reset_peak, uses_gpu, versions
@@ -25,6 +27,8 @@ SCHEMA = 2
 # Raise it whenever the same parameters would give another number: a table never mixes two silently, and it is part of
 # the name of a run.
 PROTOCOL = 1
+
+STAGES = "AMP_TUTORIAL_STAGES"  # names a file that gets a line for each stage that is over
 
 _SCHEMA = Path(__file__).with_name("record.schema.json")
 
@@ -124,6 +128,9 @@ class Record:
             stage["seconds"] = round(time.perf_counter() - started, 4)
             stage["memory"] = GPU if uses_gpu() else stage["memory"]
             self.stages.append(stage)
+            if told := os.environ.get(STAGES):  # whoever started the run wants to know
+                with open(told, "a", encoding="utf-8") as file:
+                    file.write(json.dumps({"name": name, "seconds": stage["seconds"]}) + "\n")
 
     def _see_peak(self) -> int:
         """Raise the peaks of the run and of all open stages to the running peak, before anyone resets it."""
@@ -172,8 +179,10 @@ class Record:
     def _model(self, name: str, status: str) -> dict[str, Any]:
         revision = self.parameters.get("revision") or None
         folder, commit = _folder_of(name, self.commit or revision) if name else (None, None)
-        files = files_of(folder) if folder and status != "running" else {}
-        return dict(name=name or None, revision=revision, commit=self.commit or commit, files=files)
+        found: dict[str, Any] = dict(name=name or None, revision=revision, commit=self.commit or commit, files={})
+        if folder and status != "running":
+            found |= dict(files=files_of(folder), made_from=made_from(folder))
+        return found
 
     def write(self, path: str | Path, status: str = "ok") -> Path:
         """Check the record, write it beside its place and move it there.
@@ -284,22 +293,25 @@ def _sha256(*paths: Path) -> str:
 
 def _folder_of(name: str, revision: str | None) -> tuple[Path | None, str | None]:
     """Where the files of a model are on this machine, if they are, and the commit if it came from the hub."""
-    if (DATA / "models" / name).is_dir():
-        return DATA / "models" / name, None
-    if Path(name).is_dir():
-        return Path(name), None
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
+    if Path(name).is_dir():
+        return Path(name), None
     try:
-        found = try_to_load_from_cache(name, "config.json", revision=revision)
-    except HFValidationError:  # no hub id
+        place = located(name)
+        if place.exists():
+            return place, None
+        found = try_to_load_from_cache(place.as_posix(), "config.json", revision=revision)
+    except (ValueError, HFValidationError):  # no model, or no hub id
         return None, None
     return (Path(found).parent, Path(found).parent.name) if isinstance(found, str) else (None, None)
 
 
 def files_of(folder: Path) -> dict[str, str]:
-    """SHA-256 of each file of a model folder that says what the model is: JSON, safetensors, tokenizer files."""
+    """SHA-256 of each file of a model that says what it is: JSON, safetensors, tokenizer files; or of a GGUF file."""
+    if folder.is_file():
+        return {folder.name: file_sha256(folder)}
     kinds = (".json", ".safetensors", ".model", ".txt", ".jinja")
     return {p.name: file_sha256(p) for p in sorted(folder.iterdir()) if p.is_file() and p.suffix in kinds}
 

@@ -78,7 +78,7 @@ class Needs:
     peaks: dict[str, int]  # memory of each stage
     disk: int
     download: int
-    flops: float
+    work: dict[str, float]  # floating-point operations of each stage
     notes: tuple[str, ...] = ()
     speed: Speed = Speed(0.0, "")
     given: Mapping[str, Any] = field(default_factory=dict, repr=False)
@@ -86,6 +86,10 @@ class Needs:
     @property
     def peak(self) -> int:
         return max(self.peaks.values())
+
+    @property
+    def flops(self) -> float:
+        return sum(self.work.values())
 
     @property
     def seconds(self) -> float:
@@ -195,7 +199,7 @@ def _needs(parameters: tuple[tuple[str, Any], ...]) -> Needs:
         peaks=stage_peaks(dense, small, chosen, p, "cuda" if device.startswith("cuda") else "cpu"),
         disk=NOTEBOOK + RECORD + p["keep_model"] * small.num_parameters() * dtype.itemsize,
         download=fetch,
-        flops=operations(dense, small, p),
+        work=operations(dense, small, p),
         notes=(*notes, *fetched),
     )
 
@@ -212,12 +216,12 @@ def configuration_of(name: str, revision: str | None = None) -> tuple[PreTrained
     Raises:
         ValueError: what `configuration` refuses, or a hub id neither cached, nor reachable, nor in data/configs.yaml.
     """
-    stored = {} if located(name).is_dir() else stored_configurations().get(name, {})
+    stored = {} if located(name).exists() else stored_configurations().get(name, {})
     kept = AutoConfig.for_model(**stored) if stored else None
     try:
         config = configuration(name, revision)
     except ValueError as error:
-        if not isinstance(error.__cause__, OSError) or located(name).is_dir():
+        if not isinstance(error.__cause__, OSError) or located(name).exists():
             raise
         if kept is None:
             raise ValueError(

@@ -66,7 +66,9 @@ def command(options: argparse.Namespace) -> int:
     out = execute.writable(options.out)
     execute.clean(out)
     print(f"Run {run.id} of {notebook.stem}.", flush=True)
-    outcome = execute.execute(run, out, options.limit, progress=sys.stderr.isatty(), again=options.again)
+    terminal = sys.stderr.isatty()
+    lines = None if terminal else Lines(run.parameters)
+    outcome = execute.execute(run, out, options.limit, None, terminal, options.again, lines)
     if outcome.status == "busy":
         print(f"Another process is at run {run.id} in {out}; wait for it.", file=sys.stderr)
         return 1
@@ -80,6 +82,31 @@ def command(options: argparse.Namespace) -> int:
     print(summary(records.read(Path(outcome.folder) / execute.RECORD)))
     print(f"Record and notebook: {outcome.folder}")
     return 0
+
+
+class Lines:
+    """Where there is no terminal: a line when a stage is over, with the time left.
+
+    That is measured: what is left of the operations, at the speed of the stages that are over.
+    """
+
+    def __init__(self, parameters: Mapping[str, Any]) -> None:
+        self.work: dict[str, float] = {}
+        if "over_budget" in parameters:
+            from .requirements import needs_of
+
+            self.work = dict(needs_of(parameters).work)
+        self.done, self.seconds = 0.0, 0.0
+
+    def __call__(self, name: str, seconds: float) -> None:
+        left = ""
+        if name in self.work:
+            self.done, self.seconds = self.done + self.work.pop(name), self.seconds + seconds
+            if self.done and (rest := sum(self.work.values())):
+                from .requirements import duration
+
+                left = f", roughly {duration(rest / self.done * self.seconds)} left"
+        print(f"{name}: {seconds:.0f} s{left}", file=sys.stderr, flush=True)
 
 
 def needed(parameters: Mapping[str, Any]) -> str:

@@ -50,8 +50,8 @@ def longest(text: str, asked: int) -> int:
     return min(asked, SOURCES[text].longest or asked) if text in SOURCES else asked
 
 
-def operations(dense: PreTrainedModel, small: PreTrainedModel, p: Mapping[str, Any]) -> float:
-    """Floating-point operations of scoring, measuring and recovering, every text as long as it may be."""
+def operations(dense: PreTrainedModel, small: PreTrainedModel, p: Mapping[str, Any]) -> dict[str, float]:
+    """Floating-point operations of each stage of the notebook, every text as long as it may be."""
 
     def a_token(model: PreTrainedModel, length: int, head: bool = True) -> float:
         anatomy = Anatomy.of(model)
@@ -68,31 +68,37 @@ def operations(dense: PreTrainedModel, small: PreTrainedModel, p: Mapping[str, A
 
     length = longest(p["calibration_text"], p["calibration_length"])
     passes = 3 if named(p["criterion"]).collect else 1 if named(p["criterion"]).sees_data else 0
-    passes += 4 if p["repair"] != "none" else 0
-    work = p["calibration"] * length * a_token(dense, length, head=False) * passes * p["shots"]
+    a_pass = p["calibration"] * length * a_token(dense, length, head=False) * p["shots"]
     window = longest(p["perplexity_text"], p["window"])
     tokens = p["windows"] * window or known(p["perplexity_text"], lambda s: s.tokens)
     tasks = [] if p["tasks"] == "none" else p["tasks"].split(",")
     tasks = {"tiny": ["tiny"] * 6, "paper": list(PAPER)}.get(p["tasks"], tasks)
     texts = 4 * sum(p["items"] or ITEMS.get(task.strip(), 400) for task in tasks)  # at most four answers to choose from
     answers = texts * (LONGEST_TINY if p["tasks"] == "tiny" else 100)
-    stages = [dense] * p["measure_dense"] + [small] * (1 if p["recovery"] == "none" or p["shots"] > 1 else 2)
-    work += sum((tokens + answers) * a_token(model, window) for model in stages)
-    if p["recovery"] != "none":
-        rows = p["recovery_samples"] or known(p["recovery_text"], lambda s: s.rows)
-        length = longest(p["recovery_text"], p["recovery_length"])
-        healed = dense if p["shots"] > 1 else small
-        work += 2 * rows * p["epochs"] * length * a_token(healed, length) * p["shots"]  # there, and back
-    return work
+    measuring = {model: (tokens + answers) * a_token(model, window) for model in (dense, small)}
+    work = {"measure dense": measuring[dense]} if p["measure_dense"] else {}
+    work |= {"score": passes * a_pass, "cut": (4 if p["repair"] != "none" else 0) * a_pass}
+    healing = p["recovery"] != "none"
+    rows = p["recovery_samples"] or known(p["recovery_text"], lambda s: s.rows) if healing else 0
+    length = longest(p["recovery_text"], p["recovery_length"])
+    healed = dense if p["shots"] > 1 else small
+    recovery = 2 * rows * p["epochs"] * length * a_token(healed, length) * p["shots"]  # there, and back
+    if p["shots"] > 1:  # healed between the shots
+        return work | {
+            "cut": work["cut"] + recovery,
+            "measure tuned" if healing else "measure untuned": measuring[small],
+        }
+    work["measure untuned"] = measuring[small]
+    return work | ({"recover": recovery, "measure tuned": measuring[small]} if healing else {})
 
 
 def download(config: PreTrainedConfig, dense: PreTrainedModel, p: Mapping[str, Any]) -> tuple[int, list[str]]:
     """Bytes to fetch that are neither local nor cached, and what they are."""
     total, what = 0, []
-    if not located(p["model"]).is_dir():
+    if not (place := located(p["model"])).exists():
         names = ("model.safetensors", "model.safetensors.index.json")
-        revision = p["revision"] or None
-        if not any(isinstance(try_to_load_from_cache(p["model"], name, revision=revision), str) for name in names):
+        revision, hub = p["revision"] or None, place.as_posix()
+        if not any(isinstance(try_to_load_from_cache(hub, name, revision=revision), str) for name in names):
             stored = config.dtype or torch.float32
             stored = getattr(torch, stored) if isinstance(stored, str) else stored
             total += dense.num_parameters() * stored.itemsize

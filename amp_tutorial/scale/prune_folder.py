@@ -23,7 +23,7 @@ from ..core.scores import Scores, score
 from ..core.sums import Batch
 from ..core.surgery import _fits, smaller_config
 from ..files.atomic import new_folder
-from ..files.checkpoints import CHECKPOINT, check_generation, hash_of, located
+from ..files.checkpoints import CHECKPOINT, check_generation, hash_of, located, missing
 from ..methods.depth_and_width import planned
 from ..methods.hidden_size import Turn, sliced_config
 from ..methods.layerwise import Walk
@@ -106,7 +106,10 @@ def prune_folder(
     """
     name, source = source, located(source)
     if not source.is_dir():
-        raise ValueError(f"{name} is not a local folder; fetch it first: hf download {name} --local-dir FOLDER.")
+        if source.is_file():
+            raise ValueError(f"{name} is a GGUF file; make a folder of it: amp.save(*amp.load({str(name)!r}), FOLDER).")
+        fetch = missing(name) or f" Fetch it first: hf download {name} --local-dir FOLDER."
+        raise ValueError(f"{name} is not a local folder.{fetch}")
     options, chosen = _options(repair, hidden_size), named(criterion)
     with without_bars():
         folder = Folder(source)

@@ -9,7 +9,7 @@
 #
 # ```
 # amp-tutorial run --preset ci                          # an embedded model, seconds
-# amp-tutorial run --preset laptop -p seed=1            # one value otherwise
+# amp-tutorial run --preset smollm2-20 -p seed=1        # one value otherwise
 # amp-tutorial run --preset paper-llama-2-7b-30 --dry-run   # what it would need
 # ```
 #
@@ -68,7 +68,7 @@ import torch
 import amp_tutorial as amp
 from amp_tutorial.course import lesson
 from amp_tutorial.methods import official
-from amp_tutorial.runs.parameter_values import sensible
+from amp_tutorial.runs.parameter_values import at_hand, sensible
 from amp_tutorial.runs.requirements import has, needs_of
 
 warnings.filterwarnings("ignore", category=FutureWarning)  # peft still uses a name that transformers will drop
@@ -97,8 +97,12 @@ print(needs)
 if over_budget == "stop":
     needs.check(has(settings))
 # %% [markdown]
-# ## Load
+# ## Data, then the model
+#
+# Texts and tasks come first: what is missing is said now, and not after an hour.
 # %%
+with L.record.stage("data"):
+    at_hand(settings)
 device_name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
 with L.record.stage("load"):
     network, tokenizer = amp.load(model, device_name, getattr(torch, dtype), revision or None)
