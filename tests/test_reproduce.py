@@ -75,7 +75,8 @@ def test_what_it_cannot_be_asked_is_one_sentence(given: dict[str, Any], match: s
 
 
 def test_tasks_without_their_data_are_said_before_a_model_is_loaded(tmp_path: Path) -> None:
-    task = dict(task="mine", dataset_path="json", dataset_kwargs=dict(data_files=dict(test="gone.jsonl")))
+    files = dict(data_files=dict(test="gone.jsonl"))
+    task: dict[str, Any] = dict(task="mine", dataset_path="json", dataset_kwargs=files)
     task |= dict(
         test_split="test", output_type="multiple_choice", doc_to_text="{{q}}", doc_to_choice="a", doc_to_target=0
     )

@@ -25,6 +25,10 @@ def run_decoder(model: PreTrainedModel, batch: Batch) -> Float[Tensor, "batch le
     return last
 
 
+class _Reached(Exception):  # noqa: N818, no error
+    """All that was asked for has been seen."""
+
+
 class Walk:
     """What enters the next layer, for every batch: one stream through the model, and another for a pruned one.
 
@@ -91,6 +95,41 @@ class Walk:
         self._batch = b
         run_decoder(self.model, self.batches[b])
         return self._entered, self._left
+
+    def until(
+        self, b: int, module: nn.Module, *before: nn.Module | None
+    ) -> tuple[Float[Tensor, "batch length hidden"], Tensor, list[Tensor]]:
+        """What enters the layer for batch b, what enters a module in it, and what leaves others; no further than that.
+
+        Args:
+            before: modules in the layer, of which None is passed by.
+        """
+        entered: list[Tensor] = []
+        left: dict[nn.Module, Tensor] = {}
+        wanted = [other for other in before if other is not None]
+
+        def stop() -> None:
+            if entered and len(left) == len(wanted):
+                raise _Reached
+
+        def enters(_: nn.Module, args: tuple[Any, ...]) -> None:
+            entered.append(args[0])
+            stop()
+
+        def leaves(other: nn.Module, _: tuple[Any, ...], output: Tensor) -> None:
+            left[other] = output
+            stop()
+
+        handles = [module.register_forward_pre_hook(enters), *(m.register_forward_hook(leaves) for m in wanted)]
+        self._batch = b
+        try:
+            run_decoder(self.model, self.batches[b])
+        except _Reached:
+            pass
+        finally:
+            for handle in handles:
+                handle.remove()
+        return self._entered, entered[0], [left[other] for other in wanted]
 
     def last(self, b: int) -> Float[Tensor, "batch length hidden"]:
         """What the last norm makes of `hidden`, for the output head."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..core.anatomy import exact
 
 RIDGES = tuple(10.0**-k for k in range(7))  # λ is chosen among these
+JUDGES = 256  # outputs that choose it
 LEAST = 1e-8  # of λ, while structures are chosen: the inverse must exist
 FLOOR = 1e-12  # of an input's energy: a pivot below it is rounding, not information
 SILENT = 1e-24  # of the loudest input's energy: an input below it counts as one that is always 0
@@ -72,15 +73,17 @@ class Normal:
         return _solve(*self.sums, prior, ridge)
 
     def ridge(self, prior: Float[Tensor, "hidden features"]) -> float:
-        """λ by the stated rule: the one of `RIDGES` with the least error on each half when solved on the other."""
+        """λ by the stated rule: the one of `RIDGES` with the least error on each half when solved on the other.
+
+        Of many outputs some `JUDGES`, evenly spaced, say it for all.
+        """
         if len(self.xx) < 2:
             return RIDGES[2]  # one batch alone cannot be halved
-        found = {}
+        some, found = slice(None, None, max(1, len(prior) // JUDGES)), {}
+        halves = [(xx, xy[:, some].contiguous()) for xx, xy in zip(self.xx, self.xy, strict=True)]
         for ridge in RIDGES:
-            fitted = (_solve(xx, xy, prior, ridge) for xx, xy in zip(self.xx, self.xy, strict=True))
-            found[ridge] = sum(
-                _error(w, xx, xy) for w, xx, xy in zip(fitted, self.xx[::-1], self.xy[::-1], strict=True)
-            )
+            fitted = (_solve(*half, prior[some], ridge) for half in halves)
+            found[ridge] = sum(_error(w, *half) for w, half in zip(fitted, halves[::-1], strict=True))
         return min(found, key=found.__getitem__)
 
 
@@ -155,71 +158,107 @@ def eliminate(
     energy = xx.diagonal()
     scale = energy.clamp(min=SILENT * float(energy.max().clamp(min=1e-200))).rsqrt()
     within = torch.arange(size, device=xx.device)
-
-    def anew() -> tuple[Tensor, Tensor, Tensor]:
-        """C and W of the structures in `held`, and the ridge."""
+    held = torch.arange(len(pools), device=xx.device)  # the structures that are left
+    while True:
         rows = (held[:, None] * size + within).flatten()
         h = xx[rows][:, rows].mul_(scale[rows, None]).mul_(scale[rows])
         factor, ridge = _cholesky(h, torch.full_like(scale[rows], LEAST))
         target = xy[rows] * scale[rows, None] + (ridge / scale[rows])[:, None] * prior.T[rows]
-        return torch.cholesky_inverse(factor), torch.cholesky_solve(target, factor), ridge
+        inverse, w = torch.cholesky_inverse(factor), torch.cholesky_solve(target, factor)
+        few = max(1, len(held) - len(held) * 15 // 16)  # that go before C and W are computed anew
+        left = (_single if size == 1 else _blocks)(h, ridge, inverse, w, pools[held], keep, few)
+        if bool(left.all()):
+            return held.tolist()
+        held = held[left]
 
-    held = torch.arange(len(pools), device=xx.device)  # the structures that C and W hold
-    left, fresh = torch.ones_like(held, dtype=torch.bool), True  # whether each is left; whether all are
-    inverse, w, ridge = anew()
-    while True:
-        there = torch.zeros(int(pools.max()) + 1, dtype=torch.long, device=xx.device)
-        may_go = left & (there.index_add_(0, pools[held], left.long())[pools[held]] > keep)
+
+def _may_go(left: Bool[Tensor, " structures"], pools: Int[Tensor, " structures"], keep: int) -> Tensor:
+    """Those that are left, of pools with more than are to stay."""
+    there = torch.zeros(int(pools.max()) + 1, dtype=torch.long, device=pools.device)
+    return left & (there.index_add_(0, pools, left.long())[pools] > keep)
+
+
+def _single(
+    h: Float[Tensor, "features features"],
+    ridge: Float[Tensor, " features"],
+    inverse: Float[Tensor, "features features"],
+    w: Float[Tensor, "features hidden"],
+    pools: Int[Tensor, " features"],
+    keep: int,
+    few: int,
+) -> Bool[Tensor, " features"]:
+    """Of single features: which are left after `few` have gone, or fewer, if rounding has grown too much.
+
+    C and W stay as they are. What each feature gone has taken from them, uuᵀ and uvᵀ, is kept in rows, and of the rest
+    only the costs are brought up to date, ‖w_j‖² and C_jj: that reads W once for a feature and writes nothing large.
+    """
+    us, vs = h.new_empty(few, len(h)), w.new_empty(few, w.shape[1])
+    squares, diagonal = w.square().sum(1), inverse.diagonal().clone()
+    left = torch.ones_like(pools, dtype=torch.bool)
+    for gone in range(few):
+        may_go = _may_go(left, pools, keep)
         if not bool(may_go.any()):
-            return held[left].tolist()
-        count = len(held)
+            break
+        b = int((squares / diagonal).masked_fill(~may_go, torch.inf).argmin())
+        column = inverse[b] - us[:gone, b] @ us[:gone]
+        row = w[b] - us[:gone, b] @ vs[:gone]
+        if gone:  # the first is exact
+            one, cost = float(h[b] @ column + ridge[b] * column[b]), float(row @ row)
+            if not (column[b] > 0.5 and abs(one - 1) < DRIFT and abs(cost - squares[b]) <= DRIFT * cost):
+                break
+        root = column[b].clamp(min=0.5).sqrt()
+        us[gone], vs[gone] = torch.where(left, column / root, 0.0), row / root
+        u, v = us[gone], vs[gone]
+        squares += u * (u * (v @ v) - 2 * (w @ v - (vs[:gone] @ v) @ us[:gone]))
+        diagonal -= u * u
+        left[b] = False
+    return left
+
+
+def _blocks(
+    h: Float[Tensor, "features features"],
+    ridge: Float[Tensor, " features"],
+    inverse: Float[Tensor, "features features"],
+    w: Float[Tensor, "features hidden"],
+    pools: Int[Tensor, " structures"],
+    keep: int,
+    few: int,
+) -> Bool[Tensor, " structures"]:
+    """The same of blocks, of which there are few: C and W are brought up to date."""
+    count = len(pools)
+    size = len(h) // count
+    left = torch.ones_like(pools, dtype=torch.bool)
+    for gone in range(few):
+        may_go = _may_go(left, pools, keep)
+        if not bool(may_go.any()):
+            break
         blocks = inverse.view(count, size, count, size).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
-        lower, sound = _lower(blocks, left, fresh)
-        b = int(_costs(lower, w).masked_fill(~may_go, torch.inf).argmin())
-        gone = slice(b * size, (b + 1) * size)
-        if not fresh:
-            rows = (held[:, None] * size + within).flatten()
-            h = xx[rows[gone]][:, rows].mul_(scale[rows[gone], None]).mul_(scale[rows])
-            product = h @ inverse[:, gone] + ridge[gone, None] * inverse[gone, gone]
+        lower, sound = _lower(blocks, left, fresh=not gone)
+        added = torch.linalg.solve_triangular(lower, w.view(count, size, -1), upper=False)
+        b = int(torch.linalg.vector_norm(added, dim=(1, 2)).masked_fill(~may_go, torch.inf).argmin())
+        rows = slice(b * size, (b + 1) * size)
+        if gone:
+            product = h[rows] @ inverse[:, rows] + ridge[rows, None] * inverse[rows, rows]
             product.diagonal().sub_(1)
-            many = int(left.sum()) <= count * 15 // 16
-            if many or not sound or not bool(product.abs().max() < DRIFT):
-                held = held[left]
-                left, fresh = torch.ones_like(held, dtype=torch.bool), True
-                inverse, w, ridge = anew()
-                continue
-        u, v = (_divide(part[gone], lower[b]) for part in (inverse, w))  # C_b = L Lᵀ: of C goes uᵀu, of W uᵀv
+            if not sound or not bool(product.abs().max() < DRIFT):
+                break
+        # C_b = L Lᵀ: of C goes uᵀu, of W uᵀv
+        u, v = (torch.linalg.solve_triangular(lower[b], part[rows], upper=False) for part in (inverse, w))
         w.addmm_(u.T, v, alpha=-1)
         inverse.addmm_(u.T, u, alpha=-1)
-        for part in (w[gone], inverse[gone], inverse[:, gone]):
+        for part in (w[rows], inverse[rows], inverse[:, rows]):
             part.zero_()
-        left[b] = fresh = False
+        left[b] = False
+    return left
 
 
 def _lower(
     blocks: Float[Tensor, "structures size size"], left: Bool[Tensor, " structures"], fresh: bool
 ) -> tuple[Float[Tensor, "structures size size"], bool]:
     """The Cholesky factor of each C_bb that is left, and whether all have one; of what is gone any."""
-    if blocks.shape[-1] == 1:
-        blocks = torch.where(left[:, None, None], blocks, 1.0)
-        return blocks.clamp(min=0.5).sqrt(), bool((blocks > 0.5).all())
     eye = torch.eye(blocks.shape[-1], dtype=blocks.dtype, device=blocks.device)
     lower, failed = torch.linalg.cholesky_ex(torch.where(left[:, None, None], blocks, eye))
     if fresh:  # computing C anew would not help
         for b in failed.nonzero().flatten().tolist():
             lower[b] = _cholesky(blocks[b], torch.zeros_like(blocks[b, 0]))[0]
     return lower, not bool(failed.any())
-
-
-def _divide(part: Float[Tensor, "*structures size n"], lower: Float[Tensor, "*structures size size"]) -> Tensor:
-    """L⁻¹ times a part."""
-    return part / lower if lower.shape[-1] == 1 else torch.linalg.solve_triangular(lower, part, upper=False)
-
-
-def _costs(
-    lower: Float[Tensor, "structures size size"], w: Float[Tensor, "features hidden"]
-) -> Float[Tensor, " structures"]:
-    """tr(W_b C_bb⁻¹ W_bᵀ) of each block."""
-    if lower.shape[-1] == 1:
-        return (torch.linalg.vector_norm(w, dim=1) / lower[:, 0, 0]).square()  # no second matrix of W's size
-    return torch.linalg.vector_norm(_divide(w.view(*lower.shape[:2], -1), lower), dim=(1, 2)).square()

@@ -17,7 +17,7 @@ from ..core.surgery import _kept, narrowed
 from .hidden_size import Turn
 from .layerwise import Walk
 from .normal_equations import Normal, eliminate
-from .projections import ends, projection, readers, residual_scale, stream, watch, with_bias
+from .projections import Seen, ends, projection, readers, residual_scale, stream, watch, with_bias
 
 
 @dataclass(frozen=True)
@@ -78,17 +78,17 @@ class Refits:
             self._pass_by(i)
             return {}
         prefix = f"{self.anatomy.family.layers}.{i}."
-        block = self._block(i)
-        dense, ours = self.anatomy.layer(i), self.anatomy.layer(i, block)
+        block, wanted = self._block(i), self._wanted(i)
+        ours = self.anatomy.layer(i, block)
         changed = [projection(ours, part) for part in self.parts]
         with ExitStack() as hooks:
             for handle in narrowed(self.anatomy, self.plan, i, block):
                 hooks.callback(handle.remove)
             for part in self.parts:
-                if self.options.refit_inputs:
-                    self._read(i, part, block)
+                if self.options.refit_inputs and readers(ours, part):
+                    self._read(i, part, block, wanted)
                     changed += readers(ours, part)
-                self._refit(i, part, ours, self._equations(i, part, dense, block))
+                self._refit(i, part, ours, self._equations(i, part, block, wanted))
             if self.options.sequential:
                 with self.ours.only(i, block, go_on=True):
                     for b in range(len(self.masks)):
@@ -131,37 +131,49 @@ class Refits:
                 if i == 0:
                     self.ours.hidden[b] = self.ours.turned(entered)
 
-    def _equations(self, i: int, part: str, dense: Layer, block: nn.Module) -> Normal:
-        """X and Y of an output projection. The dense layer runs once for each part: its outputs are never all held."""
-        ours, go_on = self.anatomy.layer(i, block), part == self.parts[-1]
-        scale = residual_scale(self.anatomy) if self.options.sequential else 0.0
-        normal = Normal(projection(dense, part).bias is not None)
-        for b, mask in enumerate(self.masks):
-            with self.dense.only(i, go_on=go_on), watch(dense) as seen:
+    def _wanted(self, i: int) -> list[Seen]:
+        """What the dense layer i makes of each batch, in one pass: the input and output of each output projection, what
+        entered the layer, and the outputs of the readers if those are refitted. Held until the layer is done."""
+        dense, found = self.anatomy.layer(i), []
+        reading = [m for part in self.parts for m in readers(dense, part)] if self.options.refit_inputs else []
+        for b in range(len(self.masks)):
+            with self.dense.only(i, go_on=True), watch(dense) as seen, ends({m: m for m in reading}) as read:
                 entered, _ = self.dense.step(b)
-            wanted = self.ours.turned(stream(entered, seen, scale)[part][1])
-            if self.options.sequential:
-                with self.ours.only(i, block), watch(ours) as seen:
-                    entered, _ = self.ours.step(b)
-                wanted = (wanted - stream(entered, seen, scale)[part][0]) / (scale or 1.0)
-            x = seen[part][0].reshape(*mask.shape, -1)
-            normal.add(x[mask.to(x.device)], wanted[mask.to(wanted.device)])
+            if self.options.sequential:  # else their inputs are the ones that count
+                seen = {part: (entered[:0], output) for part, (_, output) in seen.items()}
+            read = {m: (entered[:0], output) for m, (_, output) in read.items()}
+            found.append(seen | read | {"entered": (entered, entered)})
+        return found
+
+    def _equations(self, i: int, part: str, block: nn.Module, wanted: list[Seen]) -> Normal:
+        """X and Y of an output projection."""
+        ours, sequential = self.anatomy.layer(i, block), self.options.sequential
+        scale = residual_scale(self.anatomy) if sequential else 0.0
+        module, earlier = projection(ours, part), ours.output if scale and part == "neurons" else None
+        normal = Normal(module.bias is not None)
+        for b, mask in enumerate(self.masks):
+            (entered, _), there = wanted[b]["entered"], {p: wanted[b][p] for p in self.parts}
+            y, x = self.ours.turned(stream(entered, there, scale)[part][1]), there[part][0]
+            if sequential:
+                with self.ours.only(i, block):
+                    entered, x, attention = self.ours.until(b, module, earlier)
+                if scale:
+                    before = exact(entered) + sum(scale * exact(left.reshape_as(entered)) for left in attention)
+                    y = (y - before.to(y.device)) / scale
+            x = x.reshape(*mask.shape, -1)
+            normal.add(x[mask.to(x.device)], y[mask.to(y.device)])
         return normal
 
-    def _read(self, i: int, part: str, block: nn.Module) -> None:
+    def _read(self, i: int, part: str, block: nn.Module, wanted: list[Seen]) -> None:
         """Refit the matrices before the heads or neurons together, as all read the same."""
         dense, ours = (readers(self.anatomy.layer(i, of), part) for of in (None, block))
-        if not ours:
-            return  # of experts they are not seen
         normal = Normal(ours[0].bias is not None)
         for b, mask in enumerate(self.masks):
-            with self.dense.only(i), ends(dict(enumerate(dense))) as wanted:
-                self.dense.step(b)
-            with self.ours.only(i, block), ends(dict(enumerate(ours))) as given:
-                self.ours.step(b)
-            real = mask.to(given[0][0].device)
-            y = torch.cat([output.reshape(*mask.shape, -1)[real] for _, output in wanted.values()], dim=-1)
-            normal.add(given[0][0].reshape(*mask.shape, -1)[real], y)
+            with self.ours.only(i, block):
+                _, x, _ = self.ours.until(b, ours[0])
+            real = mask.to(x.device)
+            y = torch.cat([wanted[b][m][1].reshape(*mask.shape, -1)[real] for m in dense], dim=-1)
+            normal.add(x.reshape(*mask.shape, -1)[real], y)
         prior = torch.cat([with_bias(exact(weight_of(module)), module.bias) for module in ours])
         fitted = self._solved(i, f"into {part}", normal, prior)
         for module, rows in zip(ours, fitted.split([len(weight_of(module)) for module in ours]), strict=True):
