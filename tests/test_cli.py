@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
-from small_notebooks import RECORD, small
+from helpers import RECORD, small
 
 from amp_tutorial import cli
 from amp_tutorial.files.paths import ROOT

@@ -13,7 +13,7 @@ import nbformat
 import psutil
 import pytest
 from filelock import FileLock
-from small_notebooks import RECORD, small
+from helpers import RECORD, small
 
 from amp_tutorial.files.paths import ROOT
 from amp_tutorial.runs import execute, notebooks, package_code

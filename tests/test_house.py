@@ -1,14 +1,19 @@
-"""The folders of the package stand in one line: a module imports from its own and those before it, in no circle."""
+"""The folders of the package stand in one line: a module imports from its own and those before it, in no circle.
+
+And git keeps no leftovers of tools, and few enough files that a person can look through them.
+"""
 
 import ast
 import re
+import subprocess
 from graphlib import TopologicalSorter
 from importlib.util import resolve_name
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pytest
 
 import amp_tutorial
+from amp_tutorial.files.paths import ROOT
 
 PACKAGE = Path(amp_tutorial.__file__).parent
 # Older calls wrap those of the five folders before them, and go with the next version.
@@ -105,3 +110,21 @@ def test_no_folder_holds_a_circle(folder: str) -> None:
 def test_every_way_to_import_is_seen(code: str, found: set[str]) -> None:
     assert imported(ast.parse(code), "amp_tutorial.measure") == found
     assert OFFERED["Scores"] == "core.scores.Scores" and "core.plans" in needs("core.surgery")
+
+
+MOST = 330  # records are lines of a table, not files
+LEFTOVERS = {".orig", ".rej", ".bak", ".part", ".tmp", ".swp"}
+
+
+@pytest.fixture(scope="module")
+def tracked() -> list[PurePosixPath]:
+    if not (ROOT / ".git").exists():
+        pytest.skip("no git repository")
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return [PurePosixPath(name) for name in listed.split("\0") if name]
+
+
+def test_no_leftovers_are_tracked(tracked: list[PurePosixPath]) -> None:
+    assert 0 < len(tracked) <= MOST
+    assert [str(p) for p in tracked if p.suffix in LEFTOVERS or p.name.endswith("~")] == []
+    assert [str(p) for p in tracked if {"__pycache__", ".ipynb_checkpoints", "out"} & set(p.parts)] == []

@@ -6,9 +6,9 @@ from typing import Any
 
 import huggingface_hub
 import pytest
+from helpers import small
 from hypothesis import given
 from hypothesis import strategies as st
-from small_notebooks import small
 
 from amp_tutorial.files.paths import NOTEBOOKS
 from amp_tutorial.runs import execute, identity, package_code, presets

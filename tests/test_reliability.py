@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 import pytest
 from distributed import LocalCluster
-from small_notebooks import RECORD, small
+from helpers import RECORD, small
 
 from amp_tutorial.files.paths import ROOT
 from amp_tutorial.runs import record as records

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_notebooks import RECORD, small
+from helpers import RECORD, small
 
 from amp_tutorial.files.paths import DATA, NOTEBOOKS
 from amp_tutorial.runs import execute, identity, parameters, presets

@@ -1,6 +1,6 @@
 """What a run of the reproduction notebook needs, before anything is loaded or downloaded: memory, disk, download, time.
 
-Memory is that of the tensors alive at the peak of each stage (`stages.py`), for texts as long as the parameters allow.
+Memory is that of the tensors alive at the peak of each stage (`stage_peaks`), texts as long as the parameters allow.
 One stage follows the other: the dense model is let go once it is cut, the untuned one once it has been recovered.
 Time is rough: multiply-accumulates at a share of the speed of a matrix product.
 """
@@ -25,8 +25,7 @@ from ..core.surgery import smaller_config
 from ..files.checkpoints import located
 from ..files.paths import DATA
 from ..scale.peak_memory import shadow
-from .stages import chosen_plan, stage_peaks
-from .workload import Speed, device_of, download, operations, speed_of
+from .workload import Speed, chosen_plan, device_of, download, operations, speed_of, stage_peaks
 
 CONFIGS = DATA / "configs.yaml"
 SHARE = 0.4  # of the speed of a matrix product that a whole run is taken to reach: an assumption

@@ -1,4 +1,4 @@
-"""How much text a run of the reproduction notebook reads: its operations, at what speed, and what it has to fetch.
+"""How much a run of the reproduction notebook reads and holds: operations, speed, memory of a stage, what to fetch.
 
 Everything is an upper bound as far as it depends on texts that have not been read: each is as long as it may be.
 """
@@ -16,8 +16,14 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..core.anatomy import Anatomy
 from ..core.criteria import named
+from ..core.plans import Plan, keep, widths_at
+from ..core.scores import score
+from ..core.surgery import smaller_config
 from ..files.checkpoints import located
 from ..measure.check import matmul_speed
+from ..methods.official import widths as official_widths
+from ..methods.shots import widths
+from ..scale.peak_memory import of_perplexity, of_recovery, of_repair, of_scoring, of_tasks, shadow, weights
 
 PAPER = ("piqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge")
 ITEMS = dict(zip(PAPER, (1838, 10042, 1267, 2376, 1172), strict=True))  # in the split that lm-eval takes
@@ -42,6 +48,7 @@ SOURCES = {
     "c4": Source(0, 10_000, 500_000, 400 * 10**6, "allenai/c4"),
 }
 TASKS_DOWNLOAD = 100 * 10**6  # of the paper's five, roughly
+STEP = 16  # rows of a step of recovery
 LONGEST_TINY, LONGEST_TASK = 52, 512  # tokens of a question with an answer; the second is an assumption
 
 
@@ -145,3 +152,53 @@ def speed_of(dtype: str, asked: str) -> Speed:
 @functools.cache
 def _timed(dtype: str, device: str) -> float:
     return matmul_speed(4096 if device.startswith("cuda") else 512, 3, getattr(torch, dtype), device)
+
+
+def chosen_plan(dense: PreTrainedModel, p: Mapping[str, Any]) -> Plan:
+    """A plan of the widths asked for; which heads and neurons stay changes no size."""
+    chance = score(dense, [], "random")
+    if p["heads"] or p["neurons"]:
+        return keep(dense, chance, heads=p["heads"] or None, neurons=p["neurons"] or None, unit=p["unit"])
+    if p["fidelity"] == "official":
+        heads, neurons = official_widths(dense, p["ratio"])
+        return keep(dense, chance, heads=heads, neurons=neurons)
+    return keep(dense, chance, *widths_at(dense, p["ratio"], unit=p["unit"], nearest=True), p["unit"])
+
+
+def stage_peaks(
+    dense: PreTrainedModel, small: PreTrainedModel, chosen: Plan, p: Mapping[str, Any], device: str
+) -> dict[str, int]:
+    """Bytes at the peak of each stage, in the order of the notebook."""
+    batch, length = p["batch"], longest(p["calibration_text"], p["calibration_length"])
+    rows = min(p["rows_at_once"], STEP), longest(p["recovery_text"], p["recovery_length"])
+
+    def measuring(model: PreTrainedModel) -> int:
+        peak = of_perplexity(model, batch, longest(p["perplexity_text"], p["window"]))
+        if p["tasks"] != "none":
+            answer = LONGEST_TINY if p["tasks"] == "tiny" else LONGEST_TASK
+            peak = max(peak, of_tasks(model, batch, answer))
+        return peak
+
+    found = {"measure dense": measuring(dense)} if p["measure_dense"] else {}
+    found["score"] = of_scoring(dense, p["criterion"], min(batch, p["calibration"]), length, device)
+    recovering = p["recovery"] != "none"
+    if p["shots"] > 1:
+        # The dense model stays, and so does that of the last shot until the next one is done: the second has most.
+        left = widths(dense, p["heads"] or None, p["neurons"] or None, p["shots"], p["unit"])[:2]
+        chance = score(dense, [], "random")
+        cut = [keep(dense, chance, heads=h, neurons=n, unit=p["unit"]) for h, n in left]
+        first, second = (shadow(smaller_config(Anatomy.of(dense), c), dense.dtype) for c in cut)
+        held = weights(dense)
+        found["prune"] = held + weights(first, second)
+        if recovering:
+            found["recover"] = held + max(of_recovery(first, *rows), weights(first) + of_recovery(second, *rows))
+        found["measure untuned"] = measuring(small)
+        return found
+    if p["repair"] == "none":  # in place: a matrix is there twice only while it is cut
+        found["prune"] = weights(dense) + max(w.nbytes for w in small.parameters())
+    else:
+        found["prune"] = of_repair(dense, chosen, small, p["calibration"], batch, length, p["repair"] == "choose")
+    found["measure untuned"] = measuring(small)
+    if recovering:
+        found |= {"recover": of_recovery(small, *rows), "measure tuned": found["measure untuned"]}
+    return found
