@@ -17,7 +17,7 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
-from helpers import VOCABULARY, Shape, byte_tokenizer, equal, logits, tiny, weights
+from helpers import VOCABULARY, Shape, batch, byte_tokenizer, equal, logits, prompts, tiny, weights
 from transformers import PreTrainedModel
 
 import amp_tutorial as amp
@@ -351,3 +351,102 @@ def test_a_model_in_the_hub_cache_is_found_by_its_name(
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache.parent))
     found, _ = amp.load("tiny-fetched")
     assert equal(weights(found), weights(model))
+
+
+# A model of SmolLM2's exact shape, one layer deep, through every method with two threads.
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+def one_layer(request: pytest.FixtureRequest) -> PreTrainedModel:
+    shape = Shape(layers=1, groups=3, group_size=3, head_dim=64, hidden=576, neurons=1536, tied=True)
+    return tiny(replace(shape, dtype=request.param), vocabulary=49_152)
+
+
+def texts() -> list[dict[str, torch.Tensor]]:
+    """More tokens than a layer has inputs, in two batches."""
+    return [batch(prompts([220] * 4, seed)) for seed in (0, 1)]
+
+
+def sound(pruned: amp.Pruned, *widths: int) -> None:
+    """Cut to these query heads and neurons, and it gives numbers."""
+    config = pruned.model.config
+    assert (config.num_attention_heads, config.intermediate_size) == widths
+    assert bool(logits(pruned.model).isfinite().all())
+
+
+def test_every_criterion_cuts_a_model_of_smollm2s_shape(one_layer: PreTrainedModel, two_threads: None) -> None:
+    for scores in amp.score_many(one_layer, texts(), tuple(amp.CRITERIA)).values():
+        sound(amp.prune(one_layer, amp.keep(one_layer, scores, heads=6, neurons=1017)), 6, 1017)
+        sound(amp.prune(one_layer, amp.keep(one_layer, scores, heads=6, neurons=1017, unit="queries")), 6, 1017)
+        whole = amp.keep(one_layer, scores, neurons=1017)
+        assert one_layer.num_parameters() - amp.prune(one_layer, whole).model.num_parameters() == 519 * 3 * 576
+
+
+@pytest.mark.parametrize("unit", ["groups", "queries"])
+def test_every_repair_works_in_smollm2s_shape(one_layer: PreTrainedModel, unit: str, two_threads: None) -> None:
+    plan = amp.keep(one_layer, amp.score(one_layer, texts()), heads=6, neurons=1017, unit=unit)
+    sound(amp.prune_and_fold(one_layer, plan, texts()), 6, 1017)
+    for options in ({}, dict(sequential=False), dict(reselect=True), dict(reselect=True, refit_inputs=True)):
+        repaired = amp.repair(one_layer, plan, texts(), progress=False, **options)
+        sound(repaired, 6, 1017)
+        assert all(fit.after <= fit.before for fit in repaired.report.fits)
+
+
+def test_search_slicing_shots_and_recovery_work_in_smollm2s_shape(
+    one_layer: PreTrainedModel, two_threads: None
+) -> None:
+    found = amp.fit_budget(one_layer, texts(), 0.02, trials=2, progress=False)
+    assert found.report.amount >= 0.02 and bool(logits(found.model).isfinite().all())
+    sliced = amp.slice_hidden(one_layer, amp.rotation(one_layer, texts()), hidden_size=512)
+    assert sliced.model.config.hidden_size == 512 and bool(logits(sliced.model).isfinite().all())
+    shots = list(amp.prune_in_shots(one_layer, byte_tokenizer(), texts(), 6, 1017, shots=2, criterion="transact"))
+    sound(shots[-1], 6, 1017)
+    tuned = amp.recover(
+        shots[-1].model.float(), byte_tokenizer(), config=amp.RecoveryConfig(samples=2, epochs=1, length=32),
+        progress=False,
+    )  # fmt: skip
+    assert bool(logits(tuned.model).isfinite().all())
+
+
+# The real one, where it is at hand: amp-tutorial fetch smollm2-135m.
+
+
+@pytest.fixture(scope="module")
+def smollm2() -> tuple[PreTrainedModel, Any]:
+    if not downloads.place_of("smollm2-135m").is_dir():
+        pytest.skip("smollm2-135m is not at hand; amp-tutorial fetch smollm2-135m fetches it")
+    return amp.load("smollm2-135m")
+
+
+@pytest.mark.real
+def test_the_real_model_is_the_one_that_is_known(smollm2: tuple[PreTrainedModel, Any]) -> None:
+    model, tokenizer = smollm2
+    known = downloads.KNOWN["smollm2-135m"]
+    assert f"{model.num_parameters():,}" in known.said
+    assert 4 * model.num_parameters() == known.size
+    text = "In 1984, Zoë paid 3.50 € for naïve café notes:\n\n\tdef f(x): return x"
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+    ids = tokenizer("The capital of France is", return_tensors="pt")
+    assert "Paris" in tokenizer.decode(model.generate(**ids, max_new_tokens=5, do_sample=False)[0])
+
+
+@pytest.mark.real
+def test_the_real_model_cut_is_masked_and_saved_is_loaded(smollm2: tuple[PreTrainedModel, Any], tmp_path: Path) -> None:
+    model, tokenizer = smollm2
+    batches = amp.calibration(tokenizer, "tinyworld", samples=4)
+    plan = amp.plan(model, amp.score(model, batches), 0.2, parts="neurons")
+    small = amp.prune(model, plan)
+    with amp.masked(model, plan):
+        hidden = logits(model)
+    torch.testing.assert_close(logits(small.model), hidden, atol=1e-3, rtol=1e-3)
+    again, _ = amp.load(small.save(tmp_path / "small"))
+    assert torch.equal(logits(again), logits(small.model))
+    assert again.config.intermediate_size == 1017 and again.config.made_from == model.config.made_from
