@@ -79,7 +79,11 @@ def test_every_candidate_meets_the_target_and_none_is_smaller_than_need_be(
             losses[shape] = float(torch.rand((), generator=generator))
             return losses[shape]
 
-        winner = budget._search(shapes, judge, trials)
+        def costs(shape: Shape) -> list[float]:
+            """Right, or wrong, or none: the search ends well whatever is expected."""
+            return data.draw(st.sampled_from(([1.0, 2.0], [0.0, 0.0], [shape.layers, -shape.heads])))
+
+        winner = budget._search(shapes, judge, trials, costs)
         assert 1 <= len(losses) <= trials and losses[winner] == min(losses.values())
         for shape in losses:
             assert shapes.removed(shape) >= remove and math.isfinite(shapes.amount(shape))
@@ -225,9 +229,10 @@ def test_text_kept_apart_makes_no_candidate(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(budget, "loss", loss)
     amp.fit_budget(tiny(), BATCHES, 0.3, trials=6, cut=("hidden", "neurons", "layers"), progress=False)
     apart, rest, everything = [id(BATCHES[-1])], [id(b) for b in BATCHES[:-1]], [id(b) for b in BATCHES]
-    assert judged == [apart] * len(judged) and len(judged) <= 6
+    assert all(one in (apart, rest) for one in judged), "costs are measured on the text that makes"
+    assert 1 <= judged.count(apart) <= 6
     first_of_all = seen.index(everything)
-    assert first_of_all > len(judged)  # a score, and a repair for each
+    assert first_of_all > judged.count(apart)  # a score, and a repair for each
     assert all(one == rest for one in seen[:first_of_all]) and all(one == everything for one in seen[first_of_all:])
 
 
@@ -245,7 +250,8 @@ def test_loss_is_the_mean_over_real_tokens_that_follow_one() -> None:
 
 def test_a_loss_that_is_no_number_never_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     losses = iter([math.nan, 2.0, *[3.0] * 9])
-    monkeypatch.setattr(budget, "loss", lambda *_: next(losses))
+    apart = len(BATCHES) // 4
+    monkeypatch.setattr(budget, "loss", lambda _, given: next(losses) if len(given) == apart else 1.0)
     result = amp.fit_budget(tiny(), BATCHES, 0.15, trials=3, cut=("heads", "neurons"), progress=False)
     assert (
         result.report.trials[0].loss == math.inf

@@ -416,3 +416,57 @@ def test_neurons_that_never_change_are_made_up_for() -> None:
 def test_without_biases_it_says_what_to_use() -> None:
     with pytest.raises(ValueError, match="have no biases to take the means; use amp.repair"):
         amp.prune_and_fold(tiny(), some_plan(tiny(), 2, 15), MIXED)
+
+
+def test_what_the_loss_feels_is_the_outer_product_of_its_gradients() -> None:
+    """Against gradients with respect to a bias of its own for each token, also where attention and MLP run at once."""
+    for shape in (Shape(groups=2, group_size=2), Shape("phi"), Shape("gpt2"), Shape("mixtral", groups=2, group_size=2)):
+        model = tiny(shape).train()
+        given = [batch(prompts((9, 4))), batch(prompts((7, 6), seed=1))]
+        before, wanted = weights(model), [p.requires_grad for p in model.parameters()]
+        found = amp.output_metric(model, given)
+        assert equal(weights(model), before) and hooks(model) == 0 and model.training
+        assert [p.requires_grad for p in model.parameters()] == wanted and all(
+            p.grad is None for p in model.parameters()
+        )
+        layer, expected = amp.Anatomy.of(model.eval()).layer(1), torch.zeros(shape.hidden, shape.hidden).double()
+        for one in given:
+            nudges: list[torch.Tensor] = []
+
+            def nudge(_: Any, __: Any, output: torch.Tensor, nudges: list[torch.Tensor] = nudges) -> torch.Tensor:
+                nudges.append(torch.zeros_like(output, requires_grad=True))
+                return output + nudges[-1]
+
+            handle = layer.output.register_forward_hook(nudge)
+            labels = one["input_ids"].masked_fill(one["attention_mask"] == 0, -100)
+            lost = model(**one, labels=labels).loss * float((labels[:, 1:] != -100).sum())
+            (g,) = torch.autograd.grad(lost, nudges)
+            handle.remove()
+            g = g.reshape(-1, shape.hidden).double()
+            expected += g.T @ g
+        torch.testing.assert_close(found[1]["heads"], expected, rtol=1e-4, atol=1e-6)
+        assert ("neurons" in found[1]) == (shape.family != "mixtral")
+
+
+def test_a_choice_by_what_the_loss_feels_spares_the_outputs_it_reads() -> None:
+    """Two neurons write loudly where nothing is felt, two softly where all is."""
+    model = tiny(Shape(layers=1, neurons=4))
+    layer = amp.Anatomy.of(model).layer(0)
+    given = [batch(prompts([24] * 4, seed)) for seed in (0, 1)]
+    with torch.no_grad():
+        layer.neurons_out.weight.zero_()
+        layer.neurons_out.weight[0, :2] = 8.0 * torch.tensor([1.0, -1.0])
+        layer.neurons_out.weight[1, 2:] = torch.tensor([1.0, -1.0])
+    plan = amp.keep(model, amp.score(model, [], "random"), neurons=2)
+    only = torch.zeros(32, 32).double()
+    only[1, 1] = 1.0
+    felt = [{"heads": torch.eye(32).double(), "neurons": only}]
+    plain = amp.repair(model, plan, given, reselect=True, progress=False).plan.neurons[0]
+    by_loss = amp.repair(model, plan, given, reselect=True, progress=False, metric=felt).plan.neurons[0]
+    assert (plain, by_loss) == ([0, 1], [2, 3])
+
+
+@pytest.mark.parametrize("rows", [(1,), ()])
+def test_without_text_nothing_is_felt(rows: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="no finite gradients"):
+        amp.output_metric(tiny(), [batch(prompts(rows))] if rows else [])

@@ -1,9 +1,14 @@
 """One budget over hidden size, heads, neurons and layers: of all shapes that meet it, find the one that loses least.
 
 All dimensions but one are walked through; the last one (neurons, if they may go) is solved for, the largest that meets
-the target (`shapes.py`). So a candidate never removes less than asked. Candidates are made by repair (`refit.py`) from
+the target (`shapes.py`). So a candidate never removes less than asked. Candidates are made by repair (`repair.py`) from
 calibration text, and judged by the next-token loss on its last quarter, which makes none of them. Validation and test
-text play no part. The search is a coordinate search, and its cost, the number of candidates, is stated beforehand.
+text play no part.
+
+Which candidates: what each dimension costs alone, without repair, is measured on little text (`Expected`); these costs
+add up nearly, on a real LLaMA as on the small ones, and repair takes a share of each away. The shares are fitted to the
+candidates judged so far, and the next candidate is the one expected to lose least. The number of candidates is stated
+beforehand.
 """
 
 import math
@@ -21,13 +26,20 @@ from ..core.anatomy import Anatomy
 from ..core.plans import Plan, a_ratio, keep
 from ..core.scores import score
 from ..core.sums import Batch, evaluating, model_inputs
-from ..core.surgery import Pruned
+from ..core.surgery import Pruned, masked
 from .depth_and_width import with_layers
+from .hidden_size import projected
 from .layers import rank_layers
 from .repair import repair
+from .rotation import Rotation, rotation
 from .shapes import CUT, OF, Shape, Shapes
+from .taylor import output_metric
 
-LINE = 8  # candidates along one dimension at most
+LINE = 8  # shapes along one dimension that are looked at
+FEW = 1024  # calibration tokens by which layers are ranked, and costs measured
+ENOUGH = 10_240  # calibration tokens of which a candidate is made; the winner is made of all
+FELT = 4096  # calibration tokens by whose gradients errors are weighed
+LEFT = 0.5  # share of its cost alone that a dimension has after repair, before anything is known
 
 
 @dataclass(frozen=True)
@@ -74,12 +86,15 @@ def fit_budget(
 ) -> Pruned:
     """Find the mix of hidden size, layers, heads and neurons that loses least at a budget, and make it.
 
-    Candidates evenly spaced along each dimension, the others as whole as the target lets them be; then the neighbours
-    of the best, until none is better or the trials are spent. Each is repaired on all batches but the last quarter, and
-    judged on that quarter. Layers go in the order of a greedy search by perplexity (SLEB), on the same batches as the
-    repair. The best shape, with the layers it was judged with, is made again from all batches.
+    The first candidate is the one expected to lose least of those along each dimension, the others as whole as the
+    target lets them be; the second cuts the solved dimension alone, if that is enough. Each further one is expected to
+    lose least of those along each dimension from the best so far, by what all before it lost. Each is repaired on the
+    batches before the last quarter, as many as hold `ENOUGH` tokens, and judged on that quarter. Layers go in the order
+    of a greedy search by perplexity (SLEB), on `FEW` tokens. The best shape, with the layers it was judged with, is
+    made again from all batches.
 
-    Cost: `trials` + 1 times repair, and where layers go for each that does a pass with every other one skipped.
+    Cost: `trials` times repair on `ENOUGH` tokens and once on all; a pass of `FEW` tokens for each value looked at, and
+    where layers go for each that does with every other one skipped.
 
     Args:
         model: the dense model; it is not changed.
@@ -113,7 +128,7 @@ def fit_budget(
     if not all(any(_followed(batch).any() for batch in part) for part in (batches[:-apart], batches[-apart:])):
         raise ValueError("The batches to make candidates from, or the last quarter to judge them by, hold no text.")
     shapes = Shapes(model, pruning_ratio, of, cut, length, seed)
-    make = _Maker(model, batches[:-apart], shapes.unit)
+    make = _Maker(model, up_to(batches[:-apart], ENOUGH), shapes.unit)
     if not shapes.alike:
         shapes.kept = make.kept
     done: dict[Shape, Trial] = {}
@@ -128,10 +143,23 @@ def fit_budget(
             bar.update()
             return found
 
-        best = _search(shapes, judge, trials)
+        best = _search(shapes, judge, trials, Expected(shapes, make))
     again, carried = _Maker(model, batches, shapes.unit)(best, make.kept(best.layers))
     report = Search(best, done[best].amount, done[best].loss, of, list(done.values()))
     return Pruned(again, carried, report)
+
+
+def up_to(batches: Sequence[Batch], tokens: int) -> list[Batch]:
+    """The first texts that hold so many tokens; all, if they hold less."""
+    found, held = list[Batch](), 0
+    for batch in batches:
+        if held >= tokens:
+            break
+        sums = batch["attention_mask"].sum(1).cumsum(0)
+        rows = min(len(sums), int((sums < tokens - held).sum()) + 1)
+        found.append(batch if rows == len(sums) else {name: values[:rows] for name, values in batch.items()})
+        held += int(sums[rows - 1])
+    return found
 
 
 @torch.no_grad()
@@ -153,36 +181,91 @@ def _followed(batch: Batch) -> torch.Tensor:
     return mask[:, :-1] & mask[:, 1:]
 
 
-def _search(shapes: Shapes, judge: Callable[[Shape], float], trials: int) -> Shape:
+Costs = Callable[[Shape], list[float]]
+
+
+def _search(shapes: Shapes, judge: Callable[[Shape], float], trials: int, costs: Costs) -> Shape:
     """The shape with the least loss, of so many at most."""
     losses: dict[Shape, float] = {}
+    line = {shape for name in shapes.walked or [shapes.solved] for shape in _some(shapes.start(name))}
+    plain = shapes.largest(shapes.whole)
+    while line and len(losses) < trials:
+        guess = _fitted([(costs(shape), value) for shape, value in losses.items() if math.isfinite(value)])
+        if len(losses) == 1 and plain in line:
+            chosen = plain
+        else:
+            chosen = min(sorted(line, key=str), key=lambda shape: guess(costs(shape)))
+        losses[chosen] = judge(chosen)
+        best = min(losses, key=lambda shape: losses[shape])
+        if best == chosen:
+            line |= _around(shapes, best)
+        line -= {*losses}
+    return min(losses, key=lambda shape: losses[shape])
 
-    def best() -> Shape:
-        return min(losses, key=lambda shape: losses[shape])
 
-    def better(shape: Shape | None) -> bool:
-        """Judge a shape, unless it was or the trials are spent; whether it is the best now."""
-        if shape is None or shape in losses or len(losses) == trials:
-            return False
-        losses[shape] = judge(shape)
-        return best() == shape
+def _some(line: Sequence[Shape]) -> list[Shape]:
+    """At most `LINE` of them, evenly spaced, with both ends."""
+    few = min(LINE, len(line))
+    return [line[round(i * (len(line) - 1) / max(1, few - 1))] for i in range(few)]
 
-    count = max(2, min(LINE, trials // (len(shapes.walked) + 1)))  # leaves a share for the neighbours of the best
-    for name in shapes.walked or [shapes.solved]:
-        line = shapes.start(name)
-        few = min(count, len(line))
-        for i in range(few):
-            better(line[round(i * (len(line) - 1) / max(1, few - 1))])
-    moves = sorted(product((0, -1, 1), repeat=len(shapes.walked)), key=lambda move: sum(map(abs, move)))[1:]
-    moving = True
-    while moving and len(losses) < trials:
-        center, moving = best(), False
-        for move in moves:
-            near = shapes.step(center, dict(zip(shapes.walked, move, strict=True)))
-            if near and len(losses) < trials and better(shapes.largest(near)):
-                moving = True
-                break
-    return best()
+
+def _around(shapes: Shapes, center: Shape) -> set[Shape]:
+    """Shapes along each dimension through one, and its neighbours."""
+    found = {shape for name in shapes.walked for shape in _some(shapes.line(center, name))}
+    for move in product((0, -1, 1), repeat=len(shapes.walked)):
+        if near := shapes.step(center, dict(zip(shapes.walked, move, strict=True))):
+            found.add(shapes.largest(near) or center)
+    return found - {center}
+
+
+def _fitted(judged: Sequence[tuple[list[float], float]]) -> Callable[[list[float]], float]:
+    """The loss expected of costs: a constant and a share of each, least squares with `LEFT` as prior; no share is < 0.
+
+    The prior weighs as much as one candidate that lost a tenth of a nat.
+    """
+    if not judged:
+        return lambda costs: LEFT * sum(costs)
+    x = torch.tensor([[*costs, 1.0] for costs, _ in judged], dtype=torch.float64)
+    y = torch.tensor([loss for _, loss in judged], dtype=torch.float64)
+    prior = torch.tensor([LEFT] * (x.shape[1] - 1) + [0.0], dtype=torch.float64)
+    trust = torch.tensor([0.1] * (x.shape[1] - 1) + [0.0], dtype=torch.float64).diag() ** 2
+    shares = torch.linalg.lstsq(x.T @ x + trust, x.T @ y + trust @ prior, driver="gelsd").solution.clamp(min=0)
+    return lambda costs: float(shares[:-1] @ torch.tensor(costs, dtype=torch.float64))
+
+
+class Expected:
+    """What each dimension of a shape costs alone, without repair, in nats a token of a little calibration text.
+
+    Measured at up to `LINE` values of a dimension when it is first asked for, and in between by straight lines. Layers
+    are those that each cost least alone, their costs added.
+    """
+
+    def __init__(self, shapes: Shapes, make: "_Maker") -> None:
+        self.shapes, self.make = shapes, make
+        self.found: dict[str, dict[int, float]] = {}
+
+    def __call__(self, shape: Shape) -> list[float]:
+        going = [name for name in CUT if len(self.shapes.values[name]) > 1]
+        left = shape.layers / self.shapes.whole.layers
+        return [self.cost(name, getattr(shape, name)) * (1.0 if name == "layers" else left) for name in going]
+
+    def cost(self, name: str, value: int) -> float:
+        if name not in self.found:
+            self.found[name] = self._measured(name)
+        known = self.found[name]
+        below, above = max(k for k in known if k <= value), min(k for k in known if k >= value)
+        share = (value - below) / max(1, above - below)
+        return known[below] + share * (known[above] - known[below])
+
+    def _measured(self, name: str) -> dict[int, float]:
+        make, whole, values = self.make, getattr(self.shapes.whole, name), self.shapes.values[name]
+        dense = loss(make.model, make.few)
+        if name == "layers":
+            ranks = rank_layers(make.model, make.few, "perplexity", spare=(0, 0))
+            alone = sorted(math.log(rank) - dense if math.isfinite(rank) else 100.0 for rank in ranks.values())
+            return {whole - count: max(0.0, sum(alone[:count])) for count in range(whole)}
+        few = sorted({values[round(i * (len(values) - 1) / (LINE - 1))] for i in range(LINE)})
+        return {value: max(0.0, make.lost(name, value) - dense) if value < whole else 0.0 for value in few}
 
 
 class _Maker:
@@ -190,15 +273,28 @@ class _Maker:
 
     def __init__(self, model: PreTrainedModel, batches: Sequence[Batch], unit: str) -> None:
         self.model, self.batches, self.unit = model, batches, unit
+        self.few = up_to(batches, FEW)
         self.scores = score(model, batches, "amp")
+        self.rotation: Rotation | None = None
+        self.metric = output_metric(model, up_to(batches, FELT))
         self.left = [list(range(Anatomy.of(model).layers))]  # layers that stay when 0, 1, … go
 
     def kept(self, count: int) -> list[int]:
         """The layers that stay when those go, one after the other, without which perplexity is least."""
         while len(self.left[-1]) > count:
-            ranks = rank_layers(self.model, self.batches, "perplexity", layers=self.left[-1], spare=(0, 0))
+            ranks = rank_layers(self.model, self.few, "perplexity", layers=self.left[-1], spare=(0, 0))
             self.left.append([i for i in ranks if i != min(ranks, key=lambda i: ranks[i])])
         return self.left[len(self.left[0]) - count]
+
+    def lost(self, name: str, value: int) -> float:
+        """The loss on a little text when one dimension alone is cut, without repair."""
+        if name == "hidden":
+            self.rotation = self.rotation or rotation(self.model, self.batches)
+            with projected(self.model, self.rotation, value):
+                return loss(self.model, self.few)
+        heads, neurons = (value, None) if name == "heads" else (None, value)
+        with masked(self.model, keep(self.model, self.scores, heads, neurons, self.unit)):
+            return loss(self.model, self.few)
 
     def __call__(self, shape: Shape, kept: list[int]) -> tuple[PreTrainedModel, Plan]:
         """Slice the hidden size, choose heads and neurons by repair, and refit all that reads the stream as well."""
@@ -206,6 +302,6 @@ class _Maker:
         wide = with_layers(wide, kept, self.model)
         size = None if shape.hidden == Anatomy.of(self.model).hidden else shape.hidden
         made = repair(
-            self.model, wide, self.batches, reselect=True, refit_inputs=True, hidden_size=size, progress=False
+            self.model, wide, self.batches, True, True, True, hidden_size=size, progress=False, metric=self.metric
         )
         return made.model, made.plan

@@ -27,6 +27,7 @@ from ..core.surgery import Pruned, _fits, prune
 from .hidden_size import Turn, slice_hidden, sliced_config
 from .repair_layer import Fit, Options, Refits
 from .rotation import rotation
+from .taylor import Metric
 from .whole_layers import cut_layer
 
 
@@ -52,6 +53,7 @@ def repair(
     hidden_size: int | None = None,
     ridge: float | None = None,
     progress: bool = True,
+    metric: Metric | None = None,
 ) -> Pruned:
     """Prune by a plan and refit both output projections of every layer that stays, one layer after the other.
 
@@ -76,6 +78,8 @@ def repair(
             time.
         hidden_size: slice the hidden size to this, by the batches' `rotation`, before all else; see `slice_hidden`.
             What is written is fitted to the dense model's stream in the directions that stay. Needs `sequential`.
+        metric: of `output_metric`: with `reselect` an error counts as much as the loss feels of it. The refit itself is
+            the same for any metric, as each output has weights of its own.
         ridge: λ; by default chosen for each projection by `Normal.ridge`, never by a test set.
 
     Warns:
@@ -93,7 +97,7 @@ def repair(
     if hidden_size is not None:
         sliced_config(anatomy, hidden_size)  # refuses before any work
         turn = Turn(anatomy, rotation(model, batches), hidden_size)
-    refits = Refits(anatomy, plan, batches, options, turn)
+    refits = Refits(anatomy, plan, batches, options, turn, metric)
     weights: dict[str, Tensor] = {}
     model.eval()
     try:

@@ -18,6 +18,9 @@ from .hidden_size import Turn
 from .layerwise import Walk
 from .normal_equations import Normal, eliminate
 from .projections import Seen, ends, projection, readers, residual_scale, stream, watch, with_bias
+from .taylor import Metric
+
+LITTLE = 1e-3  # share of the mean that each direction of a metric has at least
 
 
 @dataclass(frozen=True)
@@ -53,11 +56,17 @@ class Refits:
     """Refits layer after layer. Only the layer asked for needs its weights, beside what is outside the layers."""
 
     def __init__(
-        self, anatomy: Anatomy, plan: Plan, batches: Sequence[Batch], options: Options, turn: Turn | None = None
+        self,
+        anatomy: Anatomy,
+        plan: Plan,
+        batches: Sequence[Batch],
+        options: Options,
+        turn: Turn | None = None,
+        metric: Metric | None = None,
     ) -> None:
         if not any(bool(batch["attention_mask"].any()) for batch in batches):
             raise ValueError("The calibration batches hold no tokens: repair needs some text; see amp.calibration.")
-        self.anatomy, self.options, self.turn = anatomy, options, turn
+        self.anatomy, self.options, self.turn, self.metric = anatomy, options, turn, metric
         self.plan = replace(plan, heads=list(plan.heads), neurons=list(plan.neurons))
         self.parts = ["heads", *(["neurons"] if anatomy.neurons else [])]
         directions = None if turn is None else turn.directions
@@ -236,10 +245,21 @@ class Refits:
         if normal.tokens < len(kept) and not self.short:
             self.short = f"layer {i}, {part}: {normal.tokens} tokens, {len(kept)} inputs"
 
+    def _root(self, felt: Tensor) -> Tensor:
+        """The square root of a metric, of the directions that stay; what it does not feel counts a little too."""
+        if self.turn is not None:
+            felt = self.turn.directions.T.to(felt) @ felt @ self.turn.directions.to(felt)
+        values, vectors = torch.linalg.eigh(felt)
+        values = values.clamp(min=0)
+        return (vectors * (values + LITTLE * values.mean()).sqrt()) @ vectors.T
+
     def _choose(self, i: int, heads: bool, normal: Normal, prior: Tensor) -> None:
         a, plan = self.anatomy, self.plan
         xx, xy = normal.centred()
         prior = prior[:, : len(xx)]
+        if self.metric is not None:
+            root = self._root(self.metric[i]["heads" if heads else "neurons"].to(xx.device))
+            xy, prior = xy @ root, root @ prior
         if not heads:
             pools = torch.zeros(a.neurons, dtype=torch.long, device=xx.device)
             plan.neurons[i] = eliminate(xx, xy, prior, 1, pools, len(plan.neurons[i]))

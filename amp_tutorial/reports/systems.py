@@ -62,7 +62,8 @@ def _repaired(
     model: PreTrainedModel, tokenizer: Any, batches: Batches, ratio: float, seed: int, criterion: str, **how: bool
 ) -> PreTrainedModel:
     plan = _planned(model, batches, ratio, seed, criterion)
-    return amp.repair(model, plan, batches, progress=False, **how).model
+    metric = amp.output_metric(model, batches) if how.get("reselect") else None
+    return amp.repair(model, plan, batches, progress=False, metric=metric, **how).model
 
 
 def _budget(

@@ -162,7 +162,8 @@ def weights(*models: nn.Module) -> int:
 def of_repair(
     model: PreTrainedModel, plan: Plan, small: PreTrainedModel, texts: int, batch: int, length: int, choose: bool
 ) -> int:
-    """Bytes at the peak of `repair`, which holds the calibration text's hidden states in both models.
+    """Bytes at the peak of `repair`, which holds the calibration text's hidden states in both models, and of one dense
+    layer what enters it and what its two halves write.
 
     The first two layers and batches are run; what the others add is a sum. `choose` also inverts equations of the
     whole width: by arithmetic.
@@ -176,8 +177,8 @@ def of_repair(
         for i in range(min(2, anatomy.layers)):
             found |= cut_layer(anatomy, plan, i, refits.layer(i))
     a_layer = sum(tensor.nbytes for tensor in found.values()) // min(2, anatomy.layers)
-    streams = 2 * texts * length * anatomy.hidden * size
-    rest = a_layer * (anatomy.layers - 2) + max(0, streams - 2 * len(batches) * real.numel() * anatomy.hidden * size)
+    streams = 5 * texts * length * anatomy.hidden * size
+    rest = a_layer * (anatomy.layers - 2) + max(0, streams - 5 * len(batches) * real.numel() * anatomy.hidden * size)
     widest = max(anatomy.features("query"), anatomy.neurons)
     inverting = 8 * (6 * widest + 5 * anatomy.hidden) * widest if choose else 0
     held = weights(model) + a_layer * anatomy.layers + streams
