@@ -26,6 +26,7 @@ from amp_tutorial.core.checkpoint import configuration, tokenizer_of
 from amp_tutorial.files import downloads
 from amp_tutorial.files.checkpoints import SUMS, located
 from amp_tutorial.runs import fetch
+from amp_tutorial.runs.doctor_data import known
 from amp_tutorial.runs.identity import parts
 
 GROUPED = Shape(groups=2, group_size=2, head_dim=32, hidden=64, neurons=96, tied=True)  # rows of whole blocks of 32
@@ -217,8 +218,8 @@ def index(gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     old = wheel.file.replace("1.0", "0.9")
     links = [f'<a href="{name}#sha256=00" data-x="1">{name}</a>' for name in (old, wheel.file)]
     (folder / "index.html").write_text("".join(links))
-    known = downloads.Known("A tiny model", "Apache-2.0", "nobody/tiny", wheel, 10**6)
-    monkeypatch.setitem(downloads.KNOWN, "tiny-fetched", known)  # type: ignore[arg-type]
+    tiny_one = downloads.Known("A tiny model", "Apache-2.0", "nobody/tiny", wheel, 10**6)
+    monkeypatch.setitem(downloads.KNOWN, "tiny-fetched", tiny_one)  # type: ignore[arg-type]
     monkeypatch.setenv("AMP_TUTORIAL_MODELS", str(tmp_path / "models"))
     monkeypatch.setattr(Index, "breaks_after", None)
     monkeypatch.setattr(Index, "asked", [])
@@ -232,9 +233,10 @@ def index(gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
 
 
 def test_a_missing_model_is_a_sentence_with_the_command(index: Path) -> None:
-    for call in (amp.load, configuration):
+    for call in (amp.load, configuration, lambda name: amp.prune_folder(name, index.parent / "out", 0.3)):
         with pytest.raises(ValueError, match="amp-tutorial fetch tiny-fetched"):
             call("tiny-fetched")
+    assert [str(line) for line in known()][-1].endswith("to fetch it: amp-tutorial fetch tiny-fetched")
 
 
 def test_fetch_says_the_cost_and_leaves_a_stock_folder(
@@ -435,9 +437,9 @@ def smollm2() -> tuple[PreTrainedModel, Any]:
 @pytest.mark.real
 def test_the_real_model_is_the_one_that_is_known(smollm2: tuple[PreTrainedModel, Any]) -> None:
     model, tokenizer = smollm2
-    known = downloads.KNOWN["smollm2-135m"]
-    assert f"{model.num_parameters():,}" in known.said
-    assert 4 * model.num_parameters() == known.size
+    about = downloads.KNOWN["smollm2-135m"]
+    assert f"{model.num_parameters():,}" in about.said
+    assert 4 * model.num_parameters() == about.size
     text = "In 1984, Zoë paid 3.50 € for naïve café notes:\n\n\tdef f(x): return x"
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
     ids = tokenizer("The capital of France is", return_tensors="pt")

@@ -16,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 
-from .doctor_data import Line, first, hub, models, tasks
+from .doctor_data import Line, first, hub, known, models, tasks
 from .doctor_data import online as asked
 from .this_machine import stale
 
@@ -55,6 +55,7 @@ def lines(out: Path, online: bool = False) -> Iterator[Line]:
         ("memory", lambda: _memory()),
         ("disk", lambda: _disk(out)),
         ("embedded models", models),
+        ("real models", known),
         ("hub cache", hub),
         ("hub access", lambda: asked(online)),
         ("task data", tasks),

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from ..files.downloads import KNOWN, place_of
 from ..files.paths import DATA
 
 HUB = "https://huggingface.co"
@@ -41,6 +42,16 @@ def models() -> Iterator[Line]:
             yield Line("mend", f"{folder.name}: {', '.join(wrong)} missing or damaged; run: git checkout -- {folder}")
         else:
             yield Line("ok", f"{folder.name}: every file has its SHA-256")
+
+
+def known() -> Iterator[Line]:
+    """The real models that can be fetched by a name."""
+    for name in KNOWN:
+        place = place_of(name)
+        if place.is_dir():
+            yield Line("ok", f"{name} is in {place}")
+        else:
+            yield Line("note", f"{name}, a real model, is not here; to fetch it: amp-tutorial fetch {name}")
 
 
 def hub() -> Iterator[Line]:

@@ -902,11 +902,11 @@ if turn is not None:
 #
 # ## One budget
 #
-# Heads, neurons, whole layers (lesson 7) and directions of the stream: how much from each? `amp.fit_budget` searches. It
-# measures what each costs alone, without repair, and tries the shape whose costs add up to least; what repair leaves of
-# them it learns from the candidates before. Every candidate meets the target, is repaired from part of the calibration
-# text and judged on the rest of it; the winner is made again from all. Its cost is said beforehand: so many trials, one
-# repair each, and one more. **Predict** the mix.
+# Heads, neurons, whole layers (lesson 7) and directions of the stream: how much from each? `amp.fit_budget` searches.
+# It measures what each costs alone, without repair, and tries the shape whose costs add up to least; what repair leaves
+# of them it learns from the candidates before. Every candidate meets the target, is repaired from part of the
+# calibration text and judged on the rest of it; the winner is made again from all. Its cost is said beforehand: so many
+# trials, one repair each, and one more. **Predict** the mix.
 # %%
 trials = 4
 may_go = ("heads", "neurons", "layers") + (("hidden",) if turn is not None else ())
