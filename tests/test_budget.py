@@ -93,6 +93,26 @@ def test_every_candidate_meets_the_target_and_none_is_smaller_than_need_be(
             assert set(CUT) - cut <= kept
 
 
+def test_the_shape_expected_to_lose_least_comes_first_and_what_is_judged_corrects_it() -> None:
+    """Losses are a constant and shares of the costs, which the search has to find: heads cost more than it expects."""
+    shapes = Shapes(tiny(Tiny("qwen2", layers=6, groups=6)), 0.4, "parameters", ["heads", "neurons", "layers"], 5, 0)
+    asked: list[Shape] = []
+
+    def costs(shape: Shape) -> list[float]:
+        gone = shapes.whole.heads - shape.heads, shapes.whole.layers - shape.layers
+        return [0.1 * gone[0], 0.3 * gone[1], 2.0 * (1 - shape.neurons / shapes.whole.neurons) ** 2]
+
+    def judge(shape: Shape) -> float:
+        asked.append(shape)
+        heads, layers, neurons = costs(shape)
+        return 3.0 + 2.0 * heads + 0.4 * layers + 0.5 * neurons
+
+    every = [shape for name in shapes.walked for shape in shapes.start(name)]
+    found = budget._search(shapes, judge, 6, costs)
+    assert sum(costs(asked[0])) == min(sum(costs(shape)) for shape in every)
+    assert judge(found) <= min(judge(shape) for shape in every)
+
+
 @settings(max_examples=12)
 @given(st.sampled_from(SEVERAL), st.data())
 def test_amounts_are_those_of_the_built_model(tiny_shape: Tiny, data: st.DataObject) -> None:
