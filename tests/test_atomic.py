@@ -288,6 +288,8 @@ def test_the_source_is_known_from_another_working_folder(tmp_path: Path, monkeyp
 ELSEWHERE = {
     "files/atomic.py",
     "course/sources.py",  # text of a cell
+    "files/downloads.py",  # what has come of a download outlives a kill, to go on from; then it is moved
+    "runs/record.py",  # a line a stage, for whoever watches the run
     "runs/this_machine.py",  # a switch of the system
 }
 

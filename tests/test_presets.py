@@ -11,6 +11,7 @@ from helpers import grid
 
 import amp_tutorial as amp
 from amp_tutorial import cli
+from amp_tutorial.files.downloads import KNOWN
 from amp_tutorial.files.paths import ROOT
 from amp_tutorial.runs import dry_run, workload
 from amp_tutorial.runs import requirements as needs
@@ -51,6 +52,13 @@ def read(path: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.fixture(autouse=True)
+def nothing_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever this machine has: budgets are to be had before anything is."""
+    monkeypatch.setenv("AMP_TUTORIAL_MODELS", str(tmp_path))
+    needs._needs.cache_clear()
+
+
 def test_all_are_there() -> None:
     assert {path.stem for path in PRESETS} == WANTED
 
@@ -85,7 +93,7 @@ def test_every_budget_can_be_had_offline(path: Path) -> None:
     assert told.weights == size * told.parameters[0] and told.parameters[1] < told.parameters[0]
     assert min(told.peaks.values()) > size * told.parameters[1]
     assert told.peak < 80 * 2**30, "one GPU of 80 GB is enough for all of them"
-    assert (told.download > size * told.parameters[0] / 2) == ("/" in told.model)
+    assert (told.download > size * told.parameters[0] / 2) == ("/" in told.model or told.model in KNOWN)
 
 
 def told(name: str) -> needs.Needs:

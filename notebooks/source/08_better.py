@@ -911,7 +911,7 @@ if turn is not None:
 trials = 4
 may_go = ("heads", "neurons", "layers") + (("hidden",) if turn is not None else ())
 fitted = amp.fit_budget(dense, batches[seed], pruning_ratio=ratio, cut=may_go, trials=trials, progress=False)
-print(fitted)
+print(fitted.report)
 seconds = sum(t.seconds for t in fitted.report.trials)
 print(f"{len(fitted.report.trials)} trials in {seconds:.0f} s; what could go: {', '.join(may_go)}.")
 # %%
