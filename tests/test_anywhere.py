@@ -347,4 +347,4 @@ def test_what_apples_gpu_cannot_hold_comes_to_the_cpu() -> None:
     normal = Normal()
     normal.add(x, x)
     assert normal.error(torch.eye(2).double()) < 1e-12
-    assert stream(x, {"neurons": (x, x)}, 1.0)["neurons"][1].tolist() == [[6.0, 8.0]] * 4
+    assert stream(x, [x], 1.0).tolist() == [[6.0, 8.0]] * 4

@@ -124,6 +124,11 @@ def tracked() -> list[PurePosixPath]:
     return [PurePosixPath(name) for name in listed.split("\0") if name]
 
 
+def test_the_core_is_read_in_an_evening() -> None:
+    files = list((PACKAGE / "core").glob("*.py"))
+    assert len(files) <= 11 and sum(len(path.read_text("utf-8").splitlines()) for path in files) <= 1800  # and __init__
+
+
 def test_no_leftovers_are_tracked(tracked: list[PurePosixPath]) -> None:
     assert 0 < len(tracked) <= MOST
     assert [str(p) for p in tracked if p.suffix in LEFTOVERS or p.name.endswith("~")] == []

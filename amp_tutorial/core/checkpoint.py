@@ -24,8 +24,9 @@ from ..files.checkpoints import (
     missing,
     pretrained,
     readable,
+    tokenizer_source,
 )
-from ..files.gguf_files import plain, precision
+from ..files.gguf_files import plain
 from ..files.older_names import add_older_names
 from .families import FAMILIES, family_of, older_names_of
 
@@ -46,8 +47,7 @@ def load(
         dtype: as stored in the checkpoint by default.
 
     Raises:
-        ValueError: what `configuration` refuses, a file whose SHA-256 is wrong, a folder without safetensors, or
-            weights that do not match the configuration.
+        ValueError: what `configuration` and `readable` refuse, or weights that do not match the configuration.
     """
     where = located(name)
     readable(where)
@@ -62,7 +62,7 @@ def load(
             ),
         )
         if gguf:
-            plain(model, precision(where))
+            plain(model, where)
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
     except MismatchError:
         raise
@@ -75,7 +75,7 @@ def load(
 def tokenizer_of(name: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a model by its name, or by where it was loaded from; a ValueError if there is none."""
     try:
-        source, gguf = pretrained(located(name))
+        source, gguf = tokenizer_source(name)
         return AutoTokenizer.from_pretrained(source, **gguf)
     except (OSError, ValueError) as error:
         raise ValueError(f"No tokenizer was found in {str(name)!r} ({reason(error)}); give tokenizer=….") from error
@@ -99,9 +99,7 @@ def configuration(name: str | Path, revision: str | None = None, trust_remote_co
         ValueError: no such model, or one that cannot be pruned here: an encoder, an encoder-decoder, a quantised
             checkpoint, or one whose code comes with it and not with transformers.
     """
-    source, gguf = pretrained(where := located(name))
-    if gguf:
-        precision(where)  # refuses what is no whole model
+    source, gguf = pretrained(located(name))
     try:
         stored = {} if gguf else PreTrainedConfig.get_config_dict(source, revision=revision)[0]
         kind = stored.get("model_type", "")

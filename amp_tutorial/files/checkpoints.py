@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from .downloads import KNOWN, home, place_of
+from .downloads import KNOWN, home, place_of, sha256
 from .gguf_files import ENDING, only_one, precision
 from .paths import DATA
 
@@ -55,10 +55,23 @@ def located(name: str | Path) -> Path:
 
 
 def pretrained(where: Path) -> tuple[str, dict[str, str]]:
-    """How `from_pretrained` is asked for a model: where it is, and the file if that is a GGUF file."""
+    """How `from_pretrained` is asked for a model: where it is, and the file if that is a GGUF file.
+
+    Raises:
+        ValueError: a GGUF file that holds no whole model.
+    """
     if where.suffix == ENDING and where.is_file():
+        precision(where)  # refuses it
         return str(where.resolve().parent), {"gguf_file": where.name}
     return (str(where.resolve()) if where.is_dir() else where.as_posix()), {}  # whole, so that `save` knows it anywhere
+
+
+def tokenizer_source(name: str | Path) -> tuple[str, dict[str, str]]:
+    """The same of a tokenizer, which can lie alone, or under a name that is no model's here."""
+    try:
+        return pretrained(located(name))
+    except ValueError:
+        return str(name), {}
 
 
 def made_from(where: Path) -> str | None:
@@ -99,16 +112,6 @@ def verify(folder: Path) -> None:
         path = folder / file
         if not path.is_file() or sha256(path) != expected:
             raise ValueError(f"{path} is missing or damaged (SHA-256 differs from {SUMS}); fetch it again.")
-
-
-def sha256(*paths: Path) -> str:
-    """One SHA-256 over the bytes of files, in the order given."""
-    digest = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            while chunk := file.read(2**20):
-                digest.update(chunk)
-    return digest.hexdigest()
 
 
 class MismatchError(ValueError):

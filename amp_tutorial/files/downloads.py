@@ -124,13 +124,13 @@ def _shown(address: str) -> str:
     return re.sub(r"//[^/@]*@", "//", address)
 
 
-def download(address: str, target: Path, size: int, sha256: str) -> Path:
+def download(address: str, target: Path, size: int, wanted: str) -> Path:
     """Fetch a file, going on with what an earlier call left of it; it is there, and whole, or it is not there.
 
     Raises:
         ValueError: the connection broke (what has come is kept), or what came is not the file asked for (it goes).
     """
-    if target.is_file() and _sha256(target) == sha256:
+    if target.is_file() and sha256(target) == wanted:
         return target
     part = target.with_name(f"{target.name}.part")
     part.parent.mkdir(parents=True, exist_ok=True)
@@ -157,7 +157,7 @@ def download(address: str, target: Path, size: int, sha256: str) -> Path:
             f"{_shown(address)} broke off after {have:,} of {size:,} bytes; they are kept, and the same command goes "
             "on."
         )
-    check_file(part, sha256, _shown(address), remove=True)
+    check_file(part, wanted, _shown(address), remove=True)
     return part.replace(target)
 
 
@@ -186,19 +186,25 @@ def unpacked(archive: Path, wheel: Wheel, target: Path) -> Path:
     return part.replace(target)
 
 
-def check_file(path: Path, sha256: str, said: str, remove: bool = False) -> None:
-    """Refuse a file whose SHA-256 is another one, and remove it if that is asked."""
-    found = _sha256(path)
-    if found != sha256:
+def check_file(path: Path, wanted: str, said: str, remove: bool = False) -> None:
+    """Refuse a file whose SHA-256 is another one, and remove it if that is asked; of a link also what it points to."""
+    found = sha256(path)
+    if found != wanted:
         if remove:
-            path.unlink()
+            path.resolve().unlink()
+            path.unlink(missing_ok=True)
         gone = " It was removed; the same command fetches it anew." if remove else ""
         raise ValueError(
-            f"{said} is another version, or damaged: its SHA-256 begins with {found[:12]}, not with {sha256[:12]}."
+            f"{said} is another version, or damaged: its SHA-256 begins with {found[:12]}, not with {wanted[:12]}."
             f"{gone}"
         )
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def sha256(*paths: Path) -> str:
+    """One SHA-256 over the bytes of files, in the order given."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while chunk := file.read(CHUNK):
+                digest.update(chunk)
+    return digest.hexdigest()

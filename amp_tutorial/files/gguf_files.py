@@ -1,6 +1,7 @@
 """GGUF files, in which llama.cpp keeps models: what one holds, and how precisely, before transformers reads it."""
 
 from collections import Counter
+from functools import lru_cache
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,13 @@ def precision(path: Path) -> str:
     Raises:
         ValueError: no whole GGUF file, a part of one, or what is no model: an adapter, or a vocabulary alone.
     """
+    seen = path.stat()
+    return _read(path, seen.st_size, seen.st_mtime_ns)
+
+
+@lru_cache(maxsize=8)
+def _read(path: Path, size: int, changed: int) -> str:
+    """Read once as long as size and time of change are the same: the vocabulary takes a second."""
     from gguf import GGUFReader
 
     try:
@@ -31,20 +39,20 @@ def precision(path: Path) -> str:
         raise ValueError(f"{path} holds no model: it is of type {kind!r}{merge}.")
     if parts > 1:
         raise ValueError(f"{path} is one of {parts} parts; join them first (llama-gguf-split --merge).")
-    count, size = Counter[str](), 0
+    count, stored = Counter[str](), 0
     for tensor in reader.tensors:
         count[tensor.tensor_type.name] += prod(map(int, tensor.shape))
-        size += int(tensor.n_bytes)
+        stored += int(tensor.n_bytes)
     if not any(tensor.name.endswith(".weight") and ".0." in tensor.name for tensor in reader.tensors):
         raise ValueError(f"{path} holds no layers of a model, only a vocabulary or a part; give the file of the model.")
     kinds = ", ".join(name for name, _ in count.most_common())
-    return f"GGUF ({kinds}; {8 * size / count.total():.2f} bits a weight) made float32"
+    return f"GGUF ({kinds}; {8 * stored / count.total():.2f} bits a weight) made float32"
 
 
-def plain(model: Any, made_from: str) -> None:
+def plain(model: Any, path: Path) -> None:
     """Take away what calls a model quantised: transformers has made float32 of a GGUF file, and would not save it."""
     del model.config.quantization_config
-    model.config.made_from = made_from
+    model.config.made_from = precision(path)
     for name in ("hf_quantizer", "is_quantized", "quantization_method"):
         vars(model).pop(name, None)
 

@@ -5,10 +5,9 @@ the target (`shapes.py`). So a candidate never removes less than asked. Candidat
 calibration text, and judged by the next-token loss on its last quarter, which makes none of them. Validation and test
 text play no part.
 
-Which candidates: what each dimension costs alone, without repair, is measured on little text (`Expected`); these costs
-add up nearly, on a real LLaMA as on the small ones, and repair takes a share of each away. The shares are fitted to the
-candidates judged so far, and the next candidate is the one expected to lose least. The number of candidates is stated
-beforehand.
+Which candidates: what each dimension costs alone, without repair, is measured on little text (`Expected`). These costs
+are taken to add up, and repair to leave a share of each. The shares are fitted to the candidates judged so far, and the
+next candidate is the one expected to lose least. The number of candidates is stated beforehand.
 """
 
 import math
@@ -33,7 +32,7 @@ from .layers import rank_layers
 from .repair import repair
 from .rotation import Rotation, rotation
 from .shapes import CUT, OF, Shape, Shapes
-from .taylor import output_metric
+from .taylor import Metric, output_metric
 
 LINE = 8  # shapes along one dimension that are looked at
 FEW = 1024  # calibration tokens by which layers are ranked, and costs measured
@@ -112,7 +111,7 @@ def fit_budget(
 
     Raises:
         ValueError: an unknown name, nothing to cut, a share outside (0, 1), no trials, too little text, a family whose
-            hidden size cannot be sliced, or a target that no shape reaches.
+            hidden size cannot be sliced, a target that no shape reaches, or gradients that are not finite.
     """
     if isinstance(cut, str) or not cut:
         raise ValueError(f"cut={cut!r} must be a list of what may go: some of {', '.join(CUT)}.")
@@ -144,7 +143,7 @@ def fit_budget(
             return found
 
         best = _search(shapes, judge, trials, Expected(shapes, make))
-    again, carried = _Maker(model, batches, shapes.unit)(best, make.kept(best.layers))
+    again, carried = _Maker(model, batches, shapes.unit, make.metric)(best, make.kept(best.layers))
     report = Search(best, done[best].amount, done[best].loss, of, list(done.values()))
     return Pruned(again, carried, report)
 
@@ -243,6 +242,7 @@ class Expected:
     def __init__(self, shapes: Shapes, make: "_Maker") -> None:
         self.shapes, self.make = shapes, make
         self.found: dict[str, dict[int, float]] = {}
+        self.dense = loss(make.model, make.few)
 
     def __call__(self, shape: Shape) -> list[float]:
         going = [name for name in CUT if len(self.shapes.values[name]) > 1]
@@ -259,24 +259,25 @@ class Expected:
 
     def _measured(self, name: str) -> dict[int, float]:
         make, whole, values = self.make, getattr(self.shapes.whole, name), self.shapes.values[name]
-        dense = loss(make.model, make.few)
         if name == "layers":
             ranks = rank_layers(make.model, make.few, "perplexity", spare=(0, 0))
-            alone = sorted(math.log(rank) - dense if math.isfinite(rank) else 100.0 for rank in ranks.values())
+            alone = sorted(math.log(rank) - self.dense if math.isfinite(rank) else 100.0 for rank in ranks.values())
             return {whole - count: max(0.0, sum(alone[:count])) for count in range(whole)}
         few = sorted({values[round(i * (len(values) - 1) / (LINE - 1))] for i in range(LINE)})
-        return {value: max(0.0, make.lost(name, value) - dense) if value < whole else 0.0 for value in few}
+        return {value: max(0.0, make.lost(name, value) - self.dense) if value < whole else 0.0 for value in few}
 
 
 class _Maker:
     """Makes a model of any shape from one set of batches, which it scores once."""
 
-    def __init__(self, model: PreTrainedModel, batches: Sequence[Batch], unit: str) -> None:
+    def __init__(
+        self, model: PreTrainedModel, batches: Sequence[Batch], unit: str, metric: Metric | None = None
+    ) -> None:
         self.model, self.batches, self.unit = model, batches, unit
         self.few = up_to(batches, FEW)
         self.scores = score(model, batches, "amp")
         self.rotation: Rotation | None = None
-        self.metric = output_metric(model, up_to(batches, FELT))
+        self.metric = metric or output_metric(model, up_to(batches, FELT))
         self.left = [list(range(Anatomy.of(model).layers))]  # layers that stay when 0, 1, … go
 
     def kept(self, count: int) -> list[int]:

@@ -97,19 +97,14 @@ class Walk:
         return self._entered, self._left
 
     def until(
-        self, b: int, module: nn.Module, *before: nn.Module | None
+        self, b: int, module: nn.Module, *before: nn.Module
     ) -> tuple[Float[Tensor, "batch length hidden"], Tensor, list[Tensor]]:
-        """What enters the layer for batch b, what enters a module in it, and what leaves others; no further than that.
-
-        Args:
-            before: modules in the layer, of which None is passed by.
-        """
+        """What enters the layer for batch b, what enters a module in it, and what leaves others; no further."""
         entered: list[Tensor] = []
         left: dict[nn.Module, Tensor] = {}
-        wanted = [other for other in before if other is not None]
 
         def stop() -> None:
-            if entered and len(left) == len(wanted):
+            if entered and len(left) == len(before):
                 raise _Reached
 
         def enters(_: nn.Module, args: tuple[Any, ...]) -> None:
@@ -120,7 +115,7 @@ class Walk:
             left[other] = output
             stop()
 
-        handles = [module.register_forward_pre_hook(enters), *(m.register_forward_hook(leaves) for m in wanted)]
+        handles = [module.register_forward_pre_hook(enters), *(m.register_forward_hook(leaves) for m in before)]
         self._batch = b
         try:
             run_decoder(self.model, self.batches[b])
@@ -129,7 +124,7 @@ class Walk:
         finally:
             for handle in handles:
                 handle.remove()
-        return self._entered, entered[0], [left[other] for other in wanted]
+        return self._entered, entered[0], [left[other] for other in before]
 
     def last(self, b: int) -> Float[Tensor, "batch length hidden"]:
         """What the last norm makes of `hidden`, for the output head."""

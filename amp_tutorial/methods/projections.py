@@ -1,6 +1,6 @@
 """What enters and leaves the linear maps of one decoder layer, and how it is added to the residual stream."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -56,20 +56,10 @@ def with_bias(weight: Float[Tensor, "hidden features"], bias: Tensor | None) -> 
     return weight.clone() if bias is None else torch.cat([weight, bias.to(weight)[:, None]], dim=1)
 
 
-def stream(entered: Tensor, seen: Seen, scale: float) -> dict[str, tuple[Tensor | float, Tensor]]:
-    """Of each part: the residual stream before and after it is added; without a scale 0 and its own output.
-
-    Without: Gemma 2 norms what it adds, and of experts the output is not seen; there each projection is fitted to its
-    own dense output alone.
+def stream(entered: Tensor, outputs: Sequence[Tensor], scale: float) -> Tensor:
+    """The residual stream, in float64, after these outputs of projections are added to what entered.
 
     Args:
         scale: `residual_scale` of the model.
     """
-    if not scale:
-        return {part: (0.0, exact(output.reshape_as(entered))) for part, (_, output) in seen.items()}
-    found: dict[str, tuple[Tensor | float, Tensor]] = {}
-    before = exact(entered)
-    for part in sorted(seen):  # "heads" before "neurons"; in a block that runs both at once the order is free
-        found[part] = (before, before + scale * exact(seen[part][1].reshape_as(entered)))
-        before = found[part][1]
-    return found
+    return sum((scale * exact(output.reshape_as(entered)) for output in outputs), exact(entered))

@@ -17,7 +17,7 @@ from ..core.surgery import _kept, narrowed
 from .hidden_size import Turn
 from .layerwise import Walk
 from .normal_equations import Normal, eliminate
-from .projections import Seen, ends, projection, readers, residual_scale, stream, watch, with_bias
+from .projections import ends, projection, readers, residual_scale, stream, watch, with_bias
 from .taylor import Metric
 
 LITTLE = 1e-3  # share of the mean that each direction of a metric has at least
@@ -50,6 +50,16 @@ class Options:
                 "refit_inputs=True and hidden_size=… need sequential=True: they follow what the pruned model itself "
                 "reads."
             )
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a dense layer makes of a batch."""
+
+    entered: Tensor
+    inputs: dict[str, Tensor]  # of each output projection, where ours are not the ones that count
+    outputs: dict[str, Tensor]  # of each output projection
+    read: dict[nn.Module, Tensor]  # outputs of the matrices before them, where those are refitted
 
 
 class Refits:
@@ -140,40 +150,47 @@ class Refits:
                 if i == 0:
                     self.ours.hidden[b] = self.ours.turned(entered)
 
-    def _wanted(self, i: int) -> list[Seen]:
-        """What the dense layer i makes of each batch, in one pass: the input and output of each output projection, what
-        entered the layer, and the outputs of the readers if those are refitted. Held until the layer is done."""
+    def _wanted(self, i: int) -> list[Wanted]:
+        """What the dense layer i makes of each batch, in one pass; held until the layer is done."""
         dense, found = self.anatomy.layer(i), []
         reading = [m for part in self.parts for m in readers(dense, part)] if self.options.refit_inputs else []
         for b in range(len(self.masks)):
             with self.dense.only(i, go_on=True), watch(dense) as seen, ends({m: m for m in reading}) as read:
                 entered, _ = self.dense.step(b)
-            if self.options.sequential:  # else their inputs are the ones that count
-                seen = {part: (entered[:0], output) for part, (_, output) in seen.items()}
-            read = {m: (entered[:0], output) for m, (_, output) in read.items()}
-            found.append(seen | read | {"entered": (entered, entered)})
+            inputs = {} if self.options.sequential else {part: x for part, (x, _) in seen.items()}
+            outputs = {part: output for part, (_, output) in seen.items()}
+            found.append(Wanted(entered, inputs, outputs, {module: output for module, (_, output) in read.items()}))
         return found
 
-    def _equations(self, i: int, part: str, block: nn.Module, wanted: list[Seen]) -> Normal:
-        """X and Y of an output projection."""
+    def _equations(self, i: int, part: str, block: nn.Module, wanted: list[Wanted]) -> Normal:
+        """X and Y of an output projection.
+
+        Y is what the dense stream is after it, less what ours is before it. Without a scale it is the projection's own
+        dense output: Gemma 2 norms what it adds, and of experts the output is not seen.
+        """
         ours, sequential = self.anatomy.layer(i, block), self.options.sequential
         scale = residual_scale(self.anatomy) if sequential else 0.0
-        module, earlier = projection(ours, part), ours.output if scale and part == "neurons" else None
+        # "heads" before "neurons"; in a block that runs both at once the order is free
+        earlier = ("heads",) if scale and part == "neurons" else ()
+        module = projection(ours, part)
         normal = Normal(module.bias is not None)
-        for b, mask in enumerate(self.masks):
-            (entered, _), there = wanted[b]["entered"], {p: wanted[b][p] for p in self.parts}
-            y, x = self.ours.turned(stream(entered, there, scale)[part][1]), there[part][0]
+        for mask, dense, b in zip(self.masks, wanted, range(len(wanted)), strict=True):
             if sequential:
                 with self.ours.only(i, block):
-                    entered, x, attention = self.ours.until(b, module, earlier)
-                if scale:
-                    before = exact(entered) + sum(scale * exact(left.reshape_as(entered)) for left in attention)
-                    y = (y - before.to(y.device)) / scale
+                    entered, x, added = self.ours.until(b, module, *(projection(ours, other) for other in earlier))
+            else:
+                x = dense.inputs[part]
+            if scale:
+                after = stream(dense.entered, [dense.outputs[p] for p in (*earlier, part)], scale)
+                before = stream(entered, added, scale)
+                y = (self.ours.turned(after) - before.to(after.device)) / scale
+            else:
+                y = self.ours.turned(exact(dense.outputs[part].reshape_as(dense.entered)))
             x = x.reshape(*mask.shape, -1)
             normal.add(x[mask.to(x.device)], y[mask.to(y.device)])
         return normal
 
-    def _read(self, i: int, part: str, block: nn.Module, wanted: list[Seen]) -> None:
+    def _read(self, i: int, part: str, block: nn.Module, wanted: list[Wanted]) -> None:
         """Refit the matrices before the heads or neurons together, as all read the same."""
         dense, ours = (readers(self.anatomy.layer(i, of), part) for of in (None, block))
         normal = Normal(ours[0].bias is not None)
@@ -181,7 +198,7 @@ class Refits:
             with self.ours.only(i, block):
                 _, x, _ = self.ours.until(b, ours[0])
             real = mask.to(x.device)
-            y = torch.cat([wanted[b][m][1].reshape(*mask.shape, -1)[real] for m in dense], dim=-1)
+            y = torch.cat([wanted[b].read[m].reshape(*mask.shape, -1)[real] for m in dense], dim=-1)
             normal.add(x.reshape(*mask.shape, -1)[real], y)
         prior = torch.cat([with_bias(exact(weight_of(module)), module.bias) for module in ours])
         fitted = self._solved(i, f"into {part}", normal, prior)

@@ -91,7 +91,7 @@ def output_metric(model: PreTrainedModel, batches: Iterable[Batch]) -> Metric:
 
     A change δ of what is written changes the loss, to second order and as far as the empirical Fisher tells, by δᵀ G δ.
     So an error counts where the rest of the model sees it (as in K-FAC, Martens & Grosse 2015; in pruning LLM Surgeon,
-    arXiv 2312.17244). One pass there and back; the gradients of no weight are computed.
+    arXiv 2312.17244). One pass there and back, so all that a batch writes is held at once; no weight gets a gradient.
 
     Returns:
         Of each layer "heads" and "neurons": G (hidden, hidden), in float64 on the CPU.

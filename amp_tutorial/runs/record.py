@@ -13,12 +13,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cache
-from hashlib import file_digest, sha256
+from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
 from ..files.atomic import write_json
 from ..files.checkpoints import located, made_from
+from ..files.downloads import sha256
 from ..files.paths import DATA
 from ..measure import intervals
 from .this_machine import GPU, device_name, peak_memory, reset_peak, uses_gpu, versions
@@ -168,10 +169,10 @@ class Record:
             python=platform.python_version(),
             versions=versions(),
             model=self._model(model, status),
-            model_sha256=_sha256(sums) if model and sums.is_file() else None,
+            model_sha256=sha256(sums) if model and sums.is_file() else None,
             calibration=self.calibration,
             data=self.texts,
-            data_sha256=_sha256(*sorted((DATA / "tasks").glob("*.jsonl")), *sorted((DATA / "world").glob("*.jsonl"))),
+            data_sha256=sha256(*sorted((DATA / "tasks").glob("*.jsonl")), *sorted((DATA / "world").glob("*.jsonl"))),
             notebook_sha256=self.notebook_sha256,
             identity=self.identity,
         )
@@ -281,14 +282,6 @@ def _validator(number: int) -> Any:
 
     schema = json.loads(_SCHEMA.read_text(encoding="utf-8"))
     return jsonschema.Draft202012Validator(schema["$defs"][f"schema {number}"] | {"$defs": schema["$defs"]})
-
-
-def _sha256(*paths: Path) -> str:
-    """One SHA-256 over the bytes of files, in the order given."""
-    digest = sha256()
-    for path in paths:
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
 
 
 def _folder_of(name: str, revision: str | None) -> tuple[Path | None, str | None]:

@@ -6,7 +6,6 @@ Time is rough: multiply-accumulates at a share of the speed of a matrix product.
 """
 
 import functools
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,6 +24,7 @@ from ..core.surgery import smaller_config
 from ..files.checkpoints import located
 from ..files.paths import DATA
 from ..scale.peak_memory import shadow
+from .this_machine import free_disk
 from .workload import Speed, chosen_plan, device_of, download, operations, speed_of, stage_peaks
 
 CONFIGS = DATA / "configs.yaml"
@@ -59,12 +59,7 @@ def has(parameters: Mapping[str, Any]) -> Has:
         if not torch.cuda.is_available() or (torch.device(device).index or 0) >= torch.cuda.device_count():
             raise ValueError(f"device={device!r} is not there ({torch.cuda.device_count()} GPUs); say device='auto'.")
         memory = torch.cuda.mem_get_info(device)[0]
-    return Has(device, memory, _free(Path(parameters["out"])), _free(Path(constants.HF_HUB_CACHE)))
-
-
-def _free(folder: Path) -> int:
-    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
-    return shutil.disk_usage(there).free
+    return Has(device, memory, free_disk(Path(parameters["out"])), free_disk(Path(constants.HF_HUB_CACHE)))
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ and fails much later, in the middle of a download for example. So the lessons' f
 
 import os
 import platform
+import shutil
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -27,6 +28,12 @@ LIBRARIES = (  # that a notebook service may have loaded: module and distributio
 GPU = "allocated on the GPU, since the stage began"
 STAGE = "resident in this process, since the stage began"
 PROCESS = "resident in this process, since it began"  # where Linux lets nobody reset it, on macOS and on Windows
+
+
+def free_disk(folder: Path) -> int:
+    """Bytes that are free where a folder is, or will be."""
+    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    return shutil.disk_usage(there).free
 
 
 def versions() -> dict[str, str]:
