@@ -345,8 +345,18 @@ def test_the_hub_comes_first_and_its_files_are_verified(
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
     assert fetch.from_hub(downloads.KNOWN["tiny-fetched"]) == folder and Index.asked == []
     sums["model.safetensors"] = "0" * 64
+    blob = (folder / "model.safetensors").rename(tmp_path / "blob")  # the hub's cache has links
+    (folder / "model.safetensors").symlink_to(blob)
     with pytest.raises(ValueError, match="another version, or damaged"):
         fetch.from_hub(downloads.KNOWN["tiny-fetched"])
+    assert not blob.exists() and not (folder / "model.safetensors").is_symlink()
+
+
+def test_a_tokenizer_that_lies_alone_is_found(tmp_path: Path) -> None:
+    byte_tokenizer().save_pretrained(tmp_path)
+    assert tokenizer_of(tmp_path)("Ben")["input_ids"] == byte_tokenizer()("Ben")["input_ids"]
+    with pytest.raises(ValueError, match="No tokenizer was found"):
+        tokenizer_of(tmp_path / "nothing")
 
 
 def test_a_model_in_the_hub_cache_is_found_by_its_name(

@@ -62,7 +62,7 @@ def repair(
 
     Memory beside the dense and the pruned model: a copy of one layer; the hidden states of both streams, 2 · hidden
     numbers for every calibration token, padding included; of one dense layer what enters it and what its projections
-    write, 3 · hidden, and with `refit_inputs` what its other matrices write; and the normal equations of one projection,
+    write, 3 · hidden, and with `refit_inputs` what its others write; and the normal equations of one projection,
     16 · features · (features + outputs) bytes (`Normal`), with up to three times as much again while they are solved.
     Where the models do not fit, `prune_folder` repairs in the same way from the files.
 
