@@ -65,6 +65,14 @@ CORPORA = {
         join=" ",
         most=10_000,
     ),
+    # Articles in English, each apart; of the first file alone the first ones [not verified here].
+    "wikipedia": Corpus(
+        "wikimedia/wikipedia",
+        "20231101.en",
+        splits=dict.fromkeys(SPLITS, "train"),
+        files=dict(train="20231101.en/train-00000-of-00041.parquet"),
+        most=10_000,
+    ),
 }  # fmt: skip
 MEASURED = {"c4": 1100}  # documents that perplexity reads
 

@@ -28,7 +28,13 @@ from .standings import (
 )
 from .style import BLANK, PALETTE, STAR, grid, sure
 
-STYLES = {"heads and neurons": (":", 0), "layers": ("--", 1), "repair": ("-", 2), "slicing": ("-.", 4)}  # of PALETTE
+STYLES = {  # of PALETTE
+    "heads and neurons": (":", 0),
+    "neurons": ((0, (5, 1, 1, 1)), 3),
+    "layers": ("--", 1),
+    "repair": ("-", 2),
+    "slicing": ("-.", 4),
+}
 MARKERS = "os^DvPX*<>hp"
 
 
@@ -198,7 +204,7 @@ def picture(found: Found) -> plt.Figure:
             if points := sorted((c["parameters removed"].value, c["perplexity"].value) for c in of_name):
                 line, colour = STYLES[name[2]]
                 axis.plot(
-                    [100 * x for x, _ in points], [y / whole for _, y in points], line, color=PALETTE[colour],
+                    [100 * x for x, _ in points], [y / whole for _, y in points], linestyle=line, color=PALETTE[colour],
                     label=name[1], marker=MARKERS[places[name] % len(MARKERS)], markersize=5, linewidth=1.2,
                 )  # fmt: skip
         axis.axhline(1.0, color="black", linewidth=1)

@@ -10,6 +10,7 @@ picture from it; without `--runs` from the records that are there. `standings.py
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..files.paths import DATA
@@ -17,7 +18,7 @@ from ..runs import collection, grid, sweep
 from . import boards, standings
 
 
-def gathered(grid_file: Path, runs: Path) -> tuple[dict[str, collection.Found], int]:
+def gathered(grid_file: Path, runs: Path, everywhere: Sequence[str] = ()) -> tuple[dict[str, collection.Found], int]:
     """The finished records of a sweep by `<model>-<system>-<ratio>-<seed>.json`, and how many runs are not finished.
 
     Raises:
@@ -26,7 +27,7 @@ def gathered(grid_file: Path, runs: Path) -> tuple[dict[str, collection.Found], 
     found: dict[str, collection.Found] = {}
     places: dict[str, str] = {}
     missing = 0
-    for run, record in sweep.records_of(grid.read(grid_file), runs):
+    for run, record in sweep.records_of(grid.read(grid_file, everywhere=everywhere), runs):
         p = run.parameters
         model = Path(str(p["model"])).name
         if places.setdefault(model, str(p["model"])) != str(p["model"]):
@@ -43,11 +44,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--runs", type=Path, help="the sweep's folder of runs, whose records take the place of the same runs' in --out"
     )
+    parser.add_argument(
+        "-p", "--parameter", action="append", default=[], metavar="NAME=VALUE", help="as given to the sweep"
+    )
     parser.add_argument("--out", type=Path, default=Path("data/leaderboard"), help="where table and picture go")
     o = parser.parse_args(arguments)
     try:
         standings.read(o.out)  # refuses a record from outside that lacks something
-        found, missing = gathered(o.grid, o.runs) if o.runs else ({}, 0)
+        found, missing = gathered(o.grid, o.runs, o.parameter) if o.runs else ({}, 0)
     except ValueError as error:
         parser.error(str(error))
     if missing:

@@ -3,9 +3,12 @@
 Each of the two functions leaves one record. What a `check_…` beside it refuses is refused before anything is executed.
 """
 
+import copy
+import random
 import time
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from hashlib import sha256 as sha256_of
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +19,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 import amp_tutorial as amp
 
 from ..core.checkpoint import configuration
+from ..core.sums import Batch
 from ..files.checkpoints import located, sha256
 from ..files.paths import DATA
-from ..files.texts import texts
+from ..files.texts import CORPORA, fingerprint, perplexity_text, text_source, texts
+from ..measure.tasks import known_tasks, task_names
 from ..runs.execute import RECORD
 from .standings import NAME
-from .systems import RECOVERED, SYSTEMS, applies
+from .systems import RECOVERED, SYSTEMS, Kept, applies
 
 LENGTH = 128  # tokens of the text for which operations and cache are counted
 
@@ -127,71 +132,113 @@ def system(
     system: str = "dense",
     ratio: float = 0.0,
     seed: int = 0,
-    calibration_text: str = "tinyworld",  # of calibration and recovery
-    heldout_text: str = "tinyworld",  # for perplexity
-    tasks: str = "tiny",  # or none
+    calibration_text: str = "tinyworld",  # several with commas: as many windows of each
+    recovery_text: str = "",  # of LoRA; "": the calibration text
+    heldout_text: str = "tinyworld",  # for perplexity; of several the first one is "perplexity", the others "NAME/…"
+    local_copies: str = "",  # folder with copies of corpora of the hub
+    tasks: str = "tiny",  # or none, or names with commas
+    task_folder: str = "",  # of their files, where they are not lm-eval's own
     items: int = 100,  # of each task; 0 takes all
     windows: int = 100,  # of held-out text; 0 takes all
-    calibration: int = 64,  # texts
+    window: int = 256,  # tokens
+    batch: int = 32,  # windows, or half as many questions, at once
+    dtype: str = "float32",  # of measuring; whatever is made is made in float32
+    calibration: int = 64,  # windows
+    length: int = 128,  # of each, in tokens
     samples: int = 256,  # rows of LoRA recovery
     epochs: int = 2,
     rate: float = 1e-3,  # as in `treatment`
+    rows_at_once: int = 0,  # of a step of LoRA; 0: all
+    scores_folder: str = "",  # where scores stay for other ratios; then the time of pruning is not recorded
     out: str = "out",
 ) -> None:
     """One record of `leaderboard`: a model, one of `SYSTEMS`, a ratio, a seed. No path of this machine is in it."""
     torch.manual_seed(seed)  # whatever ran in this process before
     (dense, tokenizer), how = _loaded(model), SYSTEMS[system]
+    heldout, sources = _names(heldout_text), _names(calibration_text)
     weights = sha256(*sorted(located(model).glob("*.safetensors")))
-    measured: dict[str, Any] = dict(model_sha256=weights, heldout=Path(heldout_text).name, windows=windows or None)
-    measured |= dict(heldout_sha256=_hash(heldout_text, "validation"), items=(items or None) if tasks == "tiny" else 0)
+    measured: dict[str, Any] = dict(model_sha256=weights, heldout=_said(heldout), windows=windows or None)
+    measured |= dict(heldout_sha256=_hash(heldout, "validation", local_copies))
+    measured |= dict(items=(items or None) if tasks != "none" else 0)
     if tasks == "tiny":
         measured["tasks_sha256"] = sha256(*sorted((DATA / "tasks").glob("*.jsonl")))
+    elif tasks != "none":
+        measured["tasks"] = tasks
+    # What is as it was before it could be said otherwise is left out, so that earlier records are comparable.
+    measured |= {
+        name: value for name, value, was in (("window", window, 256), ("dtype", dtype, "float32")) if value != was
+    }
     made: dict[str, Any] = {}
     if how.cuts != "nothing":
-        made |= dict(text=Path(calibration_text).name, calibration=calibration)
-        made |= dict(text_sha256=_hash(calibration_text, "calibration"))
+        made |= dict(text=_said(sources), calibration=calibration)
+        made |= dict(length=length) if length != LENGTH else {}
+        made |= dict(text_sha256=_hash(sources, "calibration", local_copies))
+    healing = _names(recovery_text or calibration_text)
     if how.recovery:
-        made |= dict(samples=samples, epochs=epochs, rate=rate, recovery_sha256=_hash(calibration_text, "recovery"))
+        made |= dict(samples=samples, epochs=epochs, rate=rate)
+        made |= dict(recovery_sha256=_hash(healing, "recovery", local_copies))
     named = dict(model=Path(model).name, system=system, label=how.label, cuts=how.cuts, ratio=ratio, seed=seed)
     record = amp.Record(NAME, named | dict(measured=measured, made=made))
-    batches = amp.calibration(tokenizer, calibration_text, samples=calibration, seed=seed)
+    batches = _drawn(tokenizer, sources, local_copies, calibration, length, seed)
+    if scores_folder:
+        batches = Kept(batches, Path(scores_folder))
     started = time.perf_counter()
     small = how.function(dense, tokenizer, batches, ratio, seed)
-    record.metric("pruning seconds", time.perf_counter() - started, unit="s")
+    if not scores_folder:
+        record.metric("pruning seconds", time.perf_counter() - started, unit="s")
     if how.recovery:
-        config = amp.RecoveryConfig(samples=samples, epochs=epochs, learning_rate=rate, seed=seed)
-        small = _recovered(small, tokenizer, calibration_text, config, record)
+        config = amp.RecoveryConfig(
+            samples=samples, epochs=epochs, learning_rate=rate, seed=seed, rows_at_once=rows_at_once or None
+        )
+        small = _recovered(small, tokenizer, text_source(healing[0], local_copies), config, record)
     if how.kept:
         kept, whole = how.kept(dense, ratio), dense.num_parameters()
         record.metric("parameters removed", 1 - kept / whole, unit=f"of the dense model's {whole}")
     else:
         for name, before, now in zip(("parameters", "operations", "cache"), _costs(dense), _costs(small), strict=True):
             record.metric(f"{name} removed", 1 - now / before, unit=f"of the dense model's {before}")
-    record.perplexity(amp.perplexity(small, tokenizer, heldout_text, limit=windows or None))
-    if tasks == "tiny":
-        record.accuracy(amp.accuracy(small, tokenizer, limit=items or None))
+    if dtype != str(small.dtype).removeprefix("torch."):
+        small = copy.deepcopy(small).to(getattr(torch, dtype))  # a copy: the dense model stays for the next run
+    for text in heldout:
+        source, join = perplexity_text(text, local_copies)
+        found = amp.perplexity(small, tokenizer, source, window, limit=windows or None, batch_size=batch, join=join)
+        record.perplexity(found, "" if text == heldout[0] else f"{Path(text).stem}/")
+    if tasks != "none":
+        record.accuracy(amp.accuracy(small, tokenizer, tasks, items or None, 2 * batch, folder=task_folder))
     record.write(Path(out) / RECORD)
 
 
 def check_system(
-    *, model: str, system: str, ratio: float, calibration_text: str, heldout_text: str, tasks: str, **numbers: Any
+    *,
+    model: str,
+    system: str,
+    ratio: float,
+    calibration_text: str,
+    heldout_text: str,
+    tasks: str,
+    local_copies: str = "",
+    recovery_text: str = "",
+    dtype: str = "float32",
+    **numbers: Any,
 ) -> None:
     """Refuse what `system` can't do.
 
     Raises:
-        ValueError: an unknown model, system or choice of tasks, a number out of range, a system that is not for this
-            model or ratio, or held-out text among the calibration text.
+        ValueError: an unknown model, system or task, a number out of range, a system that is not for this model or
+            ratio, a text that is not to be had, or held-out text among the calibration text.
     """
     if system not in SYSTEMS:
         raise ValueError(f"Unknown system {system!r}; choose from {', '.join(SYSTEMS)}.")
     how = SYSTEMS[system]
     if not 0 < ratio < 1 and how.cuts != "nothing":
         raise ValueError(f"ratio={ratio} must lie between 0 and 1, both excluded.")
-    if how.recovery and ratio != RECOVERED:
-        raise ValueError(f"{system} is measured at ratio={RECOVERED} only.")
+    if how.recovery and ratio not in RECOVERED:
+        raise ValueError(f"{system} is measured at ratio={' or '.join(map(str, RECOVERED))} only.")
+    if dtype not in ("float32", "bfloat16"):
+        raise ValueError(f"dtype={dtype!r} must be 'float32' or 'bfloat16'.")
     if tasks not in ("tiny", "none"):
-        raise ValueError(f"tasks={tasks!r} must be 'tiny' or 'none'.")
-    if numbers["items"] < 0 or numbers["items"] % 4 or numbers["windows"] < 0:
+        known_tasks(task_names(tasks), numbers.get("task_folder", ""))
+    if numbers["items"] < 0 or (tasks == "tiny" and numbers["items"] % 4) or numbers["windows"] < 0:
         raise ValueError("items must be a multiple of 4 and windows at least 0; 0 takes all.")
     if numbers["calibration"] < 2 or numbers["samples"] < 1:
         raise ValueError("calibration must be at least 2, and samples at least 1.")
@@ -199,15 +246,45 @@ def check_system(
         raise ValueError(f"{model} is not a folder: fetch the model into one, so that a record can say what it is of.")
     if not applies(how, str(configuration(model).model_type)):
         raise ValueError(f"{system} turns the residual stream, which {model} does not allow.")
-    if shared := _shared(calibration_text, heldout_text):
-        raise ValueError(f"{shared} texts of heldout_text are in calibration_text too; hold out a text that is not.")
+    for made, split in ((calibration_text, "calibration"), (recovery_text if how.recovery else "", "recovery")):
+        if shared := _shared(made, split, heldout_text, local_copies):
+            raise ValueError(f"{shared} texts of heldout_text are in {split}_text too; hold out a text that is not.")
+
+
+def _names(listed: str) -> list[str]:
+    return [name.strip() for name in listed.split(",")]
+
+
+def _said(names: list[str]) -> str:
+    return ",".join(Path(name).name for name in names)
+
+
+def _drawn(
+    tokenizer: PreTrainedTokenizerBase, names: list[str], local_copies: str, samples: int, length: int, seed: int
+) -> list[Batch]:
+    """Calibration text of one source, or as many windows of each of several, whose batches are mixed."""
+    sources = [text_source(name, local_copies) for name in names]
+    if len(sources) == 1:
+        return list(amp.calibration(tokenizer, sources[0], samples=samples, length=length, seed=seed))
+    each = [
+        amp.calibration(tokenizer, one, samples=samples // len(sources), length=length, batch_size=4, seed=seed)
+        for one in sources
+    ]
+    mixed = [batch for batches in each for batch in batches]
+    return random.Random(seed).sample(mixed, len(mixed))
 
 
 @cache
-def _shared(calibration_text: str, heldout_text: str) -> int:
-    found = set(texts(calibration_text, "calibration")) & set(texts(heldout_text, "validation"))
+def _shared(made_text: str, split: str, heldout_text: str, local_copies: str) -> int:
+    """Texts that something is made from and measured on."""
     # The splits of the tiny world have one short sentence in common.
-    return 0 if (calibration_text, heldout_text) == ("tinyworld", "tinyworld") else len(found)
+    if not made_text or (made_text, heldout_text) == ("tinyworld", "tinyworld"):
+        return 0
+    made, held = (
+        {text for name in _names(names) for text in texts(text_source(name, local_copies), of)}
+        for names, of in ((made_text, split), (heldout_text, "validation"))
+    )
+    return len(made & held)
 
 
 def _recovered(
@@ -230,5 +307,11 @@ def _costs(model: PreTrainedModel) -> tuple[float, float, float]:
     return model.num_parameters(), amp.flops(model, LENGTH).prefill, amp.kv_cache_bytes(model, LENGTH)
 
 
-def _hash(source: str, split: str) -> str:
+def _hash(names: list[str], split: str, local_copies: str) -> str:
+    """SHA-256 of a text's file, of a corpus its rows; of several texts of those hashes."""
+    if len(names) > 1:
+        return sha256_of("".join(_hash([name], split, local_copies) for name in names).encode()).hexdigest()
+    source = text_source(names[0], local_copies)
+    if names[0] in CORPORA:
+        return fingerprint(source, split)
     return sha256(DATA / "world" / f"{split}.jsonl" if source == "tinyworld" else Path(source))

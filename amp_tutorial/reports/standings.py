@@ -32,7 +32,7 @@ NAME = "leaderboard"
 WIDTH_AND_DEPTH = "Heads, neurons and layers"
 CONTESTS = {
     "nothing": "",
-    **dict.fromkeys(("heads and neurons", "layers", "repair"), WIDTH_AND_DEPTH),
+    **dict.fromkeys(("heads and neurons", "heads", "neurons", "layers", "repair"), WIDTH_AND_DEPTH),
     "slicing": "With the hidden size sliced",
     "LoRA": "After LoRA on equal data",
 }

@@ -4,22 +4,30 @@ To add a system, write a function and a line in `SYSTEMS`. Every function is giv
 batches, the ratio of all parameters to remove and a seed; it sees no other text.
 """
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import amp_tutorial as amp
 
+from ..core.criteria import CRITERIA
 from ..core.sums import Batch
+from ..files.checkpoints import fingerprint
+from ..methods.budget import up_to
 from ..methods.hidden_size import hidden_at
 from ..methods.slicegpt import hidden_for, kept_parameters, sliced_by_layer
+from ..runs.package_code import NUMBERS, code_sha256
 
 Batches = Sequence[Batch]
 Function = Callable[[PreTrainedModel, PreTrainedTokenizerBase, Batches, float, int], PreTrainedModel]
 TRIALS = 16  # shapes that the search for a mix makes and judges at most
+SEARCHED = 4096  # calibration tokens by which layers are scored anew after each removal, at most
 WIDTHS = ("heads", "neurons", "layers")
 
 
@@ -27,20 +35,48 @@ def _dense(model: PreTrainedModel, tokenizer: Any, batches: Batches, ratio: floa
     return model
 
 
-def _planned(model: PreTrainedModel, batches: Batches, ratio: float, seed: int, criterion: str) -> amp.Plan:
-    """Heads and neurons lose the same share; together the ratio of all parameters."""
-    return amp.plan(model, amp.score(model, batches, criterion, seed=seed), pruning_ratio=ratio)
+class Kept(list[Batch]):
+    """Calibration batches with a folder in which scores by them stay, for other ratios, parts and runs."""
+
+    def __init__(self, batches: Batches, folder: Path) -> None:
+        super().__init__(batches)
+        self.folder = folder
+
+
+def scored(model: PreTrainedModel, batches: Batches, criterion: str, seed: int) -> amp.Scores:
+    """Scores; from the folder, if they are of these weights, text and code. All of one pass are left there at once."""
+    known = CRITERIA[criterion]
+    if not isinstance(batches, Kept) or not known.sees_data:
+        return amp.score(model, batches, criterion, seed=seed)
+    text = hashlib.sha256()
+    for batch in batches:
+        for name in ("input_ids", "attention_mask"):
+            text.update(batch[name].numpy().tobytes())
+    content = [fingerprint(model), str(model.dtype), text.hexdigest(), code_sha256(NUMBERS)]
+    folder = batches.folder / hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+    if not (place := folder / f"{criterion}.safetensors").is_file():
+        alike = [name for name, c in CRITERIA.items() if c.sees_data and not c.collect] if not known.collect else []
+        for name, found in amp.score_many(model, batches, alike or [criterion]).items():
+            found.save(folder / f"{name}.safetensors", overwrite=True)
+    return amp.Scores.load(place)
+
+
+def _planned(
+    model: PreTrainedModel, batches: Batches, ratio: float, seed: int, criterion: str, parts: str = "both"
+) -> amp.Plan:
+    """Heads and neurons lose the same share, or one of both all; together the ratio of all parameters."""
+    return amp.plan(model, scored(model, batches, criterion, seed), pruning_ratio=ratio, parts=parts)
 
 
 def _width(
-    model: PreTrainedModel, tokenizer: Any, batches: Batches, ratio: float, seed: int, criterion: str
+    model: PreTrainedModel, tokenizer: Any, batches: Batches, ratio: float, seed: int, criterion: str, **parts: str
 ) -> PreTrainedModel:
-    return amp.prune(model, _planned(model, batches, ratio, seed, criterion)).model
+    return amp.prune(model, _planned(model, batches, ratio, seed, criterion, **parts)).model
 
 
 def _flap(model: PreTrainedModel, tokenizer: Any, batches: Batches, ratio: float, seed: int) -> PreTrainedModel:
     """FLAP's own split of heads against neurons, one for all layers, and the means of what goes in the biases there."""
-    plan = amp.plan_jointly(model, amp.score(model, batches, "flap", seed=seed), ratio)
+    plan = amp.plan_jointly(model, scored(model, batches, "flap", seed), ratio)
     folds = amp.Anatomy.of(model).layer(0).output.bias is not None
     return amp.prune_and_fold(model, plan, batches).model if folds else amp.prune(model, plan).model
 
@@ -54,24 +90,37 @@ def _layers(
     )
     if again:
         gone = len(plan.heads) - len(plan.kept_layers)
-        plan = amp.drop_layers(model, batches, gone, criterion, progress=False, seed=seed)
+        plan = amp.drop_layers(model, up_to(batches, SEARCHED), gone, criterion, progress=False, seed=seed)
     return amp.prune(model, plan).model
 
 
 def _repaired(
-    model: PreTrainedModel, tokenizer: Any, batches: Batches, ratio: float, seed: int, criterion: str, **how: bool
+    model: PreTrainedModel,
+    tokenizer: Any,
+    batches: Batches,
+    ratio: float,
+    seed: int,
+    criterion: str,
+    parts: str = "both",
+    **how: bool,
 ) -> PreTrainedModel:
-    plan = _planned(model, batches, ratio, seed, criterion)
+    plan = _planned(model, batches, ratio, seed, criterion, parts)
     metric = amp.output_metric(model, batches) if how.get("reselect") else None
     return amp.repair(model, plan, batches, progress=False, metric=metric, **how).model
 
 
 def _budget(
-    model: PreTrainedModel, tokenizer: Any, batches: Batches, ratio: float, seed: int, sliced: bool = False
+    model: PreTrainedModel,
+    tokenizer: Any,
+    batches: Batches,
+    ratio: float,
+    seed: int,
+    sliced: bool = False,
+    trials: int = TRIALS,
 ) -> PreTrainedModel:
     """Hidden size (if it may be sliced), layers, heads and neurons by one budget, judged on calibration text apart."""
     cut = ("hidden", *WIDTHS) if sliced else WIDTHS
-    return amp.fit_budget(model, batches, ratio, cut=cut, trials=TRIALS, seed=seed, progress=False).model
+    return amp.fit_budget(model, batches, ratio, cut=cut, trials=trials, seed=seed, progress=False).model
 
 
 def _sliced(
@@ -104,14 +153,15 @@ class System:
     function: Function
     once: bool = False  # nothing in it depends on a seed
     turns: bool = False  # it turns the residual stream, which needs RMS norms
-    recovery: bool = False  # LoRA afterwards, on equal data, and only at `RECOVERED`
+    recovery: bool = False  # LoRA afterwards, on equal data, and only at the ratios `RECOVERED`
     kept: Callable[[PreTrainedModel, float], int] | None = (
         None  # parameters, where a masked model stands for no stock one
     )
 
 
-RECOVERED = 0.30
+RECOVERED = (0.20, 0.30)
 AMP, WANDA = partial(_width, criterion="amp"), partial(_width, criterion="wanda")
+NEURONS = partial(_width, parts="neurons")
 CHOSEN = partial(_repaired, criterion="amp", reselect=True, refit_inputs=True)
 SLEB = partial(_layers, criterion="perplexity", again=True)
 SLICED = partial(_sliced, repair=True)
@@ -126,6 +176,15 @@ SYSTEMS: dict[str, System] = {
     "flap": System("FLAP", "heads and neurons", partial(_width, criterion="flap")),
     "taylor": System("Taylor", "heads and neurons", partial(_width, criterion="taylor")),
     "flap-split": System("FLAP, own split, means folded", "heads and neurons", _flap),
+    "amp-heads": System("AMP, heads", "heads", partial(_width, criterion="amp", parts="heads")),
+    "reversed": System("AMP, reversed", "heads and neurons", partial(_width, criterion="reversed")),
+    "random-neurons": System("random, neurons", "neurons", partial(NEURONS, criterion="random")),
+    "magnitude-neurons": System("magnitude, neurons", "neurons", partial(NEURONS, criterion="magnitude"), once=True),
+    "amp-neurons": System("AMP, neurons", "neurons", partial(NEURONS, criterion="amp")),
+    "transact-neurons": System("TransAct, neurons", "neurons", partial(NEURONS, criterion="transact")),
+    "wanda-neurons": System("Wanda-sp, neurons", "neurons", partial(NEURONS, criterion="wanda")),
+    "flap-neurons": System("FLAP, neurons", "neurons", partial(NEURONS, criterion="flap")),
+    "taylor-neurons": System("Taylor, neurons", "neurons", partial(NEURONS, criterion="taylor")),
     "layers-random": System("layers, random", "layers", partial(_layers, criterion="random", again=False)),
     "layers-last": System("layers, last but one", "layers", partial(_layers, criterion="last", again=False), once=True),
     "layers-influence": System("layers, ShortGPT", "layers", partial(_layers, criterion="influence", again=False)),
@@ -138,7 +197,9 @@ SYSTEMS: dict[str, System] = {
         "AMP + repair, one pass", "repair", partial(_repaired, criterion="amp", sequential=False)
     ),
     "ours": System("ours: repair chooses", "repair", CHOSEN),
+    "ours-neurons": System("ours: repair chooses, neurons", "repair", partial(CHOSEN, parts="neurons")),
     "ours-budget": System("ours, one budget", "repair", _budget),
+    "ours-budget-8": System("ours, one budget, 8 trials", "repair", partial(_budget, trials=8)),
     "sliced": System("hidden size sliced", "slicing", partial(_sliced, repair=False), turns=True),
     "sliced-layers": System("SliceGPT by layer, masked", "slicing", _by_layer, turns=True, kept=_kept_by_layer),
     "sliced-repair": System("hidden size sliced + repair", "slicing", SLICED, turns=True),

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .functions import is_function, parameters_of_function
-from .parameters import Parameter, checked, notebook_named, parameters_of
+from .parameters import Parameter, checked, notebook_named, parameters_of, parsed
 from .presets import preset as preset_of
 from .presets import read_yaml
 
@@ -96,14 +96,32 @@ class Grid:
         return self
 
 
-def read(path: str | Path, yes: bool = False) -> Grid:
+def read(path: str | Path, yes: bool = False, everywhere: Sequence[str] = ()) -> Grid:
     """The grid of a YAML file.
 
+    Args:
+        everywhere: NAME=VALUE as on the command line, fixed in every block that knows the name: where texts lie, say.
+
     Raises:
-        ValueError: the file cannot be read, or not as YAML; what `grid_of` refuses; over 10,000 runs without `yes`.
+        ValueError: the file cannot be read, or not as YAML; what `grid_of` refuses; over 10,000 runs without `yes`; a
+            name that no block knows, or that a grid varies.
     """
     path = Path(path)
-    return grid_of(read_yaml(path), str(path), path.parent).confirmed(yes)
+    grid = grid_of(read_yaml(path), str(path), path.parent).confirmed(yes)
+    for text in everywhere:
+        name = text.partition("=")[0]
+        if not any(name in block.known for block in grid.blocks):
+            known = sorted({name for block in grid.blocks for name in block.known})
+            raise ValueError(f"-p {text}: {path} has no parameter {name!r}{_nearest(name, known)}.")
+        if name == "out" or any(name in block.grid for block in grid.blocks):
+            why = "gives each run a folder of its own" if name == "out" else f"varies {name}"
+            raise ValueError(f"-p {text}: the sweep {why}; leave it out.")
+        for block in grid.blocks:
+            if name in block.known:
+                given = dict([parsed(block.known, text)])
+                checked(block.known, given, "-p")
+                block.fixed.update(given)
+    return grid
 
 
 def grid_of(data: Any, where: str, folder: str | Path = ".") -> Grid:

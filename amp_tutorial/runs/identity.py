@@ -25,7 +25,7 @@ from .parameters import code_cells
 from .presets import names
 from .record import PROTOCOL, file_sha256, files_of
 
-CHANGES_NOTHING = ("out", "over_budget", "keep_model", "local_copies", "country")
+CHANGES_NOTHING = ("out", "over_budget", "keep_model", "local_copies", "country", "scores_folder")
 SUMS = "SHA256.json"  # in the folder of each embedded model
 
 
@@ -73,7 +73,7 @@ def data_of(parameters: Mapping[str, Any]) -> dict[str, str]:
 
 def is_data(name: str) -> bool:
     """Whether a parameter names a text or a folder."""
-    return name.endswith(("_text", "_folder"))
+    return name.endswith(("_text", "_folder")) and name not in CHANGES_NOTHING
 
 
 def absolute(parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -97,6 +97,8 @@ def _sha(value: Any) -> str:
 
 def _data(name: str, source: str, copies: str) -> str:
     """Hash of the files that are read of a text or a folder; of a corpus on the hub its name: it is not known yet."""
+    if name.endswith("_text") and "," in source and not os.path.exists(source):  # several texts
+        return _sha([_data(name, each.strip(), copies) for each in source.split(",")])
     if source == "tinyworld":
         return _tree(DATA / "world")
     if source in CORPORA:

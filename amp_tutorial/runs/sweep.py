@@ -173,6 +173,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What `amp-tutorial sweep` takes."""
     parser.add_argument("grid", metavar="GRID.yaml", help="blocks of notebook, preset, fixed and grid")
     parser.add_argument("--out", default=OUT, help=f"the folder of runs; default {OUT}")
+    parser.add_argument(
+        "-p", "--parameter", action="append", default=[], metavar="NAME=VALUE", help="the same in every run"
+    )
     parser.add_argument("--jobs", type=int, help="runs at the same time on this machine (one for each GPU, or one)")
     parser.add_argument("--scheduler", metavar="tcp://…", help="run on the workers of this Dask scheduler")
     parser.add_argument("--shard", type=_shard, default=(1, 1), metavar="i/n", help="only the i-th of n parts")
@@ -194,7 +197,7 @@ def command(options: argparse.Namespace) -> int:
     Raises:
         ValueError: a mistake in the input, in one sentence.
     """
-    grid = read(options.grid, options.yes)
+    grid = read(options.grid, options.yes, options.parameter)
     try:
         summary = sweep(
             grid,
