@@ -4,7 +4,7 @@
 #                .venv/bin/python -m amp_tutorial.course.run       (or: .venv/bin/python -m pytest)
 
 PYTHON ?= python3
-MODELS ?= tiny-llama
+MODELS ?=
 LESSONS ?=
 OUT ?= out
 JOBS ?= 1
@@ -14,10 +14,10 @@ BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: course test test-all test-threads lab notebooks docs results leaderboard benchmarks constraints venv clean
+.PHONY: course test test-all test-threads lab notebooks docs results leaderboard real benchmarks constraints venv clean
 
 course: .venv/installed
-	$(BIN)/python -m amp_tutorial.course.run --models $(MODELS) --lessons $(LESSONS) --out $(OUT) --jobs $(JOBS)
+	$(BIN)/python -m amp_tutorial.course.run $(if $(MODELS),--models $(MODELS)) --lessons $(LESSONS) --out $(OUT) --jobs $(JOBS)
 
 # One thread a worker: the models are so small that more only get in each other's way.
 test: .venv/installed
@@ -52,6 +52,13 @@ results: .venv/installed
 leaderboard: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/amp-tutorial sweep data/sweeps/leaderboard.yaml --out $(OUT)/leaderboard --jobs $(JOBS)
 	$(BIN)/python -m amp_tutorial.reports.leaderboard --runs $(OUT)/leaderboard
+	$(BIN)/python -m amp_tutorial.reports.pages
+
+# The systems on a real model, some hours on two cores; SWEEP="-p local_copies=FOLDER" where there is no hub
+real: .venv/installed
+	$(BIN)/amp-tutorial fetch smollm2-135m
+	$(BIN)/amp-tutorial sweep data/sweeps/real.yaml --out $(OUT)/real -p scores_folder=$(abspath $(OUT))/scores $(SWEEP)
+	$(BIN)/python -m amp_tutorial.reports.real --runs $(OUT)/real $(SWEEP)
 	$(BIN)/python -m amp_tutorial.reports.pages
 
 # Ratios of time and memory, some six minutes on a quiet machine; only a part: make benchmarks PARTS=scoring

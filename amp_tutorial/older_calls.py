@@ -21,7 +21,7 @@ from .methods import score as _score
 from .methods import score_many
 from .methods.budget import fit_budget as _fit_budget
 from .methods.depth_and_width import planned
-from .methods.fold_means import prune_and_fold as _prune_and_fold
+from .methods.flap import prune_and_fold as _prune_and_fold
 from .methods.hidden_size import slice_hidden as _slice_hidden
 from .methods.layers import drop_layers as _drop_layers
 from .methods.layers import plan_layers as _plan_layers

@@ -220,14 +220,14 @@ FAULTS = (
     # Intervals and comparisons
     Fault(
         "three seeds taken for many",
-        "measure/resampling.py",
+        "measure/intervals.py",
         "return float(special.stdtrit(freedom, (1 + LEVEL) / 2))",
         "return z()",
         "tests/test_intervals.py::test_over_seeds_it_is_students",
     ),
     Fault(
         "seeds left out of a comparison",
-        "measure/resampling.py",
+        "measure/intervals.py",
         "drawn += error * special.stdtrit(freedom, places)",
         "pass",
         "tests/test_intervals.py::test_a_comparison_of_losses_holds_the_truth_in_95_percent[3-100-0.1-0.05-0.05]",

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from amp_tutorial.files.paths import ROOT
-from amp_tutorial.runs import doctor, doctor_data
+from amp_tutorial.runs import doctor
 
 SCRIPT = """
 import argparse, sys
-from amp_tutorial.runs import doctor, doctor_data
+from amp_tutorial.runs import doctor
 assert "torch" not in sys.modules, "importing the doctor imports torch"
 parser = argparse.ArgumentParser()
 doctor.add_arguments(parser)
@@ -102,9 +102,9 @@ def test_a_damaged_model_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         folder = tmp_path / "models" / name
         folder.mkdir(parents=True)
         (folder / "file").write_text(content)
-        digest = doctor_data.hashlib.sha256(b"x").hexdigest()
+        digest = doctor.hashlib.sha256(b"x").hexdigest()
         (folder / "SHA256.json").write_text(f'{{"file": "{digest}"}}')
-    monkeypatch.setattr(doctor_data, "DATA", tmp_path)
+    monkeypatch.setattr(doctor, "DATA", tmp_path)
     told = found()
     assert named(told["mend"], "bad: file missing or damaged; run: git checkout") and named(told["ok"], "good: ")
     assert named(told["mend"], "embedded tasks: none; run: ")
@@ -154,10 +154,10 @@ def test_access_is_asked_for_only_online(monkeypatch: pytest.MonkeyPatch) -> Non
         Thread(target=server.serve_forever, daemon=True).start()
         there = f"http://127.0.0.1:{server.server_port}"
         monkeypatch.setenv("HF_ENDPOINT", there)
-        assert list(doctor_data.online(True)) == [doctor.Line("ok", f"{there} can be reached")]
-        assert list(doctor_data.online(False)) == []
+        assert list(doctor.hub_asked(True)) == [doctor.Line("ok", f"{there} can be reached")]
+        assert list(doctor.hub_asked(False)) == []
         server.shutdown()
-    [gone] = doctor_data.online(True)
+    [gone] = doctor.hub_asked(True)
     assert gone.state == "mend" and gone.text.endswith("export HF_HUB_OFFLINE=1")
 
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from amp_tutorial.files.paths import NOTEBOOKS
-from amp_tutorial.runs import execute, identity, package_code, presets
+from amp_tutorial.runs import execute, identity, package_code, parameters
 from amp_tutorial.runs import record as records
 from amp_tutorial.runs.parameters import checked, parameters_of
 
@@ -86,7 +86,7 @@ def test_a_preset_is_a_note_only_where_its_values_are_given(
     notebook: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In a lesson preset = "full" asks for more items; in the reproduction notebook it says where values are from."""
-    monkeypatch.setattr(presets, "PRESETS", tmp_path)
+    monkeypatch.setattr(parameters, "PRESETS", tmp_path)
     for file in ("ci", "smollm2-20"):
         (tmp_path / f"{file}.yaml").write_text("share: 0.5\n", encoding="utf-8")
     noted, also, smallest, full = (

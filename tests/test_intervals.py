@@ -351,7 +351,7 @@ print(comparisons.compare_accuracy(a, b), "torch" in sys.modules)
 def test_more_items_than_are_kept_are_resampled_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     a, b = ({0: {"a": bits(np.random.default_rng(s).random(60) < 0.7)}} for s in (0, 1))
     before = comparisons.compare_accuracy(a, b)
-    monkeypatch.setattr("amp_tutorial.measure.resampling.KEPT", 10)
+    monkeypatch.setattr("amp_tutorial.measure.intervals.KEPT", 10)
     assert comparisons.compare_accuracy(a, b) == before
 
 

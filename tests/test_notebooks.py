@@ -56,7 +56,7 @@ def checked_names(stem: str) -> set[str]:
 
 
 def test_the_lessons_are_all_there_and_no_notebook_without_a_source() -> None:
-    assert [stem[:2] for stem in LESSONS] == ["00", "01", "02", "03", "04", "05", "06", "07", "08"]
+    assert [stem[:2] for stem in LESSONS] == ["00", "01", "02", "03", "04", "05", "06", "07", "08", "09"]
     assert sorted(p.stem for p in NOTEBOOKS.glob("*.ipynb")) == EVERY
 
 
@@ -204,6 +204,25 @@ def test_a_lesson_runs_and_shows_what_is_stored(stem: str, tmp_path: Path) -> No
     outcome = run.run_lesson(NOTEBOOKS / f"{stem}.ipynb", "tiny-llama", tmp_path, "smallest")
     assert_it_ran(outcome, tmp_path)
     assert differing(nbformat.read(tmp_path / outcome.notebook, as_version=4), stored(stem)) == []
+
+
+@pytest.mark.lessons
+@pytest.mark.slow
+def test_the_lesson_on_a_real_model_shows_what_was_found_where_the_model_is_not_at_hand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AMP_TUTORIAL_MODELS", str(tmp_path / "none"))
+    (stem,) = [stem for stem in LESSONS if stem.startswith("09")]
+    outcome = run.run_lesson(NOTEBOOKS / f"{stem}.ipynb", "smollm2-135m", tmp_path, "smallest")
+    assert_it_ran(outcome, tmp_path)
+    executed, wanted = nbformat.read(tmp_path / outcome.notebook, as_version=4), stored(stem)
+    shows = [
+        shown(cell) for cell in executed.cells if cell.cell_type == "code" and "injected" not in str(cell.metadata)
+    ]
+    text = "".join(found.get("stdout", "") for found in shows)
+    assert "`amp-tutorial fetch smollm2-135m` brings it." in text and "What follows was found by these cells on" in text
+    stored_text = "".join(shown(cell).get("stdout", "") for cell in wanted.cells if cell.cell_type == "code")
+    assert text.partition("The capital of France")[2] == stored_text.partition("The capital of France")[2] != ""
 
 
 @pytest.mark.lessons

@@ -13,8 +13,8 @@ import amp_tutorial as amp
 from amp_tutorial import cli
 from amp_tutorial.files.downloads import KNOWN
 from amp_tutorial.files.paths import ROOT
-from amp_tutorial.runs import dry_run, workload
 from amp_tutorial.runs import requirements as needs
+from amp_tutorial.runs import sweep, workload
 from amp_tutorial.scale import peak_memory as peaks
 
 PRESETS = sorted((amp.DATA / "presets").glob("*.yaml"))
@@ -143,7 +143,7 @@ def test_without_a_gpu_the_time_of_a_preset_for_one_is_not_that_of_this_cpu(
     assert "TFLOP at 40% of 312 TFLOP/s, of an A100 80 GB, as its data sheet says; there is no GPU here" in str(needs)
     assert cli.main(["run", "--preset", "paper-llama-2-7b-30", "--dry-run"]) == 0
     assert "there is no GPU here" in capsys.readouterr().out
-    text, seconds = dry_run.cost(needs.given)
+    text, seconds = sweep.cost(needs.given)
     assert "h on an A100 80 GB, as its data sheet says; there is no GPU here" in text
     assert "Not on this machine: device='cuda' is not there" in text
     assert seconds == needs.seconds

@@ -11,7 +11,7 @@ from helpers import KNOWN, WITH_HEADS, WITH_NEURONS, Shape, some_plan, tiny
 import amp_tutorial as amp
 from amp_tutorial.files.paths import NOTEBOOKS, ROOT
 from amp_tutorial.reports import pages
-from amp_tutorial.runs import presets
+from amp_tutorial.runs import parameters
 
 PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", *(f"docs/{p.name}" for p in sorted(ROOT.glob("docs/*.md"))))
 
@@ -99,7 +99,7 @@ def test_it_lists_every_notebook() -> None:
     assert sorted(re.findall(r"\(notebooks/(\w+)\.ipynb\)", README)) == sorted(
         p.stem for p in NOTEBOOKS.glob("*.ipynb")
     )
-    words = ("six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen")
+    words = ("six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen", "fourteen")
     assert f"{words[len(list(NOTEBOOKS.glob('*.ipynb'))) - 6]} notebooks" in README
 
 
@@ -131,9 +131,9 @@ def test_every_call_it_names_is_offered(page: str) -> None:
 
 def test_the_page_for_researchers_names_every_preset() -> None:
     (table,) = re.findall(r"<!-- costs:begin -->\n(.*?)<!-- costs:end -->", read("docs/researchers.md"), re.DOTALL)
-    assert sorted(re.findall(r"^\| `([\w-]+)`", table, re.MULTILINE)) == presets.names()
+    assert sorted(re.findall(r"^\| `([\w-]+)`", table, re.MULTILINE)) == parameters.names()
     named = re.findall(r"--preset ([\w-]+)", README)
-    assert named and set(named) <= set(presets.names())
+    assert named and set(named) <= set(parameters.names())
 
 
 def anchors(page: str) -> set[str]:

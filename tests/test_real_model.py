@@ -26,7 +26,7 @@ from amp_tutorial.core.checkpoint import configuration, tokenizer_of
 from amp_tutorial.files import downloads
 from amp_tutorial.files.checkpoints import SUMS, located
 from amp_tutorial.runs import fetch
-from amp_tutorial.runs.doctor_data import known
+from amp_tutorial.runs.doctor import known
 from amp_tutorial.runs.identity import parts
 
 GROUPED = Shape(groups=2, group_size=2, head_dim=32, hidden=64, neurons=96, tied=True)  # rows of whole blocks of 32

@@ -373,7 +373,7 @@ def test_on_a_trained_model_each_step_helps(name: str) -> None:
     assert all(better < worse for better, worse in itertools.pairwise(quality))
 
 
-# What goes is replaced by its mean, where a bias can take it (methods/fold_means.py)
+# What goes is replaced by its mean, where a bias can take it (methods/flap.py)
 
 MIXED = [batch(prompts((9, 4))), batch(prompts((7, 3, 5), seed=1), left=True)]
 

@@ -14,7 +14,7 @@ from helpers import TRAINED
 import amp_tutorial as amp
 from amp_tutorial import cli
 from amp_tutorial.files.paths import NOTEBOOKS
-from amp_tutorial.runs import parameter_values, presets
+from amp_tutorial.runs import parameter_values, parameters
 from amp_tutorial.runs import record as records
 from amp_tutorial.runs.parameter_values import CHOICES, LEAST, sensible
 from amp_tutorial.runs.parameters import parameters_of
@@ -42,7 +42,7 @@ def test_every_parameter_has_help_and_goes_into_the_record() -> None:
 
 def test_the_defaults_and_all_presets_without_a_download_are_sensible() -> None:
     sensible(DEFAULTS)
-    sensible(DEFAULTS | presets.preset("ci"))
+    sensible(DEFAULTS | parameters.preset("ci"))
 
 
 @pytest.mark.parametrize(

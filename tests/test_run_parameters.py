@@ -7,7 +7,7 @@ import pytest
 from helpers import RECORD, small
 
 from amp_tutorial.files.paths import DATA, NOTEBOOKS
-from amp_tutorial.runs import execute, identity, parameters, presets
+from amp_tutorial.runs import execute, identity, parameters
 from amp_tutorial.runs.parameters import checked, parameters_of, parsed
 
 
@@ -86,14 +86,14 @@ def test_text_of_the_command_line_has_the_type_of_its_parameter(notebook: Path) 
 
 
 def test_an_unknown_preset_names_the_nearest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(presets, "PRESETS", tmp_path)
+    monkeypatch.setattr(parameters, "PRESETS", tmp_path)
     (tmp_path / "laptop.yaml").write_text("x: 2\n", encoding="utf-8")
     (tmp_path / "list.yaml").write_text("- 2\n", encoding="utf-8")
     (tmp_path / "torn.yaml").write_text("x: [2\n", encoding="utf-8")
-    assert presets.preset("laptop") == {"x": 2}
+    assert parameters.preset("laptop") == {"x": 2}
     for name, match in (("lapdog", "Did you mean laptop"), ("list", "a mapping"), ("torn", "cannot be read as YAML")):
         with pytest.raises(ValueError, match=match):
-            presets.preset(name)
+            parameters.preset(name)
     known = parameters_of(small(tmp_path / "n.ipynb"))
     assert parameters.effective(known, "laptop", {"word": "c"}, "-p")["x"] == 2
     assert parameters.effective(known, "laptop", {"x": 5}, "-p")["x"] == 5
@@ -153,9 +153,9 @@ def test_every_lesson_can_be_told(path: Path) -> None:
 
 def test_yaml_is_read_as_json_would_be(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("rate: 3e-4\nother: 1e-3\nword: 1.2.3\n", encoding="utf-8")
-    assert presets.read_yaml(tmp_path / "a.yaml") == {"rate": 3e-4, "other": 1e-3, "word": "1.2.3"}
+    assert parameters.read_yaml(tmp_path / "a.yaml") == {"rate": 3e-4, "other": 1e-3, "word": "1.2.3"}
     (tmp_path / "b.yaml").write_text("rate: 1\nrate: 2\n", encoding="utf-8")
     with pytest.raises(ValueError, match="rate stands twice"):
-        presets.read_yaml(tmp_path / "b.yaml")
+        parameters.read_yaml(tmp_path / "b.yaml")
     with pytest.raises(ValueError, match="cannot be read"):
-        presets.read_yaml(tmp_path / "gone.yaml")
+        parameters.read_yaml(tmp_path / "gone.yaml")

@@ -18,7 +18,7 @@ import pytest
 from tqdm import tqdm
 
 import amp_tutorial.runs
-from amp_tutorial.runs import dry_run as forecasts
+from amp_tutorial.runs import sweep as forecasts
 from amp_tutorial.runs import sweep as sweeps
 from amp_tutorial.runs import workers
 from amp_tutorial.runs.execute import Job, Outcome

@@ -14,7 +14,7 @@ import pytest
 import amp_tutorial as amp
 from amp_tutorial.files.paths import NOTEBOOKS, ROOT
 from amp_tutorial.measure.intervals import over_seeds
-from amp_tutorial.reports import groups, rows, summary, table
+from amp_tutorial.reports import groups, reference, summary, table
 from amp_tutorial.reports.reference import Entry, Ours
 
 MODEL = "owner/llama"
@@ -48,8 +48,8 @@ def put(folder: Path, *made: amp.Record, change: Callable[[dict], Any] | None = 
     return folder
 
 
-def joined(folder: Path, entry: Entry = ENTRY) -> list[rows.Row]:
-    return rows.joined(entry, groups.grouped(groups.scan(folder)))
+def joined(folder: Path, entry: Entry = ENTRY) -> list[reference.Row]:
+    return reference.joined(entry, groups.grouped(groups.scan(folder)))
 
 
 # Verdicts
@@ -115,7 +115,7 @@ def test_a_parameter_the_record_does_not_have_is_not_taken_for_the_papers(tmp_pa
 
 @pytest.mark.parametrize("other", [dict(model="other/llama"), dict(criterion="random"), dict(ratio=0.5, removed=0.5)])
 def test_other_models_criteria_and_ratios_are_no_attempt(tmp_path: Path, other: dict) -> None:
-    assert joined(put(tmp_path, record(**other))) == [rows.Row(ENTRY, "not run")]
+    assert joined(put(tmp_path, record(**other))) == [reference.Row(ENTRY, "not run")]
 
 
 def test_what_is_not_comparable_gives_way_to_what_is(tmp_path: Path) -> None:

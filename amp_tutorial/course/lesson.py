@@ -6,11 +6,12 @@ In a lesson: `L = lesson.start("01_anatomy", dict(model=model, seed=seed, out=ou
 
 import base64
 import io
+import json
 import os
 import random
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,16 @@ from IPython.display import display
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from ..files.checkpoints import located
+from ..files.downloads import KNOWN
 from ..files.paths import DATA, STATIC, record_path
+from ..files.texts import text_source, texts
 from ..reports.style import HATCHES, MARKERS, PALETTE  # noqa: F401, lessons take them from here
+from ..runs import collection
 from ..runs.record import Record
 from . import exercises
 
+BUILT = DATA / "real"  # the records of lessons on a model that is not embedded, from when the course was built
 MOST_THREADS = 4  # the embedded models are so small that more threads only wait for each other
 
 Number = float | int
@@ -43,6 +49,8 @@ class Lesson:
     rng: np.random.Generator
     record: Record
     record_path: Path
+    computes: bool = True  # False: what was found when the course was built is shown
+    steps: dict[str, Any] = field(default_factory=dict)  # what was found, by name
 
     def show(self, fig: Figure, alt: str) -> None:
         """Display the figure as a PNG that carries its alt text, and close it.
@@ -79,6 +87,49 @@ class Lesson:
         )
         for png, alt in plots.drawn(found).values():
             self.picture(png, alt)
+
+    def at_hand(self, model: str, sources: Mapping[str, str], local_copies: str = "") -> bool:
+        """Whether a model and its texts are on this machine or can be fetched; if not, say what is missing.
+
+        Then `step` gives what was found when the course was built.
+
+        Args:
+            sources: of "calibration" and "validation" the text, see `files.texts.texts`.
+
+        Raises:
+            ValueError: something is missing, and nothing was stored of this model.
+        """
+        missing = ""
+        try:
+            place = located(model)
+            if model in KNOWN and not place.exists():
+                missing = f"{model} is not here: `amp-tutorial fetch {model}` brings it."
+            for split, source in sources.items() if not missing else ():
+                texts(text_source(source, local_copies), split)
+        except ValueError as error:
+            missing = str(error)
+        self.computes = not missing
+        if missing:
+            built = collection.find(BUILT, f"{self.name}.json")
+            if built is None or built["parameters"]["model"] != model:
+                raise ValueError(f"{missing} Nothing was stored of {model} to be shown instead.")
+            self.steps = built["notes"]["steps"]
+            day, threads, version = built["started"][:10], built["threads"], built["versions"]["torch"]
+            print(f"{missing}\nWhat follows was found by these cells on {day} ({threads} threads, torch {version}).")
+        return self.computes
+
+    def step(self, name: str, function: Callable[[], Any]) -> Any:
+        """What a function finds, as JSON would have it; where nothing can be computed, what was found before."""
+        if self.computes:
+            self.steps[name] = json.loads(json.dumps(function()))
+        return self.steps[name]
+
+    def lessons_on_a_real_model(self) -> None:
+        """What the tiny models said and what the real one says, lesson by lesson, from the records of both."""
+        from ..reports import real
+
+        for number, title, tiny, found in real.lessons():
+            print(f"{number} · {title}\n  tiny: {tiny}\n  real: {found}\n")
 
     def check(self, attempt: Any, name: str) -> Any:
         """Check an attempt at an exercise, say in one line what was found, and return what the lesson goes on with.
@@ -143,7 +194,16 @@ class Lesson:
         print(f"✔ {what}")
 
     def finish(self) -> None:
-        """Write the record; a lesson that never gets here leaves a record whose status says so."""
+        """Write the record, with what `step` found; that of a lesson that never gets here says so.
+
+        A lesson of which the real model has something to say ends with that, from the records.
+        """
+        from ..reports import real
+
+        if said := real.closing(self.name[:2]):
+            print(f"On a real model: {said}")
+        if self.steps and self.computes:
+            self.record.notes["steps"] = self.steps
         self.record.write(self.record_path, status="ok")
         print(f"Lesson {self.name} is done.")
 

@@ -1,4 +1,4 @@
-"""Run the lessons: `python -m amp_tutorial.course.run [--models tiny-llama] [--lessons 00 02]`.
+"""Run the lessons: `python -m amp_tutorial.course.run [--models tiny-phi] [--lessons 00 02]`.
 
 Leaves in `--out`: `<model>/NN_name.ipynb` and `.html`, `records/NN_name-<model>.json`, `summary.json` and
 `summary.md`. A failing lesson names its cell and its error, the others still run, and the exit status is 1.
@@ -100,10 +100,13 @@ def table(outcomes: list[Outcome]) -> str:
     return "\n".join(rows) + "\n"
 
 
-def run(paths: list[Path], models: list[str], out: Path, preset: str = "smallest", jobs: int = 1) -> list[Outcome]:
-    """Run every lesson on every model, and write the summary."""
+def run(
+    paths: list[Path], models: list[str] | None, out: Path, preset: str = "smallest", jobs: int = 1
+) -> list[Outcome]:
+    """Run every lesson on every model, or each on that of its own parameters, and write the summary."""
     out = out.resolve()
-    tasks = [(path, model) for model in models for path in paths]
+    tasks = [(path, model) for model in models or () for path in paths]
+    tasks = tasks or [(path, str(parameters_of(path)["model"].default)) for path in paths]
     outcomes = []
     with ThreadPoolExecutor(jobs) as pool, tqdm(total=len(tasks), unit="lesson", disable=None) as bar:
 
@@ -124,7 +127,7 @@ def run(paths: list[Path], models: list[str], out: Path, preset: str = "smallest
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Run the lessons and sum up.")
-    parser.add_argument("--models", nargs="+", default=["tiny-llama"], help="embedded names, folders or hub ids")
+    parser.add_argument("--models", nargs="*", help="embedded names, folders or hub ids; default each lesson's own")
     parser.add_argument("--lessons", nargs="*", default=[], help="beginnings of names, such as 00 02; default all")
     parser.add_argument("--out", type=Path, default=Path("out"), help="where everything goes")
     parser.add_argument("--preset", default="smallest", help="the size of the experiments")

@@ -15,8 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from .intervals import Interval, Items, Measurement, Windows, answers, losses, means, raised
-from .resampling import Array, spread
+from .intervals import Array, Interval, Items, Measurement, Windows, answers, losses, means, raised, spread
 
 Seeds = Sequence[Measurement] | Mapping[Any, Measurement]
 

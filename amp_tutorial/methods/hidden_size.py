@@ -30,7 +30,7 @@ from ..core.checkpoint import without_weights
 from ..core.families import Stream
 from ..core.plans import a_ratio, whole_plan
 from ..core.surgery import Pruned, fill_buffers
-from .residual_roles import Role, roles, stream_of
+from .projections import Role, roles, stream_of
 from .rotation import Rotation, rotation, second_moments
 
 __all__ = [

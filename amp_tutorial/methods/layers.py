@@ -22,7 +22,7 @@ from ..core.plans import OF, Plan, a_ratio, counted, one_of, whole_plan
 from ..core.sums import Batch, evaluating
 from .depth_and_width import with_layers
 from .similarity import METRICS
-from .skip_layer import Pass
+from .whole_layers import Pass
 
 # Each criterion with the numbers of layers at the two ends that it leaves alone.
 LAYER_CRITERIA: dict[str, tuple[int, int]] = {

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from ..core.anatomy import Anatomy, exact
 from ..core.sums import Batch, model_inputs
-from .skip_layer import replaced
+from .whole_layers import replaced
 
 
 @torch.no_grad()

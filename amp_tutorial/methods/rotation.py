@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from ..core.anatomy import Anatomy
 from ..core.sums import Batch
 from .layerwise import run_decoder
-from .residual_roles import stream_of
+from .projections import stream_of
 
 PROBE = 16  # tokens on which each sliced model is compared with the projected one
 

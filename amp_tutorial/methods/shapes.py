@@ -19,7 +19,7 @@ from ..core.sums import evaluating
 from ..core.surgery import smaller_config
 from ..measure.costs import flops, kv_cache_bytes, latency
 from .hidden_size import _type, sliced_config
-from .residual_roles import stream_of
+from .projections import stream_of
 
 OF = ("parameters", "operations", "cache", "latency")
 CUT = ("heads", "layers", "hidden", "neurons")  # in the order in which a search goes along them

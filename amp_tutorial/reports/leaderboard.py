@@ -10,16 +10,17 @@ picture from it; without `--runs` from the records that are there. `standings.py
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ..files.paths import DATA
-from ..runs import collection, grid, sweep
-from . import boards, standings
+from ..runs import collection, functions, grid, sweep
+from . import boards, measurements, standings
 
 
 def gathered(grid_file: Path, runs: Path, everywhere: Sequence[str] = ()) -> tuple[dict[str, collection.Found], int]:
-    """The finished records of a sweep by `<model>-<system>-<ratio>-<seed>.json`, and how many runs are not finished.
+    """The finished records of a sweep by `file_of`, and how many runs are not finished.
 
     Raises:
         ValueError: a grid that is not sound; or two models have one name, and so would their records.
@@ -28,14 +29,25 @@ def gathered(grid_file: Path, runs: Path, everywhere: Sequence[str] = ()) -> tup
     places: dict[str, str] = {}
     missing = 0
     for run, record in sweep.records_of(grid.read(grid_file, everywhere=everywhere), runs):
-        p = run.parameters
-        model = Path(str(p["model"])).name
-        if places.setdefault(model, str(p["model"])) != str(p["model"]):
+        model = Path(str(run.parameters["model"])).name
+        if places.setdefault(model, str(run.parameters["model"])) != str(run.parameters["model"]):
             raise ValueError(f"Two of the models have the name {model}, and so would their records; rename a folder.")
         missing += record is None
         if record is not None:
-            found[f"{model}-{p['system']}-{p['ratio']:g}-{p['seed']}.json"] = record
+            found[file_of(run.parameters)] = record
     return found, missing
+
+
+def file_of(p: Mapping[str, Any]) -> str:
+    """`<model>-<system>-<ratio>-<seed>.json`, and before the ending what else is measured than perplexity on the tiny
+    world's windows, so that one system can be measured in several ways.
+    """
+    known = functions.parameters_of_function(f"{measurements.__name__}:system")
+    other = [
+        p[name] for name in ("tasks", "window", "dtype") if p.get(name, known[name].default) != known[name].default
+    ]
+    kind = "".join(f"-{'tasks' if ',' in str(value) else value}" for value in other if value != "none")
+    return f"{Path(str(p['model'])).name}-{p['system']}-{p['ratio']:g}-{p['seed']}{kind}.json"
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -16,9 +16,8 @@ from amp_tutorial import DATA, FAMILIES, Family
 
 from ..files.atomic import write_text
 from ..files.paths import ROOT
-from ..runs.parameters import effective, notebook_named, parameters_of
-from ..runs.presets import names
-from . import api_reference, architecture, boards, standings, summary
+from ..runs.parameters import effective, names, notebook_named, parameters_of
+from . import api_reference, architecture, boards, real, standings, summary
 
 SHOWN, RATIO = "tiny-llama", 0.30  # the model and the share removed of which the README speaks
 CPUS = {"ci": ("CPU, 0.1 TFLOP/s", 1e11), "smollm2-20": ("CPU, 0.4 TFLOP/s", 4e11)}  # operations a second: assumptions
@@ -163,11 +162,13 @@ def preset_costs() -> str:
 
 
 PARTS: dict[tuple[str, str], Part] = {
+    ("README.md", "real"): real.front,
     ("README.md", "picture"): lambda: f"{picture('')}\n\n{results_sentence()}",
     ("README.md", "numbers"): lambda: f"- {leaderboard_sentence()}\n- {speed_sentence()}\n- {families_sentence()}",
     ("README.md", "house"): lambda: f"```\n{architecture.house()}\n```",
     ("docs/results.md", "results"): lambda: f"{picture('../')}\n\n{summary.main_table(_results())}",
     ("docs/leaderboard.md", "leaderboard"): leaderboard,
+    ("docs/real.md", "real"): real.page,
     ("docs/families.md", "families"): families_table,
     ("docs/researchers.md", "costs"): preset_costs,
     ("docs/architecture.md", "architecture"): architecture.listing,

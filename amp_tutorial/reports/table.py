@@ -18,12 +18,11 @@ import amp_tutorial
 
 from ..files.atomic import write_bytes, written_file
 from ..files.paths import DATA
-from . import groups, reference, rows
+from . import groups, reference
 from .groups import BASES, REMOVED, Folder, Group, setting, varying
 from .measured import is_perplexity
 from .plots import drawn
-from .reference import Entry, Paper
-from .rows import Row
+from .reference import Entry, Paper, Row
 from .style import BLANK, STAR, cell, grid, sure
 
 STAGES = ("dense", "untuned", "tuned", "")  # "": a record of one measurement
@@ -63,7 +62,7 @@ class Table:
 
     @cached_property
     def rows(self) -> dict[str, list[Row]]:
-        return rows.papers(self.papers, self.groups)
+        return reference.papers(self.papers, self.groups)
 
     @cached_property
     def pictures(self) -> dict[str, tuple[bytes, str]]:

@@ -20,9 +20,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .functions import is_function, parameters_of_function
-from .parameters import Parameter, checked, notebook_named, parameters_of, parsed
-from .presets import preset as preset_of
-from .presets import read_yaml
+from .parameters import Parameter, checked, notebook_named, parameters_of, parsed, read_yaml
+from .parameters import preset as preset_of
 
 LARGEST = 10_000  # runs without confirmation
 KEYS = ("notebook", "function", "preset", "fixed", "grid")

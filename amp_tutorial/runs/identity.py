@@ -21,8 +21,7 @@ from ..files.paths import DATA
 from ..files.texts import CORPORA, copy_of, files_of_all_splits
 from .functions import function_sha256, is_function
 from .package_code import NUMBERS, code_sha256
-from .parameters import code_cells
-from .presets import names
+from .parameters import code_cells, names
 from .record import PROTOCOL, file_sha256, files_of
 
 CHANGES_NOTHING = ("out", "over_budget", "keep_model", "local_copies", "country", "scores_folder")

@@ -9,8 +9,7 @@ from typing import Any
 
 from . import execute
 from . import record as records
-from .parameters import Parameter, effective, notebook_named, parameters_of, parsed
-from .presets import names
+from .parameters import Parameter, effective, names, notebook_named, parameters_of, parsed
 
 SHOWN = ("parameters removed", "perplexity", "mean accuracy")  # the metrics, or their last words, looked at first
 FEW = 12

@@ -27,9 +27,9 @@ from ..files.checkpoints import CHECKPOINT, check_generation, hash_of, located, 
 from ..methods.depth_and_width import planned
 from ..methods.hidden_size import Turn, sliced_config
 from ..methods.layerwise import Walk
+from ..methods.projections import roles
 from ..methods.repair import Fits
 from ..methods.repair_layer import Options, Refits
-from ..methods.residual_roles import roles
 from ..methods.rotation import Moments, Rotation
 from ..methods.whole_layers import cut_layer, renumbered
 from .checkpoint_on_disk import Folder, Shards, without_bars

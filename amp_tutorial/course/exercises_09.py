@@ -1,0 +1,70 @@
+"""Exercises of lesson 9, a real model."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from .exercises import Exercise
+
+
+def mended(dense: float, cut: float, repaired: float) -> float:
+    """Share of the cut's excess log-perplexity that is gone after repair."""
+    return math.log(cut / repaired) / math.log(cut / dense)
+
+
+def sink_share(attention: Tensor) -> Tensor:
+    """Mean attention of every head to the first token, (heads,); the first query, which sees nothing else, left out."""
+    return attention[:, 1:, 0].mean(dim=1)
+
+
+def _attention_cases() -> list[tuple[Tensor]]:
+    draw = torch.Generator().manual_seed(0)
+
+    def case(heads: int, tokens: int) -> tuple[Tensor]:
+        scores = torch.randn(heads, tokens, tokens, generator=draw)
+        scores = scores.masked_fill(torch.ones(tokens, tokens).triu(1).bool(), -math.inf)
+        return (scores.softmax(dim=-1),)
+
+    return [case(3, 5), case(2, 8), case(4, 3)]
+
+
+EXERCISES = {
+    "l9_mended": Exercise(
+        reference=mended,
+        cases=lambda: [(36.0, 200.0, 80.0), (10.0, 1000.0, 100.0), (2.8, 7.3, 2.9), (30.0, 60.0, 60.0)],
+        misconceptions={
+            "You took differences of perplexities. Damage adds up in the log: there a step from 36 to 72 is as large "
+            "as one from 72 to 144.": (lambda dense, cut, repaired: (cut - repaired) / (cut - dense)),
+            "That is the share that is left. What is mended is the rest.": (
+                lambda dense, cut, repaired: math.log(repaired / dense) / math.log(cut / dense)
+            ),
+            "That is the fall of the whole log-perplexity. Even the dense model has some: measure from there.": (
+                lambda dense, cut, repaired: math.log(cut / repaired) / math.log(cut)
+            ),
+        },
+        hints=[
+            "The excess of a perplexity p is log(p) − log(dense). What are the two excesses here?",
+            "What is gone is log(cut) − log(repaired); divide it by log(cut) − log(dense).",
+        ],
+    ),
+    "l9_sink_share": Exercise(
+        reference=sink_share,
+        cases=_attention_cases,
+        misconceptions={
+            "You counted the first query too. It can only look at itself, and gives 1 in every head.": (
+                lambda attention: attention[:, :, 0].mean(dim=1)
+            ),
+            "That is how the first query shares out its attention. The first *key* is asked for: the last index.": (
+                lambda attention: attention[:, 0, 1:].mean(dim=1)
+            ),
+            "You took the mean over the heads. Each head is to have its own share.": (
+                lambda attention: attention[:, 1:, 0].mean(dim=0)
+            ),
+        },
+        hints=[
+            "`attention[h, q, k]` is what query q of head h gives to key k. Which k is the first token?",
+            "`attention[:, 1:, 0]` leaves out the first query; take the mean over what is left of the queries.",
+        ],
+    ),
+}

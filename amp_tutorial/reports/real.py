@@ -1,0 +1,450 @@
+"""What a real LLaMA says: dense figures, the contest, the papers' claims with verdicts, and the goals set beforehand.
+
+All from the records in `data/real` (`data/sweeps/real.yaml` makes them); `docs/real.md` and the README show it.
+"""
+
+import argparse
+import io
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+
+from ..files.atomic import write_bytes
+from ..files.paths import DATA
+from ..measure.comparisons import Comparison, compare_perplexity
+from ..measure.intervals import raised
+from ..runs import collection
+from ..runs import record as records_of_runs
+from . import leaderboard, standings
+from .standings import Records, Row, System
+from .style import BLANK, MARKERS, PALETTE, grid
+
+FOLDER = DATA / "real"
+TEXTS = {"perplexity": "WikiText-2", "c4/perplexity": "C4"}
+# Systems of others at their best split are compared with; AMP as published is heads and neurons alike.
+PUBLISHED = "amp"
+SHOWN = {  # of the picture and the README's table
+    "amp": "AMP, heads and neurons",
+    "amp-neurons": "AMP, neurons",
+    "transact-neurons": "TransAct, neurons",
+    "layers-influence": "whole layers, ShortGPT",
+    "ours-neurons": "ours, neurons",
+    "ours-budget-8": "ours, one budget",
+}
+# Set before anything was measured: of ours, the excess log-perplexity over dense at most so much of AMP's as published,
+# and of the best other's at its best split.
+GOALS = {0.2: (0.35, 0.65), 0.3: (0.45, 0.75)}
+
+
+@dataclass(frozen=True)
+class Contest:
+    """The dense model and every system measured in one way, by name and ratio."""
+
+    dense: System
+    rows: dict[tuple[str, float], System]
+    labels: dict[str, Row]
+
+    def at(self, name: str, ratio: float) -> System | None:
+        return self.rows.get((name, ratio))
+
+    @property
+    def ratios(self) -> list[float]:
+        return sorted({ratio for _, ratio in self.rows})
+
+    def excess(self, found: System, metric: str = "perplexity") -> Comparison:
+        """Log-perplexity over the dense model's, in nats a token, window by window."""
+        return found.against(self.dense, metric)
+
+    def others(self, ratio: float, metric: str = "perplexity") -> list[tuple[float, str]]:
+        """Excess of everything that is not ours and removes as much as asked, the least first."""
+        found = []
+        for (name, at), system in self.rows.items():
+            if at == ratio and not standings.is_ours(self.labels[name]) and metric in system:
+                if system["parameters removed"].value >= ratio - standings.NEAR:
+                    found.append((self.excess(system, metric).difference, name))
+        return sorted(found)
+
+    def ours(self, ratio: float, metric: str = "perplexity") -> str | None:
+        """The best of ours by the text that is named first; None if none was measured."""
+        mine = [n for n, at in self.rows if at == ratio and standings.is_ours(self.labels[n])]
+        return min(mine, key=lambda n: self.excess(self.rows[n, ratio], metric).difference, default=None)
+
+
+@cache
+def records(folder: Path = FOLDER) -> Records:
+    return standings.read(folder)
+
+
+def contest_of(found: Records, wanted: Callable[[dict[str, Any]], bool]) -> Contest:
+    """The contest among records that were measured in one way.
+
+    Raises:
+        ValueError: there is no dense record of that kind.
+    """
+    mine = [r for r in found if wanted(r["parameters"]["measured"])]
+    boards_of, _ = standings.collect(mine)
+    if not boards_of:
+        raise ValueError(f"{FOLDER} has no dense record that was measured so; data/sweeps/real.yaml makes them.")
+    cells = next(iter(boards_of.values()))
+    rows = {(row[0], row[3]): system for row, system in cells.items() if row[0] != "dense"}
+    return Contest(standings.dense(cells), rows, {row[0]: row for row in cells})
+
+
+def main_contest(folder: Path = FOLDER) -> Contest:
+    """The contest on short windows of two texts, in bfloat16."""
+    return contest_of(
+        records(folder), lambda m: m.get("dtype") == "bfloat16" and m["items"] == 0 and m["windows"] == 40
+    )
+
+
+def _times(gap: Comparison) -> str:
+    return gap.ratio()
+
+
+def _nats(gap: Comparison) -> str:
+    ends = "" if gap.low is None or gap.high is None else f" ({gap.low:.2f} to {gap.high:.2f})"
+    return f"{gap.difference:.2f}{ends}"
+
+
+def contest_table(c: Contest, ratio: float) -> list[str]:
+    """Every system at one ratio, the best first: perplexity on both texts, and the excess over dense in nats."""
+    lines = [["dense", "", *(found for t in TEXTS for found in (c.dense[t].bounds(1), "0"))]]
+    names = [name for name, at in c.rows if at == ratio]
+    for name in sorted(names, key=lambda n: c.excess(c.rows[n, ratio]).difference):
+        system = c.rows[name, ratio]
+        removed = system["parameters removed"].value
+        off = f" †{100 * removed:.1f} %" if abs(removed - ratio) > 0.005 else ""
+        said = [found for t in TEXTS for found in (system[t].bounds(1), _nats(c.excess(system, t)))]
+        lines.append([c.labels[name][1] + off, str(system["perplexity"].seeds), *said])
+    head = [part for text in TEXTS.values() for part in (text, "excess, nats")]
+    return grid(["system", "draws", *head], lines, text=1)
+
+
+def goals_table(c: Contest) -> list[str]:
+    """Ours against AMP as published and against the best other, as shares of their excess."""
+    lines = []
+    for ratio in c.ratios:
+        for metric, text in TEXTS.items():
+            ours, others, amp = c.ours(ratio), c.others(ratio, metric), c.at(PUBLISHED, ratio)
+            if ours is None or amp is None or not others:
+                continue
+            mine, best = c.rows[ours, ratio], c.rows[others[0][1], ratio]
+            own = c.excess(mine, metric)
+            shares = [own.difference / c.excess(other, metric).difference for other in (amp, best)]
+            asked = GOALS.get(ratio, (None, None))
+            said = [
+                f"{share:.2f}"
+                + ("" if most is None else f" (at most {most:.2f}: {'met' if share <= most else 'missed'})")
+                for share, most in zip(shares, asked, strict=True)
+            ]
+            gap = mine.against(best, metric)
+            lead = f"{_times(gap)}{', clearly' if gap.clear else ''}"
+            other = f"{c.labels[others[0][1]][1]}: {_nats(c.excess(best, metric))}"
+            lines.append([f"{100 * ratio:g} %", text, f"{c.labels[ours][1]}: {_nats(own)}", other, *said, lead])
+    head = ["removed", "text", "best of ours, nats", "best other, nats", "of AMP's excess", "of the best other's"]
+    return grid([*head, "ours, perplexity"], lines, text=4)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a paper says, and what our records say of it."""
+
+    said: str
+    verdict: str  # "holds", "does not hold", "not decidable here"
+    number: str
+
+
+def claims(c: Contest) -> list[Claim]:
+    """The abstract's and the paper's claims of AMP, each by the records."""
+    found = []
+    if amp := c.at(PUBLISHED, 0.3):
+        gap = c.excess(amp)
+        found.append(
+            Claim(
+                "30 % can go “with minimal impact” [abstract]",
+                "does not hold" if gap.low and gap.low > 0.1 else "not decidable here",
+                f"perplexity is {_times(gap)} the dense model's, untuned",
+            )
+        )
+    for ratio in c.ratios:
+        if not (amp := c.at(PUBLISHED, ratio)):
+            continue
+        beaten, beats = list[str](), list[str]()
+        for _, name in c.others(ratio):
+            if name not in (PUBLISHED, "reversed", "amp-neurons", "amp-heads"):
+                gap = amp.against(c.rows[name, ratio], "perplexity")
+                if gap.clear:
+                    (beaten if gap.difference < 0 else beats).append(c.labels[name][1])
+        verdict = "does not hold" if beats else "holds" if beaten else "not decidable here"
+        number = f"clearly better than {_list(beaten)}; clearly worse than {_list(beats)}"
+        found.append(Claim(f"AMP is ahead of the field at equal parameters, {100 * ratio:g} %", verdict, number))
+    both, neurons, heads = (c.at(name, 0.1) for name in (PUBLISHED, "amp-neurons", "amp-heads"))
+    if both and neurons and heads:
+        gaps = [other.against(both, "perplexity") for other in (neurons, heads)]
+        verdict = "holds" if all(g.difference > 0 and g.clear for g in gaps) else "does not hold"
+        number = (
+            f"at 10 %, of the perplexity of both, neurons alone have {_times(gaps[0])}, heads alone {_times(gaps[1])}"
+        )
+        found.append(Claim("Heads and neurons together lose less than either alone (ablation)", verdict, number))
+    for ratio in c.ratios:
+        amp, turned = c.at(PUBLISHED, ratio), c.at("reversed", ratio)
+        if amp and turned:
+            gap = turned.against(amp, "perplexity")
+            verdict = "holds" if gap.clear and gap.difference > 0 else "does not hold"
+            said = f"The order matters: reversed, AMP is far worse, {100 * ratio:g} %"
+            found.append(Claim(said, verdict, f"{gap.ratio(1)} the perplexity"))
+    return found
+
+
+def _list(names: list[str]) -> str:
+    return ", ".join(names) if names else "none"
+
+
+def claims_table(c: Contest) -> list[str]:
+    return grid(["claim", "verdict", "measured"], [[x.said, f"**{x.verdict}**", x.number] for x in claims(c)])
+
+
+def picture(c: Contest) -> tuple[bytes, str]:
+    """Perplexity over dense against what was removed, on both texts: the PNG and its alt text."""
+    fig, axes = plt.subplots(1, len(TEXTS), figsize=(9.5, 4), sharey=True)
+    told = []
+    for axis, (metric, text) in zip(axes, TEXTS.items(), strict=True):
+        for k, (name, label) in enumerate(SHOWN.items()):
+            points = [(r, raised(c.excess(found, metric).difference)) for r in c.ratios if (found := c.at(name, r))]
+            if points:
+                style = dict(
+                    color=PALETTE[k], marker=MARKERS[k], linestyle="-" if "ours" in name else "--", label=label
+                )
+                axis.plot([0, *(100 * r for r, _ in points)], [1, *(y for _, y in points)], **style)
+                told.append(f"{text}, {label}: " + ", ".join(f"{y:.2f} at {100 * r:g} %" for r, y in points))
+        axis.set(title=text, xlabel="parameters removed (%)", yscale="log")
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("perplexity, times the dense model's")
+    axes[1].legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    png = io.BytesIO()
+    fig.savefig(png, format="png", dpi=130, bbox_inches="tight", metadata={"Software": None})
+    plt.close(fig)
+    return png.getvalue(), f"Perplexity as a multiple of the dense model's. {'; '.join(told)}."
+
+
+# What the tiny models say and what the real one says, lesson by lesson
+
+RATIO, TINY = 0.2, "tiny-llama-gqa"  # both boards have this ratio; this tiny model shares keys and values, as the real
+Side = Callable[[str, float], System | None]
+
+
+@dataclass(frozen=True)
+class Board:
+    """A model of either board: its systems by name and ratio."""
+
+    dense: System
+    at: Side
+
+    def times(self, name: str, ratio: float = RATIO) -> str:
+        """A system's perplexity as a multiple of the dense model's."""
+        found = self.at(name, ratio)
+        return "not measured" if found is None else f"{raised(self.excess(found)):,.2f} times"
+
+    def excess(self, found: System) -> float:
+        return found.against(self.dense, "perplexity").difference
+
+    def share(self, name: str, of: str, ratio: float = RATIO) -> str:
+        """A system's excess as a share of another's."""
+        a, b = self.at(name, ratio), self.at(of, ratio)
+        return "not measured" if a is None or b is None else f"{self.excess(a) / self.excess(b):.2f}"
+
+    def order(self, names: list[str], labels: dict[str, str], ratio: float = RATIO) -> str:
+        """Systems, the best first, with their multiples."""
+        there = [(self.excess(found), name) for name in names if (found := self.at(name, ratio))]
+        return ", ".join(f"{labels[name]} {raised(value):,.3g}" for value, name in sorted(there))
+
+
+@cache
+def _sides() -> tuple[Board, Board]:
+    found, _ = standings.collect(standings.read(DATA / "leaderboard"))
+    cells = found[TINY]
+    by_name = {(row[0], row[3]): system for row, system in cells.items()}
+    real = main_contest()
+    return (
+        Board(standings.dense(cells), lambda name, ratio: by_name.get((name, ratio))),
+        Board(real.dense, real.at),
+    )
+
+
+CRITERIA = {
+    "amp": "AMP",
+    "transact": "TransAct",
+    "wanda": "Wanda-sp",
+    "flap": "FLAP",
+    "taylor": "Taylor",
+    "magnitude": "magnitude",
+    "random": "random",
+}
+NEURONS = {f"{name}-neurons": label for name, label in CRITERIA.items()}
+
+
+def _tour(b: Board) -> str:
+    return f"with {RATIO:.0%} gone AMP has {b.times('amp')} the dense perplexity, chance {b.times('random')}."
+
+
+def _parts(b: Board) -> str:
+    both, neurons = b.at("amp", RATIO), b.at("amp-neurons", RATIO)
+    if both is None or neurons is None:
+        return f"heads and neurons alike, {b.times('amp')} the dense perplexity; neurons alone, not measured."
+    dear = "heads are dear" if b.excess(neurons) < b.excess(both) else "heads are cheap"
+    return (
+        f"heads and neurons alike, {b.times('amp')} the dense perplexity; neurons alone, as many parameters, "
+        f"{b.times('amp-neurons')}: {dear}."
+    )
+
+
+def _score(b: Board) -> str:
+    turned = f", its reversal {b.times('reversed')}" if b.at("reversed", RATIO) else ""
+    return f"AMP {b.times('amp')} the dense perplexity{turned}, chance {b.times('random')}."
+
+
+def _exact(b: Board) -> str:
+    found = b.at("amp", RATIO)
+    return "not measured." if found is None else f"asked {RATIO:.1%}, removed {found['parameters removed'].value:.2%}."
+
+
+def _sure(b: Board) -> str:
+    one, other = b.at("amp", RATIO), b.at("transact", RATIO)
+    if one is None or other is None:
+        return "not measured."
+    alone, pair = one["perplexity"], one.against(other, "perplexity")
+    if alone.low is None or alone.high is None or pair.low is None or pair.high is None:
+        return "one draw only."
+    return (
+        f"AMP's perplexity lies between {alone.low:.1f} and {alone.high:.1f}; window by window it is {pair.ratio()} "
+        "that of TransAct."
+    )
+
+
+def _criteria(b: Board) -> str:
+    both = f"heads and neurons, times dense: {b.order([*CRITERIA], CRITERIA)}"
+    neurons = b.order([*NEURONS], NEURONS)
+    return f"{both}; neurons alone: {neurons}." if neurons else f"{both}."
+
+
+def _layers(b: Board) -> str:
+    return (
+        f"whole layers by ShortGPT {b.times('layers-influence')} the dense perplexity, AMP's heads and neurons "
+        f"{b.times('amp')}."
+    )
+
+
+def _better(b: Board) -> str:
+    ours = "ours-neurons" if b.at("ours-neurons", RATIO) else "ours"
+    return f"choice by repair leaves {b.share(ours, 'amp')} of AMP's excess log-perplexity."
+
+
+SAID: dict[str, tuple[str, Callable[[Board], str]]] = {
+    "00": ("Quick tour", _tour),
+    "01": ("Anatomy", _parts),
+    "02": ("Importance", _score),
+    "03": ("Surgery", _exact),
+    "05": ("Evaluation", _sure),
+    "06": ("Other answers", _criteria),
+    "07": ("Layers", _layers),
+    "08": ("Better than AMP", _better),
+}
+
+
+def lessons() -> list[tuple[str, str, str, str]]:
+    """For each lesson its number and title, and what the tiny model's and the real model's records say."""
+    tiny, real = _sides()
+    return [(str(int(number)), title, say(tiny), say(real)) for number, (title, say) in SAID.items()]
+
+
+def closing(number: str) -> str:
+    """The line with which a lesson ends; empty where the real model has nothing to say of it."""
+    return SAID[number][1](_sides()[1]) if number in SAID else ""
+
+
+def gap(a: Any, b: Any) -> Comparison:
+    """How the perplexity of A differs from B's: each is the losses and the tokens of its windows."""
+    return compare_perplexity({0: tuple(a)}, {0: tuple(b)})
+
+
+def front() -> str:
+    """What the README shows first: the picture, and a table of the real model beside a tiny one."""
+    c, (tiny, _) = main_contest(), _sides()
+    lines = []
+    for name, label in SHOWN.items():
+        mine = [f"{raised(c.excess(found).difference):.2f}" if (found := c.at(name, r)) else BLANK for r in c.ratios]
+        same = TINY_NAMES.get(name, name)
+        other = [f"{raised(tiny.excess(found)):.2f}" if (found := tiny.at(same, r)) else BLANK for r in (0.2, 0.3)]
+        if set(mine) != {BLANK}:
+            lines.append([label, *mine, *other])
+    head = [*(f"SmolLM2-135M, {100 * r:g} %" for r in c.ratios), *(f"{TINY}, {r} %" for r in (20, 30))]
+    table = grid(["perplexity, times dense", *head], lines, text=1)
+    amp, ours = c.at(PUBLISHED, RATIO), c.ours(RATIO)
+    others = c.others(RATIO)
+    said = f"On a real LLaMA, SmolLM2-135M-Instruct, {RATIO:.0%} of all parameters cost"
+    if amp and ours and others:
+        mine, best = c.rows[ours, RATIO], c.rows[others[0][1], RATIO]
+        said += (
+            f" a perplexity on WikiText-2 of {amp['perplexity'].value:.0f} where AMP chose and of "
+            f"{mine['perplexity'].value:.0f} with the best of ours (*{c.labels[ours][1]}*); dense it is "
+            f"{c.dense['perplexity'].value:.0f}, and with the best of all others (*{c.labels[others[0][1]][1]}*) "
+            f"{best['perplexity'].value:.0f}. Nothing was trained. [All systems, the papers' claims one by one, and "
+            "what was missed](docs/real.md)."
+        )
+    return "\n".join([f"![{picture(c)[1]}](data/real/picture.png)", "", said, "", *table])
+
+
+TINY_NAMES = {"ours-budget-8": "ours-budget"}
+
+
+def page() -> str:
+    """What `docs/real.md` shows of the records."""
+    c = main_contest()
+    lines = [f"![{picture(c)[1]}](../data/real/picture.png)", "", "### The papers' claims", "", *claims_table(c), ""]
+    lines += ["### Ours against the goals set beforehand", "", *goals_table(c), ""]
+    for ratio in c.ratios:
+        lines += [f"### {100 * ratio:g} % of all parameters removed", "", *contest_table(c, ratio), ""]
+    return "\n".join([*lines, NOTE])
+
+
+NOTE = (
+    "Perplexities of several draws are geometric means; in brackets 95 % intervals over draws and windows, or over "
+    "windows where a system has one draw. An excess is the log-perplexity over the dense model's, in nats a token, "
+    "window by window. † a share that is not the one asked for, because layers go whole."
+)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Write the records of the real model, and their picture.")
+    parser.add_argument("--grid", type=Path, default=DATA / "sweeps" / "real.yaml", help="the sweep's grid")
+    parser.add_argument("--runs", type=Path, help="the sweep's folder of runs; without it only the picture is drawn")
+    parser.add_argument("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE", help="as in the sweep")
+    parser.add_argument(
+        "--lesson", type=Path, help="the record of lesson 9, to be shown where the model is not at hand"
+    )
+    parser.add_argument("--out", type=Path, default=FOLDER, help="where the records are")
+    o = parser.parse_args(arguments)
+    missing = 0
+    try:
+        if o.runs:
+            found, missing = leaderboard.gathered(o.grid, o.runs, o.parameter)
+            collection.put(o.out, found)
+        if o.lesson:
+            lesson = records_of_runs.read(o.lesson)
+            collection.put(o.out, {f"{lesson['name']}.json": lesson})
+        png, _ = picture(main_contest(o.out))
+    except ValueError as error:
+        parser.error(str(error))
+    write_bytes(o.out / "picture.png", png)
+    if missing:
+        print(f"{missing} runs are not finished: amp-tutorial sweep {o.grid} --out {o.runs}", file=sys.stderr)
+    return int(missing > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

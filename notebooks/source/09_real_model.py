@@ -1,0 +1,339 @@
+# lesson: A real model
+# reading: 30
+# %% [markdown]
+# # 9 · A real model: which of it holds?
+#
+# Everything so far was measured on three models of a million parameters that know one small world. This lesson takes
+# **SmolLM2-135M-Instruct**, a LLaMA trained by others on trillions of tokens of real text. You cut it by the same
+# seven lines, *read what it writes*, and look inside for what the tiny models don't have. At the end stands what the
+# tiny world told us, lesson by lesson, and where it was wrong.
+#
+# **Objectives.** After this lesson you can
+# - tell by what a model writes, and by its perplexity, what a cut did to it, and say which of the two to trust;
+# - put two methods on one scale, the *excess* of the log-perplexity over the dense model's;
+# - find attention sinks and massive activations, and say why a mean over tokens sees them badly;
+# - say which results of a toy carry over to a real model, and which don't.
+#
+# **Prerequisites.** Lessons 0 to 3 and 8; lesson 7 for layers. **Time:** {{minutes}} minutes.
+# %% tags=["parameters"]
+model = "smollm2-135m"  # `amp-tutorial fetch smollm2-135m`; or an embedded model, a local folder, a GGUF file, a hub id
+ratio = 0.20  # share of all parameters to remove where one is enough
+calibration = 10  # windows of text that scores and repair look at
+calibration_text = "c4"  # with an embedded model it is the tiny world's, and so is the next
+text = "wikitext2"  # for perplexity
+local_copies = ""  # a folder with copies of these texts, where there is no hub
+seed = 0
+preset = "smallest"  # or "full": more windows
+out = "out"
+# %%
+import math
+
+import matplotlib.pyplot as plt
+import torch
+
+import amp_tutorial as amp
+from amp_tutorial.course import lesson
+from amp_tutorial.files.texts import perplexity_text, text_source
+from amp_tutorial.methods.layers import rank_layers
+from amp_tutorial.reports import real
+
+if model in amp.EMBEDDED:
+    calibration_text = text = "tinyworld"
+L = lesson.start(
+    "09_real_model",
+    dict(model=model, ratio=ratio, calibration=calibration, calibration_text=calibration_text, text=text,
+         local_copies=local_copies, seed=seed, preset=preset, out=out),
+)  # fmt: skip
+length = 128 if model in amp.EMBEDDED else 512
+windows = {"smallest": 8, "full": 40}[preset]
+ratios = sorted({0.10, ratio, 0.30})
+here = L.at_hand(model, dict(calibration=calibration_text, validation=text), local_copies)
+if here:
+    dense, tokenizer = amp.load(model)
+    source = text_source(calibration_text, local_copies)
+    batches = amp.calibration(tokenizer, source, samples=calibration, length=length, batch_size=4, seed=seed)
+    scores = amp.score(dense, batches)
+    metric = amp.output_metric(dense, batches[:1])  # what the loss feels of each output, see lesson 8
+
+# %% [markdown]
+# Where model and texts are at hand, every cell below computes. Where they are not, it shows what was found when the
+# course was built, by these very cells.
+#
+# ## Read what it writes
+#
+# Perplexity is one number. A model is better known by its words. Each version continues the same beginnings, always
+# with its likeliest token. AMP cuts heads and neurons alike, as it was published. *Ours* cuts neurons alone, chooses
+# them by the error that is left after a refit, and refits what stays (lesson 8).
+#
+# **Predict.** At which ratio does the text stop making sense, and what breaks first: the facts, the grammar, or that
+# it goes on at all?
+# %%
+prompts = [
+    "The capital of France is",
+    "To make a cup of tea, first",
+    "In 1969, two astronauts walked on the Moon. When they came back to Earth,",
+]
+
+
+@torch.no_grad()
+def writes(small, new=24):
+    """How the model goes on, its likeliest token at every place."""
+    found = []
+    for prompt in prompts:
+        ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
+        written = small.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, do_sample=False, pad_token_id=0
+        )
+        found.append(tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True))
+    return found
+
+
+def known(small):
+    """What is measured of each version: its words, and the losses of every window of text."""
+    documents, join = perplexity_text(text, local_copies)
+    found = amp.perplexity(small, tokenizer, documents, window=length, limit=windows, batch_size=4, join=join)
+    return dict(
+        writes=writes(small), windows=found.windows, protocol=found.protocol, parameters=small.num_parameters()
+    )
+
+
+def by_amp(r):
+    return amp.prune(dense, amp.plan(dense, scores, pruning_ratio=r)).model
+
+
+def by_ours(r, choose=True):
+    plan = amp.plan(dense, scores, pruning_ratio=r, parts="neurons")
+    weighed = metric if choose else None
+    return amp.repair(dense, plan, batches, choose, refit_inputs=choose, progress=False, metric=weighed).model
+
+
+versions = {"dense": L.step("dense", lambda: known(dense))}
+for r in ratios:
+    versions[f"AMP {r:.0%}"] = L.step(f"AMP {r}", lambda r=r: known(by_amp(r)))
+    versions[f"ours {r:.0%}"] = L.step(f"ours {r}", lambda r=r: known(by_ours(r)))
+for k, prompt in enumerate(prompts):
+    print(f"{prompt} …")
+    for name, found in versions.items():
+        print(f"  {name:9s} {' '.join(found['writes'][k].split())}")
+    print()
+# %% [markdown]
+# Read the three beginnings again, row by row. Is a version that writes clean sentences a good one? A model can lose
+# a fact and keep its grammar; and the likeliest token at every place hides how sure it was. So the words say *what*
+# broke, and a measure has to say *how much*.
+#
+# ## One scale for damage
+#
+# A perplexity of 60 is a catastrophe where the dense model has 6, and nothing where it has 58. What a cut costs is
+# the **excess**: log-perplexity of the cut model less that of the dense one, in nats a token. On this scale repairs can
+# be told as shares: a repair that leaves half of the excess has mended half of the damage.
+#
+# ### Exercise 1 · What was mended
+# *Easy, 5 minutes.* From three perplexities, return the share of the excess that a repair took back.
+# %%
+def mended(dense: float, cut: float, repaired: float) -> float:
+    """Share of the cut's excess log-perplexity that is gone after repair."""
+    ...  # your answer here
+
+
+mended = L.check(mended, "l9_mended")
+# %% [markdown]
+# {{hint:l9_mended}}
+#
+# {{solution:l9_mended}}
+#
+# **Predict.** Neurons alone, or heads and neurons alike: which does less harm? Of the harm of neurons alone, how much
+# does the refit mend, and how much more is mended if it may also choose?
+# %%
+ladder = {
+    "dense": versions["dense"],
+    "AMP, heads and neurons": versions[f"AMP {ratio:.0%}"],
+    "AMP, neurons": L.step(
+        "AMP, neurons",
+        lambda: known(amp.prune(dense, amp.plan(dense, scores, pruning_ratio=ratio, parts="neurons")).model),
+    ),
+    "… and refitted": L.step("refitted", lambda: known(by_ours(ratio, choose=False))),
+    "ours, chosen by repair": versions[f"ours {ratio:.0%}"],
+    "random neurons": L.step(
+        "random",
+        lambda: known(
+            amp.prune(dense, amp.plan(dense, amp.score(dense, [], "random", seed=seed), ratio, parts="neurons")).model
+        ),
+    ),
+}
+losses = {name: sum(found["windows"][0]) / sum(found["windows"][1]) for name, found in ladder.items()}
+excess = {name: loss - losses["dense"] for name, loss in losses.items()}
+print(f"{ladder['dense']['protocol']}; {ratio:.0%} of all parameters removed.")
+for name, loss in losses.items():
+    print(f"  {name:24s} perplexity {math.exp(min(loss, 700)):10.2f}   excess {excess[name]:6.2f} nats")
+cut, refitted, chosen = (math.exp(losses[n]) for n in ("AMP, neurons", "… and refitted", "ours, chosen by repair"))
+base = math.exp(losses["dense"])
+shares = [mended(base, cut, now) for now in (refitted, chosen)]
+print(f"The refit mends {shares[0]:.0%} of what the cut of neurons breaks; with choice it is {shares[1]:.0%}.")
+# %%
+fig, axes = plt.subplots(figsize=(7.5, 3.6))
+rows = [name for name in ladder if name != "dense"]
+axes.barh(rows[::-1], [excess[name] for name in rows[::-1]], color=lesson.PALETTE[0], edgecolor="white",
+          hatch=lesson.HATCHES[1])  # fmt: skip
+axes.set(xlabel="excess over the dense model (nats a token)", xscale="symlog" if max(excess.values()) > 5 else "linear")
+L.show(fig, alt="Bars of excess log-perplexity over dense: " + ", ".join(f"{n} {excess[n]:.2f}" for n in rows) + ".")
+
+# %% [markdown]
+# ## Attention sinks
+#
+# Softmax shares out exactly 1. A head that has nothing to say must still look somewhere, and trained models learn to
+# look at the *first* token, which every later token can see and which means nothing. Such heads write little there,
+# because the first token's value vector is small.
+#
+# ### Exercise 2 · The share that goes to the sink
+# *Medium, 6 minutes.* Given attention probabilities (heads, queries, keys) of one layer, return for each head the mean
+# share that its queries give to the first token. The first query can see nothing else, so leave it out.
+# %%
+def sink_share(attention: torch.Tensor) -> torch.Tensor:
+    """Mean attention of every head to the first token, (heads,)."""
+    ...  # your answer here
+
+
+sink_share = L.check(sink_share, "l9_sink_share")
+
+
+# %% [markdown]
+# {{hint:l9_sink_share}}
+#
+# {{solution:l9_sink_share}}
+#
+# **Predict.** In how many of the heads does more than half of all attention go to the first token?
+# %%
+@torch.no_grad()
+def inside():
+    """Attention to the first token by layer and head, and how large hidden states are there and elsewhere."""
+    ids = batches[0]["input_ids"][:1]
+    attention = dense.config._attn_implementation
+    dense.set_attn_implementation("eager")  # only this one shows its probabilities
+    try:
+        seen = dense(input_ids=ids, output_attentions=True, output_hidden_states=True)
+    finally:
+        dense.set_attn_implementation(attention)
+    states = torch.stack([h[0] for h in seen.hidden_states[:-1]])  # (layers, tokens, hidden), before the last norm
+    norms = states.norm(dim=-1)
+    return dict(
+        sinks=[sink_share(layer[0]).tolist() for layer in seen.attentions],
+        first=norms[:, 0].tolist(),
+        others=norms[:, 1:].median(dim=1).values.tolist(),
+        largest=[[float(s.abs().max()), int(s.abs().amax(0).argmax()), int(s.abs().amax(1).argmax())] for s in states],
+        typical=states.abs().flatten(1).median(dim=1).values.tolist(),
+    )
+
+
+found = L.step("inside", inside)
+sinks = torch.tensor(found["sinks"])
+fig, axes = plt.subplots(figsize=(8, 3.2))
+shown = axes.imshow(sinks.T, aspect="auto", cmap="cividis", vmin=0, vmax=1, origin="lower")
+axes.set(xlabel="layer", ylabel="head", title="share of attention that goes to the first token")
+axes.grid(False)
+fig.colorbar(shown)
+most = (sinks > 0.5).float().mean().item()
+by_layer = ", ".join(f"{v:.2f}" for v in sinks.mean(1).tolist())
+L.show(fig, alt="Heat map, heads by layers, of the mean attention to the first token: above one half in "
+       f"{most:.0%} of all heads; by layer the mean is {by_layer}.")  # fmt: skip
+print(f"{(sinks > 0.5).sum().item()} of {sinks.numel()} heads give more than half of it to the first token.")
+quiet = [i for i, v in enumerate(sinks.mean(1).tolist()) if v < 0.2]
+print(f"Layers whose heads mostly look elsewhere (mean below 0.2): {quiet or 'none'}.")
+# %% [markdown]
+# ## Massive activations
+#
+# What makes the first token so easy to find? A few layers write huge numbers into a few of its dimensions, thousands of
+# times a typical one, and a late layer takes them away again. They are as good as constant. But whoever cuts the
+# neurons that write them changes what *every* later token sees.
+#
+# **Predict.** Which layers write them, and does the score of AMP, a mean over all tokens, know which neurons they are?
+# %%
+fig, axes = plt.subplots(figsize=(7.5, 3.8))
+axes.plot(found["first"], color=lesson.PALETTE[1], marker=lesson.MARKERS[0], label="first token")
+axes.plot(found["others"], color=lesson.PALETTE[0], marker=lesson.MARKERS[1], ls="--", label="median of the others")
+axes.set(yscale="log", xlabel="before layer", ylabel="length of the hidden state")
+axes.legend(frameon=False)
+L.show(fig, alt="Length of the hidden state before each layer, log axis. First token: "
+       + ", ".join(f"{v:.3g}" for v in found["first"]) + "; median of the others: "
+       + ", ".join(f"{v:.3g}" for v in found["others"]) + ".")  # fmt: skip
+times = [big / small for (big, _, _), small in zip(found["largest"], found["typical"], strict=True)]
+jumps = [i for i in range(1, len(times)) if times[i] > 3 * times[i - 1] and times[i] > 100]
+for i in jumps:
+    big, dimension, token = found["largest"][i]
+    print(f"Layer {i - 1} writes {big:,.0f} into dimension {dimension} of token {token}: {times[i]:,.0f} × typical.")
+print(f"At the most it is {max(times):,.0f} ×." if jumps else "No layer makes a number grow by much: none is massive.")
+# %% [markdown]
+# ## Which layers are precious?
+#
+# Leave one layer out, and read on (lesson 7). **Predict** the shape of the curve: which layers would you never touch?
+# %%
+def without():
+    few = [{name: t[:2] for name, t in batches[0].items()}]
+    ranks = rank_layers(dense, few, "perplexity", spare=(0, 0))
+    return {str(i): math.log(v) if math.isfinite(v) and v > 0 else 100.0 for i, v in sorted(ranks.items())}
+
+
+alone = L.step("layers", without)
+worst = sorted(alone, key=alone.get)[::-1][:3]
+best = sorted(alone, key=alone.get)[:3]
+fig, axes = plt.subplots(figsize=(7.5, 3.4))
+axes.bar([int(i) for i in alone], list(alone.values()), color=lesson.PALETTE[2], edgecolor="white")
+axes.set(xlabel="layer left out", ylabel="loss (nats a token)")
+L.show(fig, alt="Loss with each layer left out: " + ", ".join(f"{i} {v:.2f}" for i, v in alone.items()) + ".")
+print(f"Dearest: layers {', '.join(worst)}. Cheapest: layers {', '.join(best)}.")
+# %% [markdown]
+# ## What the tiny world told us, and where it was wrong
+#
+# Here the records speak: for each lesson one sentence of the tiny models and one of the real one, both computed from
+# the measured runs in `data/`. **Predict** for each lesson, before you read the line, whether it survived.
+# %%
+L.lessons_on_a_real_model()
+
+# %% [markdown]
+# ## The signature result
+# %%
+# NBVAL_CHECK_OUTPUT
+assert mended(10.0, 1000.0, 100.0) == 0.5, "half of the excess"
+L.assert_close(mended(2.0, 8.0, 4.0), 0.5, 1e-12, "from 8 to 4 where dense is 2: half of the excess is mended")
+# %%
+# NBVAL_CHECK_OUTPUT
+even = torch.full((2, 4, 4), 0.25)
+L.assert_close(sink_share(even), [0.25, 0.25], 1e-7, "who looks everywhere gives the first token its even share")
+# %%
+# NBVAL_CHECK_OUTPUT
+summed = losses["dense"] + excess["random neurons"]
+L.assert_close(summed, losses["random neurons"], 1e-9, "an excess is a difference of losses")
+# %%
+gap = real.gap(ladder["ours, chosen by repair"]["windows"], ladder["AMP, heads and neurons"]["windows"])
+L.signature(
+    f"perplexity of ours over AMP's, {ratio:.0%} removed",
+    math.exp(gap.difference),
+    math.exp(gap.low),
+    math.exp(gap.high),
+    "×",
+    baseline=("AMP's neurons alone", math.exp(losses["AMP, neurons"] - losses["AMP, heads and neurons"])),
+    control=("random neurons", math.exp(losses["random neurons"] - losses["AMP, heads and neurons"])),
+)
+for name, loss in losses.items():
+    L.record.metric(f"perplexity, {name}", math.exp(min(loss, 700)))
+# %% [markdown]
+# ## What this does not show
+# - **A large model.** 135 million parameters are a real model, and a small one: 30 layers, three KV groups. That the
+#   order of methods turned over between one million and 135 million says: measure again at seven billion.
+# - **The weights as they were trained.** They come from a 4-bit file made float32 where the hub could not be reached.
+# - **One draw.** Here one calibration text and few windows; [the table](../docs/real.md) has three draws and all
+#   systems.
+# - **Answers.** A perplexity says little about the answers to questions; the table says what was measured of those.
+#
+# ## References
+# - G. Xiao and others: *Efficient streaming language models with attention sinks*,
+#   [arXiv 2309.17453](https://arxiv.org/abs/2309.17453).
+# - M. Sun and others: *Massive activations in large language models*,
+#   [arXiv 2402.17762](https://arxiv.org/abs/2402.17762).
+# - L. Ben Allal and others: *SmolLM2*, [arXiv 2502.02737](https://arxiv.org/abs/2502.02737).
+# - AMP, [arXiv 2504.21174](https://arxiv.org/abs/2504.21174); TransAct,
+#   [arXiv 2407.05690](https://arxiv.org/abs/2407.05690).
+#
+# ## Where next
+# [The table of the real model](../docs/real.md), and a model of your own (notebook B).
+# %%
+L.finish()
