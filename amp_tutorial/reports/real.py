@@ -18,9 +18,10 @@ from ..files.atomic import write_bytes
 from ..files.paths import DATA
 from ..measure.comparisons import Comparison, compare_perplexity
 from ..measure.intervals import raised
+from ..measure.tasks import NORM
 from ..runs import collection
 from ..runs import record as records_of_runs
-from . import leaderboard, standings
+from . import leaderboard, measured, standings
 from .standings import Records, Row, System
 from .style import BLANK, MARKERS, PALETTE, grid
 
@@ -100,6 +101,31 @@ def main_contest(folder: Path = FOLDER) -> Contest:
     return contest_of(
         records(folder), lambda m: m.get("dtype") == "bfloat16" and m["items"] == 0 and m["windows"] == 40
     )
+
+
+def dense_table(found: Records) -> list[str]:
+    """The dense model by every protocol that was measured: perplexities, and tasks with what chance gives."""
+    lines = []
+    for r in (r for r in found if r["parameters"]["system"] == "dense"):
+        m = r["parameters"]["measured"]
+        how = f"windows of {m.get('window', 256)} tokens, {m.get('dtype', 'float32')}"
+        for name, metric in r["metrics"].items():
+            if measured.is_perplexity(name):
+                many = f"all {how}" if m["windows"] is None else f"the first {m['windows']} {how}"
+                text = measured.over([r], name)
+                lines.append([f"perplexity, {TEXTS[name]}", many, text.bounds(2) if text else BLANK, BLANK])
+            elif "accuracy" in name or "items" in metric:
+                share = measured.over([r], name)
+                task = name.removeprefix("real_").removesuffix(NORM)
+                chance = CHANCE.get(task)
+                above = BLANK if chance is None or share is None else f"{100 * chance:.0f} %"
+                if chance and share and share.low is not None:
+                    above += ", above it" if share.low > chance else ", not told apart"
+                lines.append([name, f"{metric['n']:,} items", share.percent() if share else BLANK, above])
+    return grid(["dense model", "protocol", "measured", "chance"], sorted(lines), text=2)
+
+
+CHANCE = {"piqa": 1 / 2, "hellaswag": 1 / 4, "winogrande": 1 / 2, "arc_easy": 1 / 4, "arc_challenge": 1 / 4}
 
 
 def _times(gap: Comparison) -> str:
@@ -377,21 +403,21 @@ def front() -> str:
     c, (tiny, _) = main_contest(), _sides()
     lines = []
     for name, label in SHOWN.items():
-        mine = [f"{raised(c.excess(found).difference):.2f}" if (found := c.at(name, r)) else BLANK for r in c.ratios]
-        same = TINY_NAMES.get(name, name)
+        cells = [f"{raised(c.excess(found).difference):.2f}" if (found := c.at(name, r)) else BLANK for r in c.ratios]
+        same = TINY_NAMES.get(name, name)  # another budget of trials
         other = [f"{raised(tiny.excess(found)):.2f}" if (found := tiny.at(same, r)) else BLANK for r in (0.2, 0.3)]
-        if set(mine) != {BLANK}:
-            lines.append([label, *mine, *other])
+        if set(cells) != {BLANK}:
+            lines.append([label, *cells, *other])
     head = [*(f"SmolLM2-135M, {100 * r:g} %" for r in c.ratios), *(f"{TINY}, {r} %" for r in (20, 30))]
     table = grid(["perplexity, times dense", *head], lines, text=1)
     amp, ours = c.at(PUBLISHED, RATIO), c.ours(RATIO)
     others = c.others(RATIO)
     said = f"On a real LLaMA, SmolLM2-135M-Instruct, {RATIO:.0%} of all parameters cost"
     if amp and ours and others:
-        mine, best = c.rows[ours, RATIO], c.rows[others[0][1], RATIO]
+        found_ours, best = c.rows[ours, RATIO], c.rows[others[0][1], RATIO]
         said += (
             f" a perplexity on WikiText-2 of {amp['perplexity'].value:.0f} where AMP chose and of "
-            f"{mine['perplexity'].value:.0f} with the best of ours (*{c.labels[ours][1]}*); dense it is "
+            f"{found_ours['perplexity'].value:.0f} with the best of ours (*{c.labels[ours][1]}*); dense it is "
             f"{c.dense['perplexity'].value:.0f}, and with the best of all others (*{c.labels[others[0][1]][1]}*) "
             f"{best['perplexity'].value:.0f}. Nothing was trained. [All systems, the papers' claims one by one, and "
             "what was missed](docs/real.md)."
@@ -406,6 +432,7 @@ def page() -> str:
     """What `docs/real.md` shows of the records."""
     c = main_contest()
     lines = [f"![{picture(c)[1]}](../data/real/picture.png)", "", "### The papers' claims", "", *claims_table(c), ""]
+    lines += ["### The dense model", "", *dense_table(records()), ""]
     lines += ["### Ours against the goals set beforehand", "", *goals_table(c), ""]
     for ratio in c.ratios:
         lines += [f"### {100 * ratio:g} % of all parameters removed", "", *contest_table(c, ratio), ""]
