@@ -44,6 +44,13 @@ def test_a_failing_lesson_is_named_and_the_others_still_run(tmp_path: Path, caps
     assert len(rows) == 4 and "KeyError: 'one \\| two'" in rows[2] and "drop: 2 [1, 3] nats" in rows[3]
 
 
+def test_without_models_a_lesson_runs_on_its_own(tmp_path: Path) -> None:
+    write_lesson(tmp_path, "00_works", "assert model == 'm'")
+    assert run.main(["--notebooks", str(tmp_path), "--out", str(tmp_path / "results")]) == 0
+    (outcome,) = json.loads((tmp_path / "results" / "summary.json").read_text(encoding="utf-8"))
+    assert (outcome["model"], outcome["status"]) == ("m", "ok")
+
+
 def test_a_lesson_that_leaves_no_record_has_failed(tmp_path: Path) -> None:
     write_lesson(tmp_path, "00_quits", "out = out + '/elsewhere'")
     outcome = run.run_lesson(tmp_path / "00_quits.ipynb", "m", tmp_path / "results", "smallest")
