@@ -207,7 +207,7 @@ def claims(c: Contest) -> list[Claim]:
                 if gap.clear:
                     (beaten if gap.difference < 0 else beats).append(c.labels[name][1])
         verdict = "does not hold" if beats else "holds" if beaten else "not decidable here"
-        number = f"clearly better than {_list(beaten)}; clearly worse than {_list(beats)}"
+        number = f"clearly worse than: {_list(beats)}. Clearly better than: {_list(beaten)}"
         found.append(Claim(f"AMP is ahead of the field at equal parameters, {100 * ratio:g} %", verdict, number))
     both, neurons, heads = (c.at(name, 0.1) for name in (PUBLISHED, "amp-neurons", "amp-heads"))
     if both and neurons and heads:
@@ -223,12 +223,12 @@ def claims(c: Contest) -> list[Claim]:
             gap = turned.against(amp, "perplexity")
             verdict = "holds" if gap.clear and gap.difference > 0 else "does not hold"
             said = f"The order matters: reversed, AMP is far worse, {100 * ratio:g} %"
-            found.append(Claim(said, verdict, f"{gap.ratio(1)} the perplexity"))
+            found.append(Claim(said, verdict, f"{gap.ratio(0 if raised(gap.difference) > 100 else 1)} the perplexity"))
     return found
 
 
 def _list(names: list[str]) -> str:
-    return ", ".join(names) if names else "none"
+    return "; ".join(names) if names else "none"
 
 
 def claims_table(c: Contest) -> list[str]:
@@ -250,6 +250,8 @@ def picture(c: Contest) -> tuple[bytes, str]:
                 told.append(f"{text}, {label}: " + ", ".join(f"{y:.2f} at {100 * r:g} %" for r, y in points))
         axis.set(title=text, xlabel="parameters removed (%)", yscale="log")
         axis.grid(alpha=0.3)
+        for ticks in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
+            ticks("{x:g}")
     axes[0].set_ylabel("perplexity, times the dense model's")
     axes[1].legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     png = io.BytesIO()
@@ -315,7 +317,7 @@ NEURONS = {f"{name}-neurons": label for name, label in CRITERIA.items()}
 
 
 def _tour(b: Board) -> str:
-    return f"with {RATIO:.0%} gone AMP has {b.times('amp')} the dense perplexity, chance {b.times('random')}."
+    return f"with {100 * RATIO:g} % gone AMP has {b.times('amp')} the dense perplexity, chance {b.times('random')}."
 
 
 def _parts(b: Board) -> str:
@@ -336,7 +338,9 @@ def _score(b: Board) -> str:
 
 def _exact(b: Board) -> str:
     found = b.at("amp", RATIO)
-    return "not measured." if found is None else f"asked {RATIO:.1%}, removed {found['parameters removed'].value:.2%}."
+    if found is None:
+        return "not measured."
+    return f"asked {100 * RATIO:g} %, removed {100 * found['parameters removed'].value:.2f} %."
 
 
 def _sure(b: Board) -> str:
@@ -412,7 +416,7 @@ def front() -> str:
     table = grid(["perplexity, times dense", *head], lines, text=1)
     amp, ours = c.at(PUBLISHED, RATIO), c.ours(RATIO)
     others = c.others(RATIO)
-    said = f"On a real LLaMA, SmolLM2-135M-Instruct, {RATIO:.0%} of all parameters cost"
+    said = f"On a real LLaMA, SmolLM2-135M-Instruct, a cut of {100 * RATIO:g} % of all parameters leaves"
     if amp and ours and others:
         found_ours, best = c.rows[ours, RATIO], c.rows[others[0][1], RATIO]
         said += (
@@ -463,6 +467,7 @@ def main(arguments: list[str] | None = None) -> int:
             collection.put(o.out, found)
         if o.lesson:
             lesson = records_of_runs.read(o.lesson)
+            lesson["parameters"] |= {"local_copies": "", "out": "out"}  # no path of the machine that ran it
             collection.put(o.out, {f"{lesson['name']}.json": lesson})
         png, _ = picture(main_contest(o.out))
     except ValueError as error:
