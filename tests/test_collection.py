@@ -103,11 +103,18 @@ def test_the_command_gathers_a_sweep_and_leaves_a_summary(tmp_path: Path, capsys
 
 
 def test_the_shipped_records_are_tables_that_are_sound() -> None:
-    for name, count in (("leaderboard", 594), ("results", 78), ("sweep", 81)):
+    for name, count in (("leaderboard", 744), ("results", 78), ("sweep", 81)):
         folder = amp.DATA / name
         found = collection.gathered(folder)
         assert len(found) == count and not list(collection.files(folder))
         assert (folder / "summary.md").is_file() and all(record["status"] == "ok" for record in found.values())
+    real = collection.gathered(amp.DATA / "real")  # its page is docs/real.md
+    assert all(record["status"] == "ok" for record in real.values()) and "09_real_model.json" in real
+    assert not any("'/" in str(record["parameters"]) for record in real.values()), "no path of the machine"
+    for r in (r for r in real.values() if r["name"] == "leaderboard"):
+        assert {"perplexity", "c4/perplexity"} <= {
+            n for n, m in r["metrics"].items() if "windows" in m or m["value"] is None
+        }
     for name in ("leaderboard", "results"):
         for record in collection.gathered(amp.DATA / name).values():
             assert "windows" in record["metrics"]["perplexity"] and "of" in record["metrics"]["mean accuracy"]

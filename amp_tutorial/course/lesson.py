@@ -114,8 +114,10 @@ class Lesson:
             if built is None or built["parameters"]["model"] != model:
                 raise ValueError(f"{missing} Nothing was stored of {model} to be shown instead.")
             self.steps = built["notes"]["steps"]
-            day, threads, version = built["started"][:10], built["threads"], built["versions"]["torch"]
-            print(f"{missing}\nWhat follows was found by these cells on {day} ({threads} threads, torch {version}).")
+            day, threads, seconds = built["started"][:10], built["threads"], built["seconds"]
+            print(
+                f"{missing}\nWhat follows was found by these cells on {day}, in {seconds:.0f} s on {threads} threads."
+            )
         return self.computes
 
     def step(self, name: str, function: Callable[[], Any]) -> Any:
