@@ -54,10 +54,11 @@ leaderboard: .venv/installed
 	$(BIN)/python -m amp_tutorial.reports.leaderboard --runs $(OUT)/leaderboard
 	$(BIN)/python -m amp_tutorial.reports.pages
 
-# The systems on a real model, some hours on two cores; SWEEP="-p local_copies=FOLDER" where there is no hub
+# The systems on a real model, some hours on two cores: make real HF_HUB_OFFLINE=0; with copies of the texts and no hub
+# make real SWEEP="-p local_copies=FOLDER"
 real: .venv/installed
 	$(BIN)/amp-tutorial fetch smollm2-135m
-	$(BIN)/amp-tutorial sweep data/sweeps/real.yaml --out $(OUT)/real -p scores_folder=$(abspath $(OUT))/scores $(SWEEP)
+	$(BIN)/amp-tutorial sweep data/sweeps/real.yaml --out $(OUT)/real -p kept_scores=$(OUT)/scores $(SWEEP)
 	$(BIN)/python -m amp_tutorial.reports.real --runs $(OUT)/real $(SWEEP)
 	$(BIN)/python -m amp_tutorial.reports.pages
 

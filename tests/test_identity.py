@@ -48,6 +48,23 @@ def test_a_local_path_is_the_same_file_from_the_root_on(
     assert execute.Job("n.ipynb", {}, "0", "n").notebook == str(tmp_path / "n.ipynb")
 
 
+def test_each_of_several_texts_counts_by_its_content_and_a_folder_of_scores_not_at_all(
+    notebook: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for file, text in (("one.txt", "1"), ("two.txt", "2"), ("three.txt", "1")):
+        (tmp_path / file).write_text(text, encoding="utf-8")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "two.txt").write_text("2", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    listed = execute.job(notebook, {"my_text": "one.txt, tinyworld,two.txt"})
+    places = [str(tmp_path / "one.txt"), "tinyworld", str(tmp_path / "two.txt")]
+    assert listed.parameters["my_text"] == ",".join(places)
+    same = {"my_text": "one.txt,tinyworld,elsewhere/two.txt", "kept_scores": "scores"}
+    assert execute.job(notebook, same).id == listed.id
+    assert execute.job(notebook, same).parameters["kept_scores"] == str(tmp_path / "scores"), "not there yet"
+    assert execute.job(notebook, {"my_text": "one.txt,tinyworld,one.txt"}).id != listed.id
+
+
 def test_what_is_embedded_is_not_taken_from_a_folder_of_that_name(
     notebook: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

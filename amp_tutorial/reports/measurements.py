@@ -25,6 +25,7 @@ from ..files.paths import DATA
 from ..files.texts import CORPORA, fingerprint, perplexity_text, text_source, texts
 from ..measure.tasks import known_tasks, task_names
 from ..runs.execute import RECORD
+from ..runs.identity import several
 from .standings import NAME
 from .systems import RECOVERED, SYSTEMS, Kept, applies
 
@@ -149,13 +150,13 @@ def system(
     epochs: int = 2,
     rate: float = 1e-3,  # as in `treatment`
     rows_at_once: int = 0,  # of a step of LoRA; 0: all
-    scores_folder: str = "",  # where scores stay for other ratios; then the time of pruning is not recorded
+    kept_scores: str = "",  # folder where scores stay for other ratios; then the time of pruning is not recorded
     out: str = "out",
 ) -> None:
     """One record of `leaderboard`: a model, one of `SYSTEMS`, a ratio, a seed. No path of this machine is in it."""
     torch.manual_seed(seed)  # whatever ran in this process before
     (dense, tokenizer), how = _loaded(model), SYSTEMS[system]
-    heldout, sources = _names(heldout_text), _names(calibration_text)
+    heldout, sources = several("heldout_text", heldout_text), several("calibration_text", calibration_text)
     weights = sha256(*sorted(located(model).glob("*.safetensors")))
     measured: dict[str, Any] = dict(model_sha256=weights, heldout=_said(heldout), windows=windows or None)
     measured |= dict(heldout_sha256=_hash(heldout, "validation", local_copies))
@@ -173,18 +174,18 @@ def system(
         made |= dict(text=_said(sources), calibration=calibration)
         made |= dict(length=length) if length != LENGTH else {}
         made |= dict(text_sha256=_hash(sources, "calibration", local_copies))
-    healing = _names(recovery_text or calibration_text)
+    healing = several("recovery_text", recovery_text or calibration_text)
     if how.recovery:
         made |= dict(samples=samples, epochs=epochs, rate=rate)
         made |= dict(recovery_sha256=_hash(healing, "recovery", local_copies))
     named = dict(model=Path(model).name, system=system, label=how.label, cuts=how.cuts, ratio=ratio, seed=seed)
     record = amp.Record(NAME, named | dict(measured=measured, made=made))
     batches = _drawn(tokenizer, sources, local_copies, calibration, length, seed)
-    if scores_folder:
-        batches = Kept(batches, Path(scores_folder))
+    if kept_scores:
+        batches = Kept(batches, Path(kept_scores), weights)
     started = time.perf_counter()
     small = how.function(dense, tokenizer, batches, ratio, seed)
-    if not scores_folder:
+    if not kept_scores:
         record.metric("pruning seconds", time.perf_counter() - started, unit="s")
     if how.recovery:
         config = amp.RecoveryConfig(
@@ -251,10 +252,6 @@ def check_system(
             raise ValueError(f"{shared} texts of heldout_text are in {split}_text too; hold out a text that is not.")
 
 
-def _names(listed: str) -> list[str]:
-    return [name.strip() for name in listed.split(",")]
-
-
 def _said(names: list[str]) -> str:
     return ",".join(Path(name).name for name in names)
 
@@ -281,7 +278,7 @@ def _shared(made_text: str, split: str, heldout_text: str, local_copies: str) ->
     if not made_text or (made_text, heldout_text) == ("tinyworld", "tinyworld"):
         return 0
     made, held = (
-        {text for name in _names(names) for text in texts(text_source(name, local_copies), of)}
+        {text for name in several("_text", names) for text in texts(text_source(name, local_copies), of)}
         for names, of in ((made_text, split), (heldout_text, "validation"))
     )
     return len(made & held)

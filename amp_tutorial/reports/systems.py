@@ -18,7 +18,6 @@ import amp_tutorial as amp
 
 from ..core.criteria import CRITERIA
 from ..core.sums import Batch
-from ..files.checkpoints import fingerprint
 from ..methods.budget import up_to
 from ..methods.hidden_size import hidden_at
 from ..methods.slicegpt import hidden_for, kept_parameters, sliced_by_layer
@@ -36,28 +35,30 @@ def _dense(model: PreTrainedModel, tokenizer: Any, batches: Batches, ratio: floa
 
 
 class Kept(list[Batch]):
-    """Calibration batches with a folder in which scores by them stay, for other ratios, parts and runs."""
+    """Calibration batches with a folder in which scores by them stay, for other ratios, parts and runs.
 
-    def __init__(self, batches: Batches, folder: Path) -> None:
+    Scores are named by all that they depend on: text and code, and the weights of the model scored, by the hash given.
+    """
+
+    def __init__(self, batches: Batches, folder: Path, weights: str) -> None:
         super().__init__(batches)
-        self.folder = folder
+        text = hashlib.sha256()
+        for batch in batches:
+            for name in ("input_ids", "attention_mask"):
+                text.update(batch[name].numpy().tobytes())
+        content = json.dumps([weights, text.hexdigest(), code_sha256(NUMBERS)])
+        self.folder = folder / hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def scored(model: PreTrainedModel, batches: Batches, criterion: str, seed: int) -> amp.Scores:
-    """Scores; from the folder, if they are of these weights, text and code. All of one pass are left there at once."""
+    """Scores, from their folder if they are there; else those of one pass are all left there at once."""
     known = CRITERIA[criterion]
     if not isinstance(batches, Kept) or not known.sees_data:
         return amp.score(model, batches, criterion, seed=seed)
-    text = hashlib.sha256()
-    for batch in batches:
-        for name in ("input_ids", "attention_mask"):
-            text.update(batch[name].numpy().tobytes())
-    content = [fingerprint(model), str(model.dtype), text.hexdigest(), code_sha256(NUMBERS)]
-    folder = batches.folder / hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
-    if not (place := folder / f"{criterion}.safetensors").is_file():
+    if not (place := batches.folder / f"{criterion}.safetensors").is_file():
         alike = [name for name, c in CRITERIA.items() if c.sees_data and not c.collect] if not known.collect else []
         for name, found in amp.score_many(model, batches, alike or [criterion]).items():
-            found.save(folder / f"{name}.safetensors", overwrite=True)
+            found.save(batches.folder / f"{name}.safetensors", overwrite=True)
     return amp.Scores.load(place)
 
 

@@ -24,7 +24,7 @@ from .package_code import NUMBERS, code_sha256
 from .parameters import code_cells, names
 from .record import PROTOCOL, file_sha256, files_of
 
-CHANGES_NOTHING = ("out", "over_budget", "keep_model", "local_copies", "country", "scores_folder")
+CHANGES_NOTHING = ("out", "over_budget", "keep_model", "local_copies", "kept_scores", "country")
 SUMS = "SHA256.json"  # in the folder of each embedded model
 
 
@@ -72,17 +72,29 @@ def data_of(parameters: Mapping[str, Any]) -> dict[str, str]:
 
 def is_data(name: str) -> bool:
     """Whether a parameter names a text or a folder."""
-    return name.endswith(("_text", "_folder")) and name not in CHANGES_NOTHING
+    return name.endswith(("_text", "_folder"))
 
 
 def absolute(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """The parameters with local paths from the root on, since a run has a working folder of its own."""
     found = dict(parameters)
     for name, value in found.items():
-        named = value in ("", "tinyworld", *CORPORA, *KNOWN) or (name == "model" and _embedded(str(value)))
-        if (name in ("model", "local_copies") or is_data(name)) and not named and Path(str(value)).exists():
-            found[name] = str(Path(str(value)).resolve())
+        if name == "kept_scores" and value:  # it need not be there yet
+            found[name] = str(Path(str(value)).expanduser().resolve())
+        elif name in ("model", "local_copies") or is_data(name):
+            found[name] = ",".join(_from_the_root(name, each) for each in several(name, str(value)))
     return found
+
+
+def several(name: str, value: str) -> list[str]:
+    """What a parameter names: of texts as many as commas part, unless one has that very name."""
+    listed = name.endswith("_text") and not os.path.exists(value)
+    return [each.strip() for each in value.split(",")] if listed else [value]
+
+
+def _from_the_root(name: str, value: str) -> str:
+    named = value in ("", "tinyworld", *CORPORA, *KNOWN) or (name == "model" and _embedded(value))
+    return value if named or not Path(value).exists() else str(Path(value).resolve())
 
 
 def notebook_sha256(notebook: Path) -> str:
@@ -96,8 +108,8 @@ def _sha(value: Any) -> str:
 
 def _data(name: str, source: str, copies: str) -> str:
     """Hash of the files that are read of a text or a folder; of a corpus on the hub its name: it is not known yet."""
-    if name.endswith("_text") and "," in source and not os.path.exists(source):  # several texts
-        return _sha([_data(name, each.strip(), copies) for each in source.split(",")])
+    if len(each := several(name, source)) > 1:
+        return _sha([_data(name, one, copies) for one in each])
     if source == "tinyworld":
         return _tree(DATA / "world")
     if source in CORPORA:

@@ -46,6 +46,7 @@ SOURCES = {
     "wikitext2": Source(0, 36_718, 340_000, 8 * 10**6, "Salesforce/wikitext"),
     "ptb": Source(0, 42_068, 110_000, 6 * 10**6, "ptb-text-only/ptb_text_only"),
     "c4": Source(0, 10_000, 500_000, 400 * 10**6, "allenai/c4"),
+    "wikipedia": Source(0, 10_000, 10**7, 400 * 10**6, "wikimedia/wikipedia"),
 }
 TASKS_DOWNLOAD = 100 * 10**6  # of the paper's five, roughly
 STEP = 16  # rows of a step of recovery
