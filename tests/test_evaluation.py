@@ -53,6 +53,16 @@ def test_documents_are_kept_apart_and_weigh_by_their_tokens() -> None:
     assert first.value == pytest.approx(math.exp(sum(each[0]) / len(each[0])), rel=1e-5)
 
 
+def test_with_a_large_vocabulary_a_loss_is_exact() -> None:
+    """A sum over tens of thousands of words, next to that of the same logits in float64."""
+    model = tiny(vocabulary=49_152)
+    model.lm_head.weight.data *= 3  # logits that differ, as a trained model's do
+    ids = TOKENIZER(TEXT)["input_ids"][:60]
+    expected = losses(model, [0, *ids])
+    found = amp.perplexity(model, TOKENIZER, [TEXT], window=61, limit=1)
+    assert found.windows[0][0] == pytest.approx(sum(expected), abs=5e-4)  # nats, of some 960
+
+
 def test_a_perplexity_that_no_float_holds_is_infinite() -> None:
     model = tiny()
     model.lm_head.weight.data *= 1e6

@@ -66,7 +66,7 @@ def perplexity(
         counted = (mask.cumsum(1) > known[:, None]) & (mask == 1)
         logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1]
         labels = ids[:, 1:].masked_fill(~counted[:, 1:], -100)
-        # Row by row: a sum over 49,152 words that are not side by side in memory is slow, and off by up to 3e-4.
+        # Row by row: a sum over many words that do not lie side by side in memory is slow, and far less exact.
         rows_loss = [
             F.cross_entropy(row.float(), label, reduction="none") for row, label in zip(logits, labels, strict=True)
         ]
