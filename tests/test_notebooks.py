@@ -220,7 +220,10 @@ def test_the_lesson_on_a_real_model_shows_what_was_found_where_the_model_is_not_
         shown(cell) for cell in executed.cells if cell.cell_type == "code" and "injected" not in str(cell.metadata)
     ]
     text = "".join(found.get("stdout", "") for found in shows)
-    assert "`amp-tutorial fetch smollm2-135m` brings it." in text and "What follows was found by these cells on" in text
+    assert (
+        "this fetches it: amp-tutorial fetch smollm2-135m." in text
+        and "What follows was found by these cells on" in text
+    )
     stored_text = "".join(shown(cell).get("stdout", "") for cell in wanted.cells if cell.cell_type == "code")
     assert text.partition("The capital of France")[2] == stored_text.partition("The capital of France")[2] != ""
 

@@ -24,8 +24,7 @@ from IPython.display import display
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ..files.checkpoints import located
-from ..files.downloads import KNOWN
+from ..core.checkpoint import configuration
 from ..files.paths import DATA, STATIC, record_path
 from ..files.texts import text_source, texts
 from ..reports.style import HATCHES, MARKERS, PALETTE  # noqa: F401, lessons take them from here
@@ -101,10 +100,8 @@ class Lesson:
         """
         missing = ""
         try:
-            place = located(model)
-            if model in KNOWN and not place.exists():
-                missing = f"{model} is not here: `amp-tutorial fetch {model}` brings it."
-            for split, source in sources.items() if not missing else ():
+            configuration(model)
+            for split, source in sources.items():
                 texts(text_source(source, local_copies), split)
         except ValueError as error:
             missing = str(error)
@@ -130,6 +127,7 @@ class Lesson:
         """What the tiny models said and what the real one says, lesson by lesson, from the records of both."""
         from ..reports import real
 
+        print(f"With {100 * real.RATIO:g} % of all parameters gone; tiny is {real.TINY}, real is SmolLM2-135M.\n")
         for number, title, tiny, found in real.lessons():
             print(f"{number} · {title}\n  tiny: {tiny}\n  real: {found}\n")
 
@@ -203,7 +201,7 @@ class Lesson:
         from ..reports import real
 
         if said := real.closing(self.name[:2]):
-            print(f"On a real model: {said}")
+            print(f"On a real model, {100 * real.RATIO:g} % of all parameters gone: {said}")
         if self.steps and self.computes:
             self.record.notes["steps"] = self.steps
         self.record.write(self.record_path, status="ok")

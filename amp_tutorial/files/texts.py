@@ -178,9 +178,9 @@ def texts(source: Source, split: str = "calibration", blank: bool = False) -> li
     """The documents of a source.
 
     Args:
-        source: "tinyworld", "alpaca", "wikitext2", "ptb", "c4" (then `split` is "calibration", "recovery" or
-            "validation"), a `.jsonl` file with a `text` field (or `prompt` and `response`), another file or folder as
-            `rows` reads it (any other file is one document in UTF-8), or a list, a generator or a
+        source: "tinyworld", "alpaca", "wikitext2", "ptb", "c4", "wikipedia" (then `split` is "calibration",
+            "recovery" or "validation"), a `.jsonl` file with a `text` field (or `prompt` and `response`), another file
+            or folder as `rows` reads it (any other file is one document in UTF-8), or a list, a generator or a
             `datasets.Dataset` of strings or of rows with such columns.
         blank: also documents without a letter, which matter where all are joined.
 

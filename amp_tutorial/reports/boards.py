@@ -192,7 +192,7 @@ def body(found: Found, left_out: Sequence[str], only: float | None = None) -> li
 
 def picture(found: Found) -> plt.Figure:
     """Perplexity relative to dense against the share of parameters removed; colour, line and marker all tell."""
-    fig, axes = plt.subplots(1, len(found), figsize=(4.2 * len(found), 5.6), sharey=True, squeeze=False)
+    fig, axes = plt.subplots(1, len(found), figsize=(4.2 * len(found), 6.2), sharey=True, squeeze=False)
     kinds = list(STYLES)
     names = {row[:3] for rows in found.values() for row in rows if row[2] in STYLES}
     ordered = sorted(names, key=lambda n: (kinds.index(n[2]), n[0]))
@@ -216,7 +216,7 @@ def picture(found: Found) -> plt.Figure:
     handles = {str(line.get_label()): line for axis in axes[0] for line in axis.get_lines()}
     shown = [handles[label] for _, label, _ in ordered]
     fig.legend(handles=shown, loc="lower center", ncols=min(6, 2 * len(found)), frameon=False, fontsize=8)
-    fig.subplots_adjust(left=0.07 if len(found) > 1 else 0.16, right=0.99, top=0.94, bottom=0.26, wspace=0.05)
+    fig.subplots_adjust(left=0.07 if len(found) > 1 else 0.16, right=0.99, top=0.95, bottom=0.31, wspace=0.05)
     return fig
 
 

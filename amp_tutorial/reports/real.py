@@ -17,8 +17,7 @@ import matplotlib.pyplot as plt
 from ..files.atomic import write_bytes
 from ..files.paths import DATA
 from ..measure.comparisons import Comparison, compare_perplexity
-from ..measure.intervals import raised
-from ..measure.tasks import NORM
+from ..measure.intervals import Interval, raised
 from ..runs import collection
 from ..runs import record as records_of_runs
 from . import leaderboard, measured, standings
@@ -39,6 +38,7 @@ SHOWN = {  # of the picture and the README's table
 }
 # Set before anything was measured: of ours, the excess log-perplexity over dense at most so much of AMP's as published,
 # and of the best other's at its best split.
+MINIMAL = 0.1  # nats a token: our reading of an impact that is minimal, a tenth more perplexity
 GOALS = {0.2: (0.35, 0.65), 0.3: (0.45, 0.75)}
 
 
@@ -60,6 +60,11 @@ class Contest:
     def excess(self, found: System, metric: str = "perplexity") -> Comparison:
         """Log-perplexity over the dense model's, in nats a token, window by window."""
         return found.against(self.dense, metric)
+
+    def times(self, name: str, ratio: float) -> str:
+        """A system's perplexity as a multiple of the dense model's, in words."""
+        found = self.at(name, ratio)
+        return "not measured" if found is None else f"{_digits(raised(self.excess(found).difference))} times"
 
     def others(self, ratio: float, metric: str = "perplexity") -> list[tuple[float, str]]:
         """Excess of everything that is not ours and removes as much as asked, the least first."""
@@ -91,11 +96,15 @@ def contest_of(found: Records, wanted: Callable[[dict[str, Any]], bool]) -> Cont
     boards_of, _ = standings.collect(mine)
     if not boards_of:
         raise ValueError(f"{FOLDER} has no dense record that was measured so; data/sweeps/real.yaml makes them.")
-    cells = next(iter(boards_of.values()))
+    return _contest(next(iter(boards_of.values())))
+
+
+def _contest(cells: dict[Row, System]) -> Contest:
     rows = {(row[0], row[3]): system for row, system in cells.items() if row[0] != "dense"}
     return Contest(standings.dense(cells), rows, {row[0]: row for row in cells})
 
 
+@cache
 def main_contest(folder: Path = FOLDER) -> Contest:
     """The contest on short windows of two texts, in bfloat16."""
     return contest_of(
@@ -104,32 +113,26 @@ def main_contest(folder: Path = FOLDER) -> Contest:
 
 
 def dense_table(found: Records) -> list[str]:
-    """The dense model by every protocol that was measured: perplexities, and tasks with what chance gives."""
+    """The dense model's perplexity by every protocol by which it was measured."""
     lines = []
     for r in (r for r in found if r["parameters"]["system"] == "dense"):
         m = r["parameters"]["measured"]
-        how = f"windows of {m.get('window', 256)} tokens, {m.get('dtype', 'float32')}"
-        for name, metric in r["metrics"].items():
-            if measured.is_perplexity(name):
-                many = f"all {how}" if m["windows"] is None else f"the first {m['windows']} {how}"
-                text = measured.over([r], name)
-                lines.append([f"perplexity, {TEXTS[name]}", many, text.bounds(2) if text else BLANK, BLANK])
-            elif "accuracy" in name or "items" in metric:
-                share = measured.over([r], name)
-                task = name.removeprefix("real_").removesuffix(NORM)
-                chance = CHANCE.get(task)
-                above = BLANK if chance is None or share is None else f"{100 * chance:.0f} %"
-                if chance and share and share.low is not None:
-                    above += ", above it" if share.low > chance else ", not told apart"
-                lines.append([name, f"{metric['n']:,} items", share.percent() if share else BLANK, above])
-    return grid(["dense model", "protocol", "measured", "chance"], sorted(lines), text=2)
+        many = "all" if m["windows"] is None else f"the first {m['windows']}"
+        how = f"{many} windows of {m.get('window', 256)} tokens, {m.get('dtype', 'float32')}"
+        for name, text in TEXTS.items():
+            if value := measured.over([r], name):
+                lines.append([text, how, value.bounds(2)])
+    return grid(["text", "protocol", "dense model, perplexity"], sorted(lines), text=2)
 
 
-CHANCE = {"piqa": 1 / 2, "hellaswag": 1 / 4, "winogrande": 1 / 2, "arc_easy": 1 / 4, "arc_challenge": 1 / 4}
+def _digits(value: float) -> str:
+    """A perplexity or a multiple of one, with as many digits as say something."""
+    return f"{value:.2f}" if value < 100 else f"{value:,.0f}"
 
 
-def _times(gap: Comparison) -> str:
-    return gap.ratio()
+def _sure(found: Interval) -> str:
+    ends = "" if found.low is None or found.high is None else f" ({_digits(found.low)} to {_digits(found.high)})"
+    return _digits(found.value) + ends
 
 
 def _nats(gap: Comparison) -> str:
@@ -139,13 +142,13 @@ def _nats(gap: Comparison) -> str:
 
 def contest_table(c: Contest, ratio: float) -> list[str]:
     """Every system at one ratio, the best first: perplexity on both texts, and the excess over dense in nats."""
-    lines = [["dense", "", *(found for t in TEXTS for found in (c.dense[t].bounds(1), "0"))]]
+    lines = [["dense", "", *(found for t in TEXTS for found in (_sure(c.dense[t]), "0"))]]
     names = [name for name, at in c.rows if at == ratio]
     for name in sorted(names, key=lambda n: c.excess(c.rows[n, ratio]).difference):
         system = c.rows[name, ratio]
         removed = system["parameters removed"].value
         off = f" †{100 * removed:.1f} %" if abs(removed - ratio) > 0.005 else ""
-        said = [found for t in TEXTS for found in (system[t].bounds(1), _nats(c.excess(system, t)))]
+        said = [found for t in TEXTS for found in (_sure(system[t]), _nats(c.excess(system, t)))]
         lines.append([c.labels[name][1] + off, str(system["perplexity"].seeds), *said])
     head = [part for text in TEXTS.values() for part in (text, "excess, nats")]
     return grid(["system", "draws", *head], lines, text=1)
@@ -169,7 +172,7 @@ def goals_table(c: Contest) -> list[str]:
                 for share, most in zip(shares, asked, strict=True)
             ]
             gap = mine.against(best, metric)
-            lead = f"{_times(gap)}{', clearly' if gap.clear else ''}"
+            lead = f"{gap.ratio()}{', clearly' if gap.clear else ''}"
             other = f"{c.labels[others[0][1]][1]}: {_nats(c.excess(best, metric))}"
             lines.append([f"{100 * ratio:g} %", text, f"{c.labels[ours][1]}: {_nats(own)}", other, *said, lead])
     head = ["removed", "text", "best of ours, nats", "best other, nats", "of AMP's excess", "of the best other's"]
@@ -190,13 +193,10 @@ def claims(c: Contest) -> list[Claim]:
     found = []
     if amp := c.at(PUBLISHED, 0.3):
         gap = c.excess(amp)
-        found.append(
-            Claim(
-                "30 % can go “with minimal impact” [abstract]",
-                "does not hold" if gap.low and gap.low > 0.1 else "not decidable here",
-                f"perplexity is {_times(gap)} the dense model's, untuned",
-            )
-        )
+        assert gap.low is not None and gap.high is not None
+        verdict = "does not hold" if gap.low > MINIMAL else "holds" if gap.high < MINIMAL else "not decidable here"
+        number = f"perplexity is {gap.ratio()} the dense model's, untuned"
+        found.append(Claim("30 % can go “with minimal impact” [abstract]", verdict, number))
     for ratio in c.ratios:
         if not (amp := c.at(PUBLISHED, ratio)):
             continue
@@ -214,7 +214,7 @@ def claims(c: Contest) -> list[Claim]:
         gaps = [other.against(both, "perplexity") for other in (neurons, heads)]
         verdict = "holds" if all(g.difference > 0 and g.clear for g in gaps) else "does not hold"
         number = (
-            f"at 10 %, of the perplexity of both, neurons alone have {_times(gaps[0])}, heads alone {_times(gaps[1])}"
+            f"at 10 %, of the perplexity of both, neurons alone have {gaps[0].ratio()}, heads alone {gaps[1].ratio()}"
         )
         found.append(Claim("Heads and neurons together lose less than either alone (ablation)", verdict, number))
     for ratio in c.ratios:
@@ -223,7 +223,7 @@ def claims(c: Contest) -> list[Claim]:
             gap = turned.against(amp, "perplexity")
             verdict = "holds" if gap.clear and gap.difference > 0 else "does not hold"
             said = f"The order matters: reversed, AMP is far worse, {100 * ratio:g} %"
-            found.append(Claim(said, verdict, f"{gap.ratio(0 if raised(gap.difference) > 100 else 1)} the perplexity"))
+            found.append(Claim(said, verdict, f"{_digits(raised(gap.difference))} times the perplexity"))
     return found
 
 
@@ -263,45 +263,11 @@ def picture(c: Contest) -> tuple[bytes, str]:
 # What the tiny models say and what the real one says, lesson by lesson
 
 RATIO, TINY = 0.2, "tiny-llama-gqa"  # both boards have this ratio; this tiny model shares keys and values, as the real
-Side = Callable[[str, float], System | None]
-
-
-@dataclass(frozen=True)
-class Board:
-    """A model of either board: its systems by name and ratio."""
-
-    dense: System
-    at: Side
-
-    def times(self, name: str, ratio: float = RATIO) -> str:
-        """A system's perplexity as a multiple of the dense model's."""
-        found = self.at(name, ratio)
-        return "not measured" if found is None else f"{raised(self.excess(found)):,.2f} times"
-
-    def excess(self, found: System) -> float:
-        return found.against(self.dense, "perplexity").difference
-
-    def share(self, name: str, of: str, ratio: float = RATIO) -> str:
-        """A system's excess as a share of another's."""
-        a, b = self.at(name, ratio), self.at(of, ratio)
-        return "not measured" if a is None or b is None else f"{self.excess(a) / self.excess(b):.2f}"
-
-    def order(self, names: list[str], labels: dict[str, str], ratio: float = RATIO) -> str:
-        """Systems, the best first, with their multiples."""
-        there = [(self.excess(found), name) for name in names if (found := self.at(name, ratio))]
-        return ", ".join(f"{labels[name]} {raised(value):,.3g}" for value, name in sorted(there))
 
 
 @cache
-def _sides() -> tuple[Board, Board]:
-    found, _ = standings.collect(standings.read(DATA / "leaderboard"))
-    cells = found[TINY]
-    by_name = {(row[0], row[3]): system for row, system in cells.items()}
-    real = main_contest()
-    return (
-        Board(standings.dense(cells), lambda name, ratio: by_name.get((name, ratio))),
-        Board(real.dense, real.at),
-    )
+def _tiny() -> Contest:
+    return _contest(standings.collect(standings.read(DATA / "leaderboard"))[0][TINY])
 
 
 CRITERIA = {
@@ -316,70 +282,70 @@ CRITERIA = {
 NEURONS = {f"{name}-neurons": label for name, label in CRITERIA.items()}
 
 
-def _tour(b: Board) -> str:
-    return f"with {100 * RATIO:g} % gone AMP has {b.times('amp')} the dense perplexity, chance {b.times('random')}."
+def _order(c: Contest, labels: dict[str, str]) -> str:
+    """Systems, the best first, with their perplexity as a multiple of the dense model's."""
+    there = [(c.excess(found).difference, label) for name, label in labels.items() if (found := c.at(name, RATIO))]
+    return ", ".join(f"{label} {_digits(raised(value))}" for value, label in sorted(there))
 
 
-def _parts(b: Board) -> str:
-    both, neurons = b.at("amp", RATIO), b.at("amp-neurons", RATIO)
-    if both is None or neurons is None:
-        return f"heads and neurons alike, {b.times('amp')} the dense perplexity; neurons alone, not measured."
-    dear = "heads are dear" if b.excess(neurons) < b.excess(both) else "heads are cheap"
+def _tour(c: Contest) -> str:
+    return f"AMP has {c.times('amp', RATIO)} the dense perplexity, chance {c.times('random', RATIO)}."
+
+
+def _parts(c: Contest) -> str:
+    both, neurons = c.rows["amp", RATIO], c.rows["amp-neurons", RATIO]
+    dear = "dear" if c.excess(neurons).difference < c.excess(both).difference else "cheap"
     return (
-        f"heads and neurons alike, {b.times('amp')} the dense perplexity; neurons alone, as many parameters, "
-        f"{b.times('amp-neurons')}: {dear}."
+        f"AMP's heads and neurons alike, {c.times('amp', RATIO)} the dense perplexity; neurons alone, as many "
+        f"parameters, {c.times('amp-neurons', RATIO)}: heads are {dear}."
     )
 
 
-def _score(b: Board) -> str:
-    turned = f", its reversal {b.times('reversed')}" if b.at("reversed", RATIO) else ""
-    return f"AMP {b.times('amp')} the dense perplexity{turned}, chance {b.times('random')}."
+def _score(c: Contest) -> str:
+    turned = f"its reversal {c.times('reversed', RATIO)}, chance {c.times('random', RATIO)}"
+    return f"AMP {c.times('amp', RATIO)} the dense perplexity, {turned}."
 
 
-def _exact(b: Board) -> str:
-    found = b.at("amp", RATIO)
-    if found is None:
-        return "not measured."
-    return f"asked {100 * RATIO:g} %, removed {100 * found['parameters removed'].value:.2f} %."
+def _exact(c: Contest) -> str:
+    removed = c.rows["amp", RATIO]["parameters removed"].value
+    return f"asked for {100 * RATIO:g} % of all parameters, AMP removed {100 * removed:.2f} %."
 
 
-def _sure(b: Board) -> str:
-    one, other = b.at("amp", RATIO), b.at("transact", RATIO)
-    if one is None or other is None:
-        return "not measured."
-    alone, pair = one["perplexity"], one.against(other, "perplexity")
-    if alone.low is None or alone.high is None or pair.low is None or pair.high is None:
-        return "one draw only."
+def _paired(c: Contest) -> str:
+    one, other = c.rows["amp", RATIO], c.rows["transact", RATIO]
     return (
-        f"AMP's perplexity lies between {alone.low:.1f} and {alone.high:.1f}; window by window it is {pair.ratio()} "
-        "that of TransAct."
+        f"AMP's perplexity is {_sure(one['perplexity'])}; window by window it is "
+        f"{one.against(other, 'perplexity').ratio()} that of TransAct."
     )
 
 
-def _criteria(b: Board) -> str:
-    both = f"heads and neurons, times dense: {b.order([*CRITERIA], CRITERIA)}"
-    neurons = b.order([*NEURONS], NEURONS)
-    return f"{both}; neurons alone: {neurons}." if neurons else f"{both}."
+def _criteria(c: Contest) -> str:
+    return f"heads and neurons, times dense: {_order(c, CRITERIA)}; neurons alone: {_order(c, NEURONS)}."
 
 
-def _layers(b: Board) -> str:
+def _layers(c: Contest) -> str:
     return (
-        f"whole layers by ShortGPT {b.times('layers-influence')} the dense perplexity, AMP's heads and neurons "
-        f"{b.times('amp')}."
+        f"whole layers by ShortGPT {c.times('layers-influence', RATIO)} the dense perplexity, AMP's heads and neurons "
+        f"{c.times('amp', RATIO)}."
     )
 
 
-def _better(b: Board) -> str:
-    ours = "ours-neurons" if b.at("ours-neurons", RATIO) else "ours"
-    return f"choice by repair leaves {b.share(ours, 'amp')} of AMP's excess log-perplexity."
+def _better(c: Contest) -> str:
+    other = c.others(RATIO)[0][1]
+    ours, amp, best = (c.rows[name, RATIO] for name in ("ours-neurons", "amp", other))
+    shares = [c.excess(ours).difference / c.excess(theirs).difference for theirs in (amp, best)]
+    return (
+        f"neurons chosen and refitted by repair have {shares[0]:.2f} of AMP's excess log-perplexity, and "
+        f"{shares[1]:.2f} of that of the best other ({c.labels[other][1]})."
+    )
 
 
-SAID: dict[str, tuple[str, Callable[[Board], str]]] = {
+SAID: dict[str, tuple[str, Callable[[Contest], str]]] = {
     "00": ("Quick tour", _tour),
     "01": ("Anatomy", _parts),
     "02": ("Importance", _score),
     "03": ("Surgery", _exact),
-    "05": ("Evaluation", _sure),
+    "05": ("Evaluation", _paired),
     "06": ("Other answers", _criteria),
     "07": ("Layers", _layers),
     "08": ("Better than AMP", _better),
@@ -388,13 +354,12 @@ SAID: dict[str, tuple[str, Callable[[Board], str]]] = {
 
 def lessons() -> list[tuple[str, str, str, str]]:
     """For each lesson its number and title, and what the tiny model's and the real model's records say."""
-    tiny, real = _sides()
-    return [(str(int(number)), title, say(tiny), say(real)) for number, (title, say) in SAID.items()]
+    return [(str(int(number)), title, say(_tiny()), say(main_contest())) for number, (title, say) in SAID.items()]
 
 
 def closing(number: str) -> str:
     """The line with which a lesson ends; empty where the real model has nothing to say of it."""
-    return SAID[number][1](_sides()[1]) if number in SAID else ""
+    return SAID[number][1](main_contest()) if number in SAID else ""
 
 
 def gap(a: Any, b: Any) -> Comparison:
@@ -404,14 +369,15 @@ def gap(a: Any, b: Any) -> Comparison:
 
 def front() -> str:
     """What the README shows first: the picture, and a table of the real model beside a tiny one."""
-    c, (tiny, _) = main_contest(), _sides()
+    c, tiny = main_contest(), _tiny()
     lines = []
     for name, label in SHOWN.items():
-        cells = [f"{raised(c.excess(found).difference):.2f}" if (found := c.at(name, r)) else BLANK for r in c.ratios]
         same = TINY_NAMES.get(name, name)  # another budget of trials
-        other = [f"{raised(tiny.excess(found)):.2f}" if (found := tiny.at(same, r)) else BLANK for r in (0.2, 0.3)]
-        if set(cells) != {BLANK}:
-            lines.append([label, *cells, *other])
+        sides = [(c, name, ratio) for ratio in c.ratios] + [(tiny, same, ratio) for ratio in (0.2, 0.3)]
+        found = [(board, board.at(system, ratio)) for board, system, ratio in sides]
+        if any(system for board, system in found if board is c):
+            cells = [_digits(raised(board.excess(s).difference)) if s else BLANK for board, s in found]
+            lines.append([label, *cells])
     head = [*(f"SmolLM2-135M, {100 * r:g} %" for r in c.ratios), *(f"{TINY}, {r} %" for r in (20, 30))]
     table = grid(["perplexity, times dense", *head], lines, text=1)
     amp, ours = c.at(PUBLISHED, RATIO), c.ours(RATIO)

@@ -4,8 +4,8 @@
 # # 9 · A real model: which of it holds?
 #
 # Everything so far was measured on three models of a million parameters that know one small world. This lesson takes
-# **SmolLM2-135M-Instruct**, a LLaMA trained by others on trillions of tokens of real text. You cut it by the same
-# seven lines, *read what it writes*, and look inside for what the tiny models don't have. At the end stands what the
+# **SmolLM2-135M-Instruct**, a LLaMA that others trained on trillions of tokens of real text. You cut it by the same
+# few lines, *read what it writes*, and look inside for what the tiny models don't have. At the end stands what the
 # tiny world told us, lesson by lesson, and where it was wrong.
 #
 # **Objectives.** After this lesson you can
@@ -247,9 +247,9 @@ print(f"Layers whose heads mostly look elsewhere (mean below 0.2): {quiet or 'no
 # %% [markdown]
 # ## Massive activations
 #
-# What makes the first token so easy to find? A few layers write huge numbers into a few of its dimensions, thousands of
-# times a typical one, and a late layer takes them away again. They are as good as constant. But whoever cuts the
-# neurons that write them changes what *every* later token sees.
+# What makes the first token so easy to find? A few layers write huge numbers into a few of its dimensions, and the last
+# ones take them back. They are as good as constant. But whoever cuts the neurons that write them changes what *every*
+# later token sees.
 #
 # **Predict.** Which layers write them, and does the score of AMP, a mean over all tokens, know which neurons they are?
 # %%
