@@ -470,3 +470,93 @@ def test_a_choice_by_what_the_loss_feels_spares_the_outputs_it_reads() -> None:
 def test_without_text_nothing_is_felt(rows: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="no finite gradients"):
         amp.output_metric(tiny(), [batch(prompts(rows))] if rows else [])
+
+
+@pytest.mark.parametrize("shape", [Shape(), Shape("phi", bias=True), Shape("phi3"), Shape("gpt2")], ids=str)
+@pytest.mark.parametrize("reselect", [False, True])
+def test_a_polished_mlp_is_nearer_to_what_the_refit_was_fitted_to_and_its_cut_is_exact(
+    shape: Shape, reselect: bool
+) -> None:
+    model = tiny(shape)
+    before = weights(model)
+    plan = some_plan(model, amp.Anatomy.of(model).heads, 15)
+    metric = amp.output_metric(model, BATCHES)
+    plain = module.repair(model, plan, BATCHES, reselect=reselect, progress=False, metric=metric)
+    found = module.repair(model, plan, BATCHES, reselect=reselect, progress=False, polish=40)
+    assert equal(weights(model), before)
+    # the first layer's refit is that of `plain`, and polishing starts from there
+    polished = [fit for fit in found.report.fits if fit.part == "MLP"]
+    assert len(polished) == amp.Anatomy.of(model).layers
+    assert all(fit.after < fit.before for fit in polished)
+    neurons = [fit for fit in found.report.fits if fit.part == "neurons"]
+    assert polished[0].before == pytest.approx(neurons[0].after, rel=1e-3)
+    if not reselect:
+        assert neurons[0].after == pytest.approx(plain.report.fits[1].after, rel=1e-6)
+    # what it says of the first layer is what the small model's own MLP does
+    y = mlp_of(model, 0)[1] + stream_before_mlp(model) - stream_before_mlp(found.model)
+    error = (y - mlp_of(found.model, 0)[1]).square().sum() / y.square().sum()
+    assert float(error) == pytest.approx(polished[0].after, rel=1e-3)
+
+
+def mlp_of(model: Any, i: int) -> tuple[Tensor, Tensor]:
+    """What the MLP of layer i reads and writes, of all tokens."""
+    anatomy = amp.Anatomy.of(model)
+    mlp = model.get_submodule(f"{anatomy.family.layers}.{i}.mlp")
+    seen: list[tuple[Tensor, Tensor]] = []
+    handle = mlp.register_forward_hook(lambda _, args, out: seen.append((args[0], out)))
+    with torch.no_grad():
+        for given_batch in BATCHES:
+            model(**given_batch)
+    handle.remove()
+    read, written = (torch.cat([t.flatten(0, 1) for t in part]).double() for part in zip(*seen, strict=True))
+    return read, written
+
+
+def stream_before_mlp(model: Any) -> Tensor:
+    """The residual stream after the attention of layer 0: only what attention writes can differ there."""
+    layer, written = amp.Anatomy.of(model).layer(0), list[Tensor]()
+    handle = layer.output.register_forward_hook(lambda _, args, out: written.append(out))
+    with torch.no_grad():
+        for given_batch in BATCHES:
+            model(**given_batch)
+    handle.remove()
+    return torch.cat([t.reshape(-1, t.shape[-1]) for t in written]).double()
+
+
+def test_polishing_is_deterministic_and_heads_stay_as_the_refit_left_them() -> None:
+    model = tiny(Shape())
+    plan = some_plan(model, amp.Anatomy.of(model).heads, 15)
+    once, again, none = (module.repair(model, plan, BATCHES, progress=False, polish=n).model for n in (3, 3, 0))
+    assert equal(weights(once), weights(again))
+    first = "model.layers.0."
+    changed = {n for n, t in weights(once).items() if n.startswith(first) and not torch.equal(t, weights(none)[n])}
+    assert changed == {f"{first}mlp.{name}_proj.weight" for name in ("gate", "up", "down")}
+
+
+def test_polishing_weighs_errors_by_the_metric() -> None:
+    model = tiny(Shape())
+    plan = some_plan(model, amp.Anatomy.of(model).heads, 10)
+    hidden = amp.Anatomy.of(model).hidden
+    one = torch.zeros(hidden, hidden).double()
+    one[0, 0] = 1.0
+    metric = [{"heads": one, "neurons": one}] * amp.Anatomy.of(model).layers
+    blind, seeing = (module.repair(model, plan, BATCHES, progress=False, polish=40, metric=m) for m in (None, metric))
+    y = mlp_of(model, 0)[1] + stream_before_mlp(model) - stream_before_mlp(blind.model)
+    left = [(y - mlp_of(found.model, 0)[1])[:, 0].square().sum() for found in (blind, seeing)]
+    assert left[1] < 0.9 * left[0]
+
+
+@pytest.mark.parametrize(
+    ("family", "asked", "sentence"),
+    [
+        ("llama", dict(polish=3, sequential=False), "need sequential=True"),
+        ("llama", dict(polish=-1), "polish=-1 must be at least 0"),
+        ("mixtral", dict(polish=3), "The MLPs of a mixtral cannot be polished: its MLP is a mixture of experts"),
+        ("opt", dict(polish=3), "The MLPs of a opt cannot be polished: its layers hold"),
+    ],
+)
+def test_what_cannot_be_polished_is_refused(family: str, asked: dict[str, Any], sentence: str) -> None:
+    model = tiny(Shape(family))
+    plan = amp.keep(model, amp.score(model, [], "random"))
+    with pytest.raises(ValueError, match=sentence):
+        module.repair(model, plan, BATCHES, progress=False, **asked)

@@ -147,7 +147,7 @@ def test_the_hidden_size_is_sliced_as_in_memory(family: str, bf16: bool, tmp_pat
 
 
 @pytest.mark.filterwarnings("ignore:Fewer calibration tokens")
-@pytest.mark.parametrize("options", [False, True, dict(refit_inputs=True, reselect=True)], ids=str)
+@pytest.mark.parametrize("options", [False, True, dict(refit_inputs=True, reselect=True, polish=2)], ids=str)
 @pytest.mark.parametrize("family", ["llama", "gemma", "phi3", "mixtral"])
 def test_layers_heads_neurons_and_the_hidden_size_in_one_go(
     family: str, options: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -196,7 +196,7 @@ PLAN = amp.Plan([[0, 1]] * 2, [[0]] * 2, 8, 24, 4)
         (dict(pruning_ratio=0.1, layers=[0]), "The layers that go are"),
         (
             dict(pruning_ratio=0.2, repair={"chose": True}),
-            "names 'chose'; its options are refit_inputs, reselect, ridge",
+            "names 'chose'; its options are polish, refit_inputs, reselect, ridge",
         ),
         (dict(pruning_ratio=0.2, repair=dict(refit_inputs=True, sequential=False)), "need sequential=True"),
         (dict(hidden_size=65), "from 1 to the hidden size, 64"),

@@ -6,8 +6,9 @@ layer wrote, over all calibration tokens. The new weight is
     W' = argmin ‖Y − X W'ᵀ‖² + λ Σ_j ‖x_j‖² ‖w'_j − w_j‖²,
 
 the normal equations of which need only XᵀX and XᵀY (`gram.py`). λ is measured in the energy ‖x_j‖² of each input, so it
-has no unit and a loud neuron does not drown the others. No gradients, no new biases: still a stock checkpoint. On the
-calibration tokens the error is never more than without repair, because W' = W is a candidate without penalty.
+has no unit and a loud neuron does not drown the others. No new biases: still a stock checkpoint. On the calibration
+tokens the error is never more than without repair, because W' = W is a candidate without penalty. No gradients, unless
+`polish` asks for them: then the MLP's matrices move together, within the layer, where no equation is linear any more.
 
 The refit after a cut is an old idea (optimal brain surgeon, Hassibi & Stork 1993; for language models SparseGPT, ZipLM,
 LLM Surgeon). Here it ends in a stock checkpoint, with as many heads and neurons in every layer.
@@ -54,6 +55,7 @@ def repair(
     ridge: float | None = None,
     progress: bool = True,
     metric: Metric | None = None,
+    polish: int = 0,
 ) -> Pruned:
     """Prune by a plan and refit both output projections of every layer that stays, one layer after the other.
 
@@ -62,8 +64,9 @@ def repair(
 
     Memory beside the dense and the pruned model: a copy of one layer; the hidden states of both streams, 2 · hidden
     numbers for every calibration token, padding included; of one dense layer what enters it and what its projections
-    write, 3 · hidden, and with `refit_inputs` what its others write; and the normal equations of one projection,
-    16 · features · (features + outputs) bytes (`Normal`), with up to three times as much again while they are solved.
+    write, 3 · hidden, with `refit_inputs` what its others write, and with `polish` 2 · hidden in float32; and the
+    normal equations of one projection, 16 · features · (features + outputs) bytes (`Normal`), with up to three times as
+    much again while they are solved.
     Where the models do not fit, `prune_folder` repairs in the same way from the files.
 
     Args:
@@ -80,20 +83,24 @@ def repair(
         hidden_size: slice the hidden size to this, by the batches' `rotation`, before all else; see `slice_hidden`.
             What is written is fitted to the dense model's stream in the directions that stay. Needs `sequential`.
         metric: of `output_metric`: with `reselect` an error counts as much as the loss feels of it. The refit itself is
-            the same for any metric, as each output has weights of its own.
+            the same for any metric, as each output has weights of its own; `polish` is not.
+        polish: steps of Adam by which all matrices of a layer's MLP move together, right after its output projection is
+            refitted, towards what that was fitted to: ‖(Y − MLP(X)) G^½‖², X what the MLP reads. What the refit cannot
+            reach, because the neurons that stay are as they were. Local: no loss of the model, no label; each layer's
+            input is that of the layers before, polished. A step takes 4,096 tokens. Needs `sequential`.
         ridge: λ; by default chosen for each projection by `Normal.ridge`, never by a test set.
 
     Warns:
         UserWarning: fewer calibration tokens than inputs of a projection: then λ alone decides the rest.
 
     Raises:
-        ValueError: a plan for another shape, no calibration tokens, `refit_inputs` or `hidden_size` without
-            `sequential`, or what `slice_hidden` refuses.
+        ValueError: a plan for another shape, no calibration tokens, `refit_inputs`, `polish` or `hidden_size` without
+            `sequential`, `polish` of experts or below 0, or what `slice_hidden` refuses.
     """
     anatomy, training = Anatomy.of(model), model.training
     _fits(anatomy, plan)
-    options = Options(reselect, sequential, refit_inputs, ridge)
-    options.check(hidden_size)
+    options = Options(reselect, sequential, refit_inputs, ridge, polish)
+    options.check(anatomy, hidden_size)
     turn = None
     if hidden_size is not None:
         sliced_config(anatomy, hidden_size)  # refuses before any work

@@ -8,12 +8,14 @@ from dataclasses import dataclass, replace
 
 import torch
 from accelerate.hooks import add_hook_to_module
+from jaxtyping import Float
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from ..core.anatomy import Anatomy, Layer, exact, weight_of
 from ..core.plans import Plan
 from ..core.sums import Batch
-from ..core.surgery import _kept, narrowed
+from ..core.surgery import Cut, _kept, cuts_of, narrowed
 from .hidden_size import Turn
 from .layerwise import Walk
 from .normal_equations import Normal, eliminate
@@ -21,6 +23,8 @@ from .projections import ends, projection, readers, residual_scale, stream, watc
 from .taylor import Metric
 
 LITTLE = 1e-3  # share of the mean that each direction of a metric has at least
+STEP = 4096  # tokens of a step of polishing
+RATE = 1e-2  # of its first step, in root mean squares of each matrix; it falls to 0 in a straight line
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,7 @@ class Fit:
     """How one output projection was refitted. Errors are ‖Y − X Wᵀ‖² / ‖Y‖² over the calibration tokens."""
 
     layer: int
-    part: str  # "heads" or "neurons"; "into heads" or "into neurons" of the matrices before them, together
+    part: str  # "heads", "neurons"; "into heads", "into neurons": the matrices before; "MLP": all of it, polished
     ridge: float
     before: float
     after: float
@@ -42,14 +46,20 @@ class Options:
     sequential: bool = True
     refit_inputs: bool = False
     ridge: float | None = None
+    polish: int = 0
 
-    def check(self, hidden_size: int | None) -> None:
-        """Refuse what the dense model's own pass cannot do."""
-        if (self.refit_inputs or hidden_size is not None) and not self.sequential:
+    def check(self, anatomy: Anatomy, hidden_size: int | None) -> None:
+        """Refuse what the dense model's own pass, or its family, cannot do."""
+        if (self.refit_inputs or self.polish or hidden_size is not None) and not self.sequential:
             raise ValueError(
-                "refit_inputs=True and hidden_size=… need sequential=True: they follow what the pruned model itself "
-                "reads."
+                "refit_inputs=True, polish=… and hidden_size=… need sequential=True: they follow what the pruned model "
+                "itself reads."
             )
+        if self.polish < 0:
+            raise ValueError(f"polish={self.polish} must be at least 0: so many steps polish the MLP of each layer.")
+        if self.polish and (anatomy.family.no_neurons or not _mlp(anatomy)):
+            why = anatomy.family.no_neurons or "its layers hold the matrices of the MLP without a module for it"
+            raise ValueError(f"The MLPs of a {anatomy.model.config.model_type} cannot be polished: {why}.")
 
 
 @dataclass(frozen=True)
@@ -60,6 +70,41 @@ class Wanted:
     inputs: dict[str, Tensor]  # of each output projection, where ours are not the ones that count
     outputs: dict[str, Tensor]  # of each output projection
     read: dict[nn.Module, Tensor]  # outputs of the matrices before them, where those are refitted
+
+
+def _mlp(anatomy: Anatomy) -> str:
+    """The name of a layer's MLP; empty where it has no module of its own."""
+    return anatomy.family.neurons_out.rpartition(".")[0]
+
+
+def _left(mlp: nn.Module, x: Tensor, y: Tensor) -> float:
+    """‖y − mlp(x)‖² / ‖y‖²."""
+    parts = zip(x.split(STEP), y.split(STEP), strict=True)
+    return sum(float((b - mlp(a)).square().sum()) for a, b in parts) / max(float(y.square().sum()), 1e-30)
+
+
+def _descend(
+    mlp: nn.Module,
+    x: Float[Tensor, "tokens hidden"],
+    y: Float[Tensor, "tokens hidden"],
+    root: Float[Tensor, "hidden hidden"],
+    steps: int,
+) -> None:
+    """Steps of Adam on ‖(y − mlp(x)) root‖², each on the next `STEP` tokens of a fixed random order."""
+    moved = {p: float(p.detach().square().mean().sqrt()) for p in mlp.parameters()}
+    optimizer = torch.optim.Adam([dict(params=[p]) for p in moved], betas=(0.9, 0.95))
+    drawn = torch.Generator().manual_seed(0)
+    order = torch.cat([torch.randperm(len(x), generator=drawn) for _ in range(1 + steps * STEP // len(x))]).to(x.device)
+    with torch.enable_grad():
+        for k in range(steps):
+            for group, size in zip(optimizer.param_groups, moved.values(), strict=True):
+                group["lr"] = RATE * size * (1 - k / steps)
+            rows = order[k * STEP : (k + 1) * STEP]
+            wanted = y[rows] @ root
+            lost = (wanted - mlp(x[rows]) @ root).square().sum() / wanted.square().sum()
+            optimizer.zero_grad()
+            lost.backward()
+            optimizer.step()
 
 
 class Refits:
@@ -107,7 +152,11 @@ class Refits:
                 if self.options.refit_inputs and readers(ours, part):
                     self._read(i, part, block, wanted)
                     changed += readers(ours, part)
-                self._refit(i, part, ours, self._equations(i, part, block, wanted))
+                seen: list[tuple[Tensor, Tensor]] = []
+                self._refit(i, part, ours, self._equations(i, part, block, wanted, seen))
+                if seen:
+                    self._polish(i, block, seen)
+                    changed += readers(ours, part)
             if self.options.sequential:
                 with self.ours.only(i, block, go_on=True):
                     for b in range(len(self.masks)):
@@ -162,8 +211,10 @@ class Refits:
             found.append(Wanted(entered, inputs, outputs, {module: output for module, (_, output) in read.items()}))
         return found
 
-    def _equations(self, i: int, part: str, block: nn.Module, wanted: list[Wanted]) -> Normal:
-        """X and Y of an output projection.
+    def _equations(
+        self, i: int, part: str, block: nn.Module, wanted: list[Wanted], seen: list[tuple[Tensor, Tensor]]
+    ) -> Normal:
+        """X and Y of an output projection; and, if it is to be polished, what the MLP reads and Y of each batch.
 
         Y is what the dense stream is after it, less what ours is before it. Without a scale it is the projection's own
         dense output: Gemma 2 norms what it adds, and of experts the output is not seen.
@@ -174,9 +225,10 @@ class Refits:
         earlier = ("heads",) if scale and part == "neurons" else ()
         module = projection(ours, part)
         normal = Normal(module.bias is not None)
+        polished = readers(ours, part)[:1] if self.options.polish and part == "neurons" else []
         for mask, dense, b in zip(self.masks, wanted, range(len(wanted)), strict=True):
             if sequential:
-                with self.ours.only(i, block):
+                with self.ours.only(i, block), ends({m: m for m in polished}) as read:
                     entered, x, added = self.ours.until(b, module, *(projection(ours, other) for other in earlier))
             else:
                 x = dense.inputs[part]
@@ -188,7 +240,40 @@ class Refits:
                 y = self.ours.turned(exact(dense.outputs[part].reshape_as(dense.entered)))
             x = x.reshape(*mask.shape, -1)
             normal.add(x[mask.to(x.device)], y[mask.to(y.device)])
+            if polished:
+                real = read[polished[0]][0].reshape(*mask.shape, -1)
+                seen.append((real[mask.to(real.device)].float(), y[mask.to(y.device)].float()))
         return normal
+
+    def _polish(self, i: int, block: nn.Module, seen: list[tuple[Tensor, Tensor]]) -> None:
+        """Move all matrices of the MLP together, by gradients of the error that is left of what it is to write."""
+        x, y = (torch.cat(part) for part in zip(*seen, strict=True))
+        y, root = y.to(x.device), torch.eye(y.shape[1])
+        if self.metric is not None:
+            root = self._root(self.metric[i]["neurons"])
+        small, cut = self._small_mlp(i, block)
+        before = _left(small, x, y)
+        _descend(small, x, y, root.to(x), self.options.polish)
+        self.fits.append(Fit(i, "MLP", 0.0, before, _left(small, x, y)))
+        whole = block.get_submodule(_mlp(self.anatomy))
+        for name, parameter in small.named_parameters():
+            axis, kept = cut.get(name, (0, None))
+            old = whole.get_parameter(name)
+            old.copy_(parameter) if kept is None else old.index_copy_(axis, kept.to(old.device), parameter.to(old))
+
+    def _small_mlp(self, i: int, block: nn.Module) -> tuple[nn.Module, dict[str, Cut]]:
+        """A copy of the layer's MLP in float32 without the neurons that go, and what of each of its tensors stays."""
+        prefix = f"{self.anatomy.family.layers}.{i}.{_mlp(self.anatomy)}."
+        cut = {name.removeprefix(prefix): how for name, how in cuts_of(self.anatomy, self.plan, i).items()}
+        small = copy.deepcopy(block.get_submodule(_mlp(self.anatomy))).float()
+        for name, parameter in small.named_parameters():
+            if name in cut:
+                axis, kept = cut[name]
+                parameter.data = parameter.data.index_select(axis, kept.to(parameter.device))
+        for module in small.modules():
+            if isinstance(module, Conv1D):
+                module.nf = module.weight.shape[1]  # it reads its width there
+        return small.requires_grad_(), cut
 
     def _read(self, i: int, part: str, block: nn.Module, wanted: list[Wanted]) -> None:
         """Refit the matrices before the heads or neurons together, as all read the same."""

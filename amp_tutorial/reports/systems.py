@@ -18,7 +18,7 @@ import amp_tutorial as amp
 
 from ..core.criteria import CRITERIA
 from ..core.sums import Batch
-from ..methods.budget import up_to
+from ..methods.budget import FELT, up_to
 from ..methods.hidden_size import hidden_at
 from ..methods.slicegpt import hidden_for, kept_parameters, sliced_by_layer
 from ..runs.package_code import NUMBERS, code_sha256
@@ -27,6 +27,7 @@ Batches = Sequence[Batch]
 Function = Callable[[PreTrainedModel, PreTrainedTokenizerBase, Batches, float, int], PreTrainedModel]
 TRIALS = 16  # shapes that the search for a mix makes and judges at most
 SEARCHED = 4096  # calibration tokens by which layers are scored anew after each removal, at most
+STEPS = 30  # of polishing a layer
 WIDTHS = ("heads", "neurons", "layers")
 
 
@@ -108,6 +109,15 @@ def _repaired(
     plan = _planned(model, batches, ratio, seed, criterion, parts)
     metric = amp.output_metric(model, batches) if how.get("reselect") else None
     return amp.repair(model, plan, batches, progress=False, metric=metric, **how).model
+
+
+def _polished(
+    model: PreTrainedModel, tokenizer: Any, batches: Batches, ratio: float, seed: int, parts: str
+) -> PreTrainedModel:
+    """The widths alone are planned, as repair chooses what stays."""
+    plan = _planned(model, batches, ratio, seed, "random", parts)
+    metric = amp.output_metric(model, up_to(batches, FELT))
+    return amp.repair(model, plan, batches, reselect=True, progress=False, metric=metric, polish=STEPS).model
 
 
 def _budget(
@@ -199,6 +209,7 @@ SYSTEMS: dict[str, System] = {
     ),
     "ours": System("ours: repair chooses", "repair", CHOSEN),
     "ours-neurons": System("ours: repair chooses, neurons", "repair", partial(CHOSEN, parts="neurons")),
+    "ours-polished": System("ours: repair polishes, neurons", "repair", partial(_polished, parts="neurons")),
     "ours-budget": System("ours, one budget", "repair", _budget),
     "ours-budget-8": System("ours, one budget, 8 trials", "repair", partial(_budget, trials=8)),
     "sliced": System("hidden size sliced", "slicing", partial(_sliced, repair=False), turns=True),

@@ -84,7 +84,7 @@ def prune_folder(
             layers.
         plan: a ready-made plan instead; nothing is scored then.
         repair: refit each layer before it is cut, as `repair` does: True, or its options reselect, sequential,
-            refit_inputs and ridge. The layers are walked through a second time then.
+            refit_inputs, polish and ridge. The layers are walked through a second time then.
         hidden_size: slice the hidden size to this, as `slice_hidden` does, after the layers are cut. The rotation is
             the dense model's, from a walk of its own; it sums layer by layer, so that it agrees with `rotation` but for
             rounding. Alone, without a ratio, widths or a plan, it leaves heads and neurons whole.
@@ -110,9 +110,11 @@ def prune_folder(
             raise ValueError(f"{name} is a GGUF file; make a folder of it: amp.save(*amp.load({str(name)!r}), FOLDER).")
         fetch = missing(name) or f" Fetch it first: hf download {name} --local-dir FOLDER."
         raise ValueError(f"{name} is not a local folder.{fetch}")
-    options, chosen = _options(repair, hidden_size), named(criterion)
+    options, chosen = _options(repair), named(criterion)
     with without_bars():
         folder = Folder(source)
+        if options:
+            options.check(folder.anatomy, hidden_size)
         choosing = plan is None and (hidden_size is None or pruning_ratio is not None or bool(widths))
         likely = (
             _likely(folder, plan, pruning_ratio, criterion, widths) if plan or choosing else whole_plan(folder.anatomy)
@@ -145,15 +147,13 @@ def prune_folder(
     return PrunedFolder(Path(target), refits.plan, Fits(refits.fits))
 
 
-def _options(repair: bool | dict[str, Any], hidden: int | None) -> Options | None:
+def _options(repair: bool | dict[str, Any]) -> Options | None:
     if repair is False:
         return None
     repair = {} if repair is True else repair
     if unknown := set(repair) - (known := {field.name for field in fields(Options)}):
         raise ValueError(f"repair={repair} names {sorted(unknown)[0]!r}; its options are {', '.join(sorted(known))}.")
-    options = Options(**repair)
-    options.check(hidden)
-    return options
+    return Options(**repair)
 
 
 def _likely(
