@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import VOCABULARY, Shape, byte_tokenizer, tiny
+from helpers import VOCABULARY, Shape, byte_tokenizer, logits, tiny
 from torch import Tensor
 
 import amp_tutorial as amp
@@ -18,7 +18,7 @@ from amp_tutorial.core.checkpoint import configuration
 from amp_tutorial.files.paths import DATA
 from amp_tutorial.measure import intervals
 from amp_tutorial.methods import slicegpt
-from amp_tutorial.reports import boards, leaderboard, measurements, real, standings, systems
+from amp_tutorial.reports import boards, damage, leaderboard, measurements, real, standings, systems
 from amp_tutorial.reports.systems import SYSTEMS, applies
 from amp_tutorial.runs import grid as grids
 from amp_tutorial.runs.sweep import sweep
@@ -496,10 +496,14 @@ def test_goals_on_a_real_model_are_shares_of_an_excess_met_or_missed() -> None:
 def test_a_claim_holds_only_as_far_as_the_records_say() -> None:
     verdicts = {claim.said: claim.verdict for claim in real.claims(contest(ours=44.0))}
     field = "AMP is ahead of the field at equal parameters, 20 %"
-    ablation = "Heads and neurons together lose less than either alone (ablation)"
+    ablation = "Heads and neurons together lose less than either alone (ablation), 10 %"
     assert verdicts[field] == "does not hold" and verdicts[ablation] == "holds"
     other = {claim.said: claim.verdict for claim in real.claims(contest(ours=44.0, other=500.0, amp_at_ten=47.0))}
     assert other[field] == "holds" and other[ablation] == "does not hold"
+    c = contest(ours=44.0)
+    c.rows["amp", 0.1] = c.rows["amp-neurons", 0.1]
+    (same,) = [claim for claim in real.claims(c) if claim.said == ablation]
+    assert same.verdict == "not decidable here" and "no whole KV group" in same.number
     assert not any(said.startswith("30 %") for said in verdicts), "what was not measured is not judged"
     (order,) = [claim for claim in real.claims(contest(ours=44.0)) if claim.said.startswith("The order matters")]
     assert order.verdict == "holds" and order.number == "56.25 times the perplexity"
@@ -528,3 +532,81 @@ def test_every_lesson_ends_with_what_the_committed_records_of_the_real_model_say
     times = math.exp(amp_there.against(real.main_contest().dense, "perplexity").difference)
     assert f"{times:,.2f} times" in lines["00"] and f"AMP {times:.2f}" in lines["06"]
     assert [number for number, *_ in real.lessons()] == ["0", "1", "2", "3", "5", "6", "7", "8"]
+
+
+# What a cut breaks before repair
+
+
+def test_silence_of_every_layer_is_the_mask_of_the_plan_and_of_none_the_layer_passed_by() -> None:
+    model = tiny(Shape(layers=3, groups=2, group_size=2))
+    anatomy, scores = amp.Anatomy.of(model), amp.score(model, random_batches(), "transact")
+    for part, plan in (
+        ("neurons", amp.keep(model, scores, neurons=13)),
+        ("KV groups", amp.keep(model, scores, heads=2)),
+        ("query heads", amp.keep(model, scores, heads=2, unit="queries")),
+    ):
+        cuts = damage.cuts_alone(anatomy, part, plan, scores)
+        with damage.silenced(anatomy, cuts):
+            ours = logits(model)
+        with amp.masked(model, plan):
+            assert torch.equal(ours, logits(model))
+        assert damage.share(anatomy, part, plan) == pytest.approx(
+            1 - amp.prune(model, plan).model.num_parameters() / model.num_parameters()
+        )
+        dense = logits(model)
+        with damage.silenced(anatomy, {1: cuts[1]}):
+            assert not torch.equal(logits(model), dense)
+        assert torch.equal(logits(model), dense), "nothing is left behind"
+    small = amp.prune(model, amp.plan_layers(model, {0: 2.0, 1: 1.0, 2: 3.0}, keep=2)).model
+    with damage.silenced(anatomy, {1: damage.cuts_alone(anatomy, "layers", plan, scores)[1]}):
+        assert torch.allclose(logits(model), logits(small), atol=1e-6)
+
+
+def test_own_widths_keep_as_many_neurons_wherever_they_are_felt_most() -> None:
+    felt = [torch.tensor([5.0, 1.0, 4.0]), torch.tensor([3.0, 2.0, 0.5])]
+    assert [k.tolist() for k in damage.alike(felt, 2)] == [[0, 2], [0, 1]]
+    assert [k.tolist() for k in damage.own_widths(felt, 2)] == [[0, 2], [0, 1]]
+    felt[1] /= 10
+    assert [k.tolist() for k in damage.own_widths(felt, 2)] == [[0, 1, 2], [0]]
+
+
+def test_a_neuron_is_felt_by_its_energy_and_by_where_it_writes() -> None:
+    model = tiny(Shape())
+    metric = amp.output_metric(model, random_batches())
+    found = damage.felt_by_neuron(model, random_batches())
+    w = model.model.layers[1].mlp.down_proj.weight.detach().double()[:, 3]
+    energy = amp.score(model, random_batches(), "transact").neurons[1][3].double() ** 2
+    wanted = energy * (w @ metric[1]["neurons"] @ w)
+    assert float(found[1][3].detach()) == pytest.approx(float(wanted), rel=1e-6)
+
+
+def test_rows_are_scored_by_or_measured_on_and_none_is_lost() -> None:
+    first, others = damage.split(random_batches(), 8)
+    rows = torch.cat([batch["input_ids"] for batch in (*first, *others)])
+    assert torch.equal(rows, torch.cat([batch["input_ids"] for batch in random_batches()]))
+    assert sum(len(batch["input_ids"]) for batch in first) == 8
+
+
+def test_a_record_says_what_each_layer_costs(tmp_path: Path) -> None:
+    damage.damage(model="tiny-llama-gqa", calibration=8, windows=6, length=64, out=str(tmp_path))
+    record = json.loads((tmp_path / "record.json").read_text("utf-8"))
+    assert record["name"] == "damage" and "'/" not in str(record["parameters"])
+    m = record["metrics"]
+    layers = amp.Anatomy.of(amp.load("tiny-llama-gqa")[0]).layers
+    for part in damage.PARTS:
+        alone = [m[f"{part}/layer {i}"] for i in range(layers)]
+        assert m[f"{part}/sum"]["value"] == pytest.approx(sum(v["value"] for v in alone))
+        assert all(v["n"] == 6 and v["low"] <= v["value"] <= v["high"] for v in alone)
+    assert m["neurons/removed"]["value"] == pytest.approx(0.2, abs=0.01)
+    own, other = (record["notes"][f"neurons of each layer, {how}"] for how in ("own", "alike"))
+    assert sum(own) == sum(other) and len(set(other)) == 1
+    told = "\n".join(real.damage_tables(record))
+    assert f"{m['layers/layer 0']['value']:.2f}" in told and "its own text" in told
+    for wrong, sentence in (
+        (dict(ratio=1.5), "between 0 and 1"),
+        (dict(windows=1), "at least 2"),
+        (dict(dtype="int8"), "dtype"),
+    ):
+        given = dict(model="tiny-llama-gqa", ratio=0.2, calibration=8, windows=6, dtype="float32")
+        with pytest.raises(ValueError, match=sentence):
+            damage.check_damage(**(given | wrong))

@@ -7,6 +7,6 @@ from ..core.criteria import CRITERIA
 from ..core.plans import Plan
 from ..core.scores import score, score_many
 from ..core.surgery import masked
-from . import flap, taylor, transact, wanda, whole_layers  # noqa: F401, each plugs itself in
+from . import flap, taylor, wanda, whole_layers  # noqa: F401, each plugs itself in
 
 __all__ = ["CRITERIA", "Plan", "masked", "score", "score_many"]

@@ -40,14 +40,14 @@ def gathered(grid_file: Path, runs: Path, everywhere: Sequence[str] = ()) -> tup
 
 def file_of(p: Mapping[str, Any]) -> str:
     """`<model>-<system>-<ratio>-<seed>.json`, and before the ending what else is measured than perplexity on the tiny
-    world's windows, so that one system can be measured in several ways.
+    world's windows, so that one system can be measured in several ways. A run of `damage` has that name as its system.
     """
     known = functions.parameters_of_function(f"{measurements.__name__}:system")
     other = [
         p[name] for name in ("tasks", "window", "dtype") if p.get(name, known[name].default) != known[name].default
     ]
     kind = "".join(f"-{'tasks' if ',' in str(value) else value}" for value in other if value != "none")
-    return f"{Path(str(p['model'])).name}-{p['system']}-{p['ratio']:g}-{p['seed']}{kind}.json"
+    return f"{Path(str(p['model'])).name}-{p.get('system', 'damage')}-{p['ratio']:g}-{p['seed']}{kind}.json"
 
 
 def main(arguments: list[str] | None = None) -> int:
