@@ -413,7 +413,7 @@ def test_every_repair_works_in_smollm2s_shape(one_layer: PreTrainedModel, unit: 
     plan = amp.keep(one_layer, amp.score(one_layer, texts()), heads=6, neurons=1017, unit=unit)
     with pytest.raises(ValueError, match="no biases to take the means; use amp.repair"):
         amp.prune_and_fold(one_layer, plan, texts())
-    for options in ({}, dict(sequential=False), dict(reselect=True, refit_inputs=True)):
+    for options in ({}, dict(sequential=False), dict(reselect=True, refit_inputs=True), dict(reselect=True, polish=2)):
         repaired = amp.repair(one_layer, plan, texts(), progress=False, **options)
         sound(repaired, 6, 1017)
         assert all(fit.after <= fit.before for fit in repaired.report.fits)

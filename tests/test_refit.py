@@ -533,6 +533,20 @@ def test_polishing_is_deterministic_and_heads_stay_as_the_refit_left_them() -> N
     assert changed == {f"{first}mlp.{name}_proj.weight" for name in ("gate", "up", "down")}
 
 
+def test_a_sliced_stream_is_polished_too_and_the_winner_of_a_search() -> None:
+    model = tiny(Shape())
+    plan = some_plan(model, amp.Anatomy.of(model).heads, 15)
+    metric = amp.output_metric(model, BATCHES)
+    found = module.repair(model, plan, BATCHES, hidden_size=24, progress=False, polish=20, metric=metric)
+    polished = [fit for fit in found.report.fits if fit.part == "MLP"]
+    assert len(polished) == 2 and all(fit.after < fit.before for fit in polished)
+    plain, best = (amp.fit_budget(model, BATCHES, 0.3, trials=2, polish=n, progress=False) for n in (0, 5))
+    assert best.report.shape == plain.report.shape and best.report.loss == plain.report.loss
+    assert not equal(weights(best.model), weights(plain.model))
+    with pytest.raises(ValueError, match="polish=-1"):
+        amp.fit_budget(model, BATCHES, 0.3, trials=2, polish=-1, progress=False)
+
+
 def test_polishing_weighs_errors_by_the_metric() -> None:
     model = tiny(Shape())
     plan = some_plan(model, amp.Anatomy.of(model).heads, 10)

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +31,7 @@ from .depth_and_width import with_layers
 from .hidden_size import projected
 from .layers import rank_layers
 from .repair import repair
+from .repair_layer import Options
 from .rotation import Rotation, rotation
 from .shapes import CUT, OF, Shape, Shapes
 from .taylor import Metric, output_metric
@@ -82,6 +84,7 @@ def fit_budget(
     seed: int = 0,
     progress: bool = True,
     length: int = 128,
+    polish: int = 0,
 ) -> Pruned:
     """Find the mix of hidden size, layers, heads and neurons that loses least at a budget, and make it.
 
@@ -108,10 +111,12 @@ def fit_budget(
             unless it is solved for.
         trials: candidates at most.
         seed: of what is random in latency.
+        polish: steps by which the MLPs of the winner are polished, see `repair`; candidates are not.
 
     Raises:
         ValueError: an unknown name, nothing to cut, a share outside (0, 1), no trials, too little text, a family whose
-            hidden size cannot be sliced, a target that no shape reaches, or gradients that are not finite.
+            hidden size cannot be sliced, a target that no shape reaches, gradients that are not finite, or `polish`
+            below 0 or of experts.
     """
     if isinstance(cut, str) or not cut:
         raise ValueError(f"cut={cut!r} must be a list of what may go: some of {', '.join(CUT)}.")
@@ -123,6 +128,7 @@ def fit_budget(
         raise ValueError(f"trials={trials} must be at least 1: that many candidates are made and judged.")
     if len(batches) < 2:
         raise ValueError(f"fit_budget keeps a batch apart to judge by; {len(batches)} given, give at least two.")
+    Options(polish=polish).check(Anatomy.of(model), None)
     apart = max(1, len(batches) // 4)
     if not all(any(_followed(batch).any() for batch in part) for part in (batches[:-apart], batches[-apart:])):
         raise ValueError("The batches to make candidates from, or the last quarter to judge them by, hold no text.")
@@ -143,7 +149,7 @@ def fit_budget(
             return found
 
         best = _search(shapes, judge, trials, Expected(shapes, make))
-    again, carried = _Maker(model, batches, shapes.unit, make.metric)(best, make.kept(best.layers))
+    again, carried = _Maker(model, batches, shapes.unit, make.metric)(best, make.kept(best.layers), polish)
     report = Search(best, done[best].amount, done[best].loss, of, list(done.values()))
     return Pruned(again, carried, report)
 
@@ -297,12 +303,11 @@ class _Maker:
         with masked(self.model, keep(self.model, self.scores, heads, neurons, self.unit)):
             return loss(self.model, self.few)
 
-    def __call__(self, shape: Shape, kept: list[int]) -> tuple[PreTrainedModel, Plan]:
+    def __call__(self, shape: Shape, kept: list[int], polish: int = 0) -> tuple[PreTrainedModel, Plan]:
         """Slice the hidden size, choose heads and neurons by repair, and refit all that reads the stream as well."""
         wide = keep(self.model, self.scores, shape.heads, shape.neurons, self.unit)
         wide = with_layers(wide, kept, self.model)
         size = None if shape.hidden == Anatomy.of(self.model).hidden else shape.hidden
-        made = repair(
-            self.model, wide, self.batches, True, True, True, hidden_size=size, progress=False, metric=self.metric
-        )
+        how: dict[str, Any] = dict(hidden_size=size, metric=self.metric, polish=polish, progress=False)
+        made = repair(self.model, wide, self.batches, True, True, True, **how)
         return made.model, made.plan

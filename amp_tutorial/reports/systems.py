@@ -128,10 +128,11 @@ def _budget(
     seed: int,
     sliced: bool = False,
     trials: int = TRIALS,
+    **how: int,
 ) -> PreTrainedModel:
     """Hidden size (if it may be sliced), layers, heads and neurons by one budget, judged on calibration text apart."""
     cut = ("hidden", *WIDTHS) if sliced else WIDTHS
-    return amp.fit_budget(model, batches, ratio, cut=cut, trials=trials, seed=seed, progress=False).model
+    return amp.fit_budget(model, batches, ratio, cut=cut, trials=trials, seed=seed, progress=False, **how).model
 
 
 def _sliced(
@@ -211,7 +212,7 @@ SYSTEMS: dict[str, System] = {
     "ours-neurons": System("ours: repair chooses, neurons", "repair", partial(CHOSEN, parts="neurons")),
     "ours-polished": System("ours: repair polishes, neurons", "repair", partial(_polished, parts="neurons")),
     "ours-budget": System("ours, one budget", "repair", _budget),
-    "ours-budget-8": System("ours, one budget, 8 trials", "repair", partial(_budget, trials=8)),
+    "ours-budget-8": System("ours, one budget, 8 trials, polished", "repair", partial(_budget, trials=8, polish=STEPS)),
     "sliced": System("hidden size sliced", "slicing", partial(_sliced, repair=False), turns=True),
     "sliced-layers": System("SliceGPT by layer, masked", "slicing", _by_layer, turns=True, kept=_kept_by_layer),
     "sliced-repair": System("hidden size sliced + repair", "slicing", SLICED, turns=True),
