@@ -460,9 +460,15 @@ def page() -> str:
     lines += ["### Ours against the goals set beforehand", "", *goals_table(c), ""]
     for ratio in c.ratios:
         lines += [f"### {100 * ratio:g} % of all parameters removed", "", *contest_table(c, ratio), ""]
+        both, neurons = c.at(PUBLISHED, ratio), c.at("amp-neurons", ratio)
+        if both and neurons and neurons.against(both, "perplexity").difference == 0:
+            lines += [ALIKE, ""]
     return "\n".join([*lines, NOTE])
 
 
+ALIKE = (
+    "No whole KV group fits into the share that heads would lose here: cut alike, heads and neurons are neurons alone."
+)
 DAMAGE = (
     "Nats a token by which the loss grows, on {} windows of C4 and Wikipedia from which nothing was made and on which "
     "no system competes. A refit's error is of what the output projection of the neurons writes, by how many tokens it "
