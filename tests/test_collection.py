@@ -103,7 +103,7 @@ def test_the_command_gathers_a_sweep_and_leaves_a_summary(tmp_path: Path, capsys
 
 
 def test_the_shipped_records_are_tables_that_are_sound() -> None:
-    for name, count in (("leaderboard", 744), ("results", 78), ("sweep", 81)):
+    for name, count in (("leaderboard", 762), ("results", 78), ("sweep", 81)):
         folder = amp.DATA / name
         found = collection.gathered(folder)
         assert len(found) == count and not list(collection.files(folder))

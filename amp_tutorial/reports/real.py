@@ -383,7 +383,7 @@ def _better(c: Contest) -> str:
     names = [name for name in ("ours-neurons", "ours-polished") if c.at(name, RATIO)]
     amp, best = (c.excess(c.rows[name, RATIO]).difference for name in ("amp", other))
     shares = [
-        f"*{c.labels[name][1]}* {mine / amp:.2f} of AMP's and {mine / best:.2f} of the best other's"
+        f"“{c.labels[name][1]}” {mine / amp:.2f} of AMP's and {mine / best:.2f} of the best other's"
         for name in names
         for mine in [c.excess(c.rows[name, RATIO]).difference]
     ]
