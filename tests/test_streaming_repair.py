@@ -154,6 +154,11 @@ def test_layers_heads_neurons_and_the_hidden_size_in_one_go(
 ) -> None:
     source = checkpoint(tmp_path / "dense", Shape(family, layers=3, tied=family == "gemma"))
     model = dense(source)
+    if family == "mixtral" and isinstance(options, dict):
+        with pytest.raises(ValueError, match="cannot be polished: its MLP is a mixture of experts"):
+            prune(source, tmp_path / "refused", hidden_size=24, repair=options, heads=2)
+        assert not (tmp_path / "refused").exists()
+        options = dict(options, polish=0)
     widths: dict[str, Any] = dict(heads=2, layers=[0, 2], **({} if family == "mixtral" else dict(neurons=13)))
     plan = prune(source, tmp_path / "streamed", hidden_size=24, repair=options, **widths)
     wanted = planned(model, amp.score(model, BATCHES), **widths)
