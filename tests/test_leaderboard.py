@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from torch import Tensor
 
 import amp_tutorial as amp
 from amp_tutorial.core.checkpoint import configuration
+from amp_tutorial.core.plans import whole_plan
 from amp_tutorial.files.paths import DATA
 from amp_tutorial.measure import intervals
 from amp_tutorial.methods import slicegpt
@@ -540,26 +542,34 @@ def test_every_lesson_ends_with_what_the_committed_records_of_the_real_model_say
 def test_silence_of_every_layer_is_the_mask_of_the_plan_and_of_none_the_layer_passed_by() -> None:
     model = tiny(Shape(layers=3, groups=2, group_size=2))
     anatomy, scores = amp.Anatomy.of(model), amp.score(model, random_batches(), "transact")
-    for part, plan in (
-        ("neurons", amp.keep(model, scores, neurons=13)),
+    dense, neurons = logits(model), amp.keep(model, scores, neurons=13)
+    for part, wanted in (
+        ("neurons", neurons),
         ("KV groups", amp.keep(model, scores, heads=2)),
         ("query heads", amp.keep(model, scores, heads=2, unit="queries")),
     ):
-        cuts = damage.cuts_alone(anatomy, part, plan, scores)
-        with damage.silenced(anatomy, cuts):
+        cut = damage.cut_of(anatomy, part, neurons, scores)
+        with damage.silent(anatomy, cut):
             ours = logits(model)
-        with amp.masked(model, plan):
+        with amp.masked(model, wanted):
             assert torch.equal(ours, logits(model))
-        assert damage.share(anatomy, part, plan) == pytest.approx(
-            1 - amp.prune(model, plan).model.num_parameters() / model.num_parameters()
-        )
-        dense = logits(model)
-        with damage.silenced(anatomy, {1: cuts[1]}):
+        with damage.silent(anatomy, {1: cut[1]}):
             assert not torch.equal(logits(model), dense)
         assert torch.equal(logits(model), dense), "nothing is left behind"
     small = amp.prune(model, amp.plan_layers(model, {0: 2.0, 1: 1.0, 2: 3.0}, keep=2)).model
-    with damage.silenced(anatomy, {1: damage.cuts_alone(anatomy, "layers", plan, scores)[1]}):
+    with damage.silent(anatomy, {1: damage.cut_of(anatomy, "layers", neurons, scores)[1]}):
         assert torch.allclose(logits(model), logits(small), atol=1e-6)
+
+
+def test_layers_may_be_silent_in_different_widths() -> None:
+    model = tiny(Shape(layers=2))
+    anatomy, whole = amp.Anatomy.of(model), whole_plan(amp.Anatomy.of(model))
+    uneven = replace(whole, neurons=[[0, 1], list(range(anatomy.neurons))])
+    with damage.silent(anatomy, dict.fromkeys(range(2), uneven)):
+        ours = logits(model)
+    with torch.no_grad():
+        model.model.layers[0].mlp.down_proj.weight[:, 2:] = 0
+    assert torch.allclose(ours, logits(model), atol=1e-6) and not torch.equal(ours, logits(tiny(Shape(layers=2))))
 
 
 def test_own_widths_keep_as_many_neurons_wherever_they_are_felt_most() -> None:
@@ -573,9 +583,10 @@ def test_own_widths_keep_as_many_neurons_wherever_they_are_felt_most() -> None:
 def test_a_neuron_is_felt_by_its_energy_and_by_where_it_writes() -> None:
     model = tiny(Shape())
     metric = amp.output_metric(model, random_batches())
-    found = damage.felt_by_neuron(model, random_batches())
+    scores = amp.score(model, random_batches(), "transact")
+    found = damage.felt_by_neuron(model, random_batches(), scores)
     w = model.model.layers[1].mlp.down_proj.weight.detach().double()[:, 3]
-    energy = amp.score(model, random_batches(), "transact").neurons[1][3].double() ** 2
+    energy = scores.neurons[1][3].double() ** 2
     wanted = energy * (w @ metric[1]["neurons"] @ w)
     assert float(found[1][3].detach()) == pytest.approx(float(wanted), rel=1e-6)
 
@@ -597,10 +608,15 @@ def test_a_record_says_what_each_layer_costs(tmp_path: Path) -> None:
         alone = [m[f"{part}/layer {i}"] for i in range(layers)]
         assert m[f"{part}/sum"]["value"] == pytest.approx(sum(v["value"] for v in alone))
         assert all(v["n"] == 6 and v["low"] <= v["value"] <= v["high"] for v in alone)
+    dense = amp.load("tiny-llama-gqa")[0]
+    small = amp.prune(
+        dense, amp.keep(dense, amp.score(dense, [], "random"), heads=amp.Anatomy.of(dense).heads - 2)
+    ).model
     assert m["neurons/removed"]["value"] == pytest.approx(0.2, abs=0.01)
+    assert m["KV groups/removed"]["value"] == pytest.approx(1 - small.num_parameters() / dense.num_parameters())
     own, other = (record["notes"][f"neurons of each layer, {how}"] for how in ("own", "alike"))
     assert sum(own) == sum(other) and len(set(other)) == 1
-    told = "\n".join(real.damage_tables(record))
+    told = "\n".join(damage.tables(record))
     assert f"{m['layers/layer 0']['value']:.2f}" in told and "its own text" in told
     for wrong, sentence in (
         (dict(ratio=1.5), "between 0 and 1"),

@@ -422,7 +422,7 @@ def test_every_repair_works_in_smollm2s_shape(one_layer: PreTrainedModel, unit: 
 @pytest.mark.numerics
 @with_two_threads
 def test_search_slicing_shots_and_recovery_work_in_smollm2s_shape(one_layer: PreTrainedModel) -> None:
-    found = amp.fit_budget(one_layer, texts(), 0.02, trials=2, progress=False)
+    found = amp.fit_budget(one_layer, texts(), 0.02, trials=2, polish=2, progress=False)
     assert found.report.amount >= 0.02 and bool(logits(found.model).isfinite().all())
     sliced = amp.slice_hidden(one_layer, amp.rotation(one_layer, texts()), hidden_size=512)
     assert sliced.model.config.hidden_size == 512 and bool(logits(sliced.model).isfinite().all())

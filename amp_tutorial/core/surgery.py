@@ -136,26 +136,26 @@ def masked(model: PreTrainedModel, plan: Plan) -> Iterator[PreTrainedModel]:
     anatomy = Anatomy.of(model)
     _fits(anatomy, plan)
     handles = []
-
-    def silence(module: nn.Module, kept: Tensor) -> None:
-        weight = weight_of(module)
-        mask = torch.zeros(weight.shape[1], dtype=weight.dtype, device=weight.device)
-        mask[kept.to(mask.device)] = 1
-        handles.append(module.register_forward_pre_hook(lambda _, args: (args[0] * mask, *args[1:])))
-
     try:
-        for i in set(range(anatomy.layers)) - set(plan.kept_layers):
-            handles.append(DEPTH[0].pass_by(model.get_submodule(f"{anatomy.family.layers}.{i}")))
-        for i in plan.kept_layers:
-            layer = anatomy.layer(i)
-            silence(layer.output, _features(plan.heads[i], anatomy.head_dim))
-            if not anatomy.family.no_neurons:
-                silence(layer.neurons_out, torch.tensor(plan.neurons[i]))
-            handles += narrowed(anatomy, plan, i, model.get_submodule(f"{anatomy.family.layers}.{i}"))
+        for i in range(anatomy.layers):
+            handles += silenced(anatomy, plan, i)
         yield model
     finally:
         for handle in handles:
             handle.remove()
+
+
+def silenced(anatomy: Anatomy, plan: Plan, i: int) -> list[RemovableHandle]:
+    """What `masked` does to layer i, by itself: the plan may keep other widths elsewhere."""
+    block = anatomy.model.get_submodule(f"{anatomy.family.layers}.{i}")
+    if i not in plan.kept_layers:
+        return [DEPTH[0].pass_by(block)]
+    layer, kept, handles = anatomy.layer(i), _kept(anatomy, plan, i), narrowed(anatomy, plan, i, block)
+    for module, rows in ((layer.output, kept["query"]), (layer.neurons_out, kept["neurons"])):
+        if module is not None:
+            mask = torch.zeros_like(weight_of(module)[0]).index_fill_(0, rows.to(module.weight.device), 1)
+            handles.append(module.register_forward_pre_hook(lambda _, args, mask=mask: (args[0] * mask, *args[1:])))
+    return handles
 
 
 def narrowed(anatomy: Anatomy, plan: Plan, i: int, block: nn.Module) -> list[RemovableHandle]:

@@ -167,18 +167,24 @@ def up_to(batches: Sequence[Batch], tokens: int) -> list[Batch]:
     return found
 
 
-@torch.no_grad()
 def loss(model: PreTrainedModel, batches: Iterable[Batch]) -> float:
     """Mean next-token loss in nats over the real tokens of batches that follow a real token."""
-    total, tokens = 0.0, 0
+    sums, tokens = losses(model, batches)
+    return sum(sums) / sum(tokens)
+
+
+@torch.no_grad()
+def losses(model: PreTrainedModel, batches: Iterable[Batch]) -> tuple[list[float], list[int]]:
+    """Of each row: the summed loss of the real tokens that follow a real token, and how many they are."""
+    sums, tokens = list[float](), list[int]()
     with evaluating(model):
         for batch in batches:
             inputs = model_inputs(model, batch)
             ids, logits = inputs["input_ids"], model(**inputs).logits
-            real = _followed(batch).to(ids.device)
-            total += float(F.cross_entropy(logits[:, :-1][real].float(), ids[:, 1:][real], reduction="sum"))
-            tokens += int(real.sum())
-    return total / tokens
+            for row, words, real in zip(logits, ids, _followed(batch).to(ids.device), strict=True):
+                sums.append(float(F.cross_entropy(row[:-1][real].float(), words[1:][real], reduction="sum")))
+                tokens.append(int(real.sum()))
+    return sums, tokens
 
 
 def _followed(batch: Batch) -> torch.Tensor:

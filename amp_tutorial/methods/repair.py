@@ -5,7 +5,7 @@ layer wrote, over all calibration tokens. The new weight is
 
     W' = argmin ‖Y − X W'ᵀ‖² + λ Σ_j ‖x_j‖² ‖w'_j − w_j‖²,
 
-the normal equations of which need only XᵀX and XᵀY (`gram.py`). λ is measured in the energy ‖x_j‖² of each input, so it
+the normal equations of which need only XᵀX and XᵀY (`Normal`). λ is measured in the energy ‖x_j‖² of each input, so it
 has no unit and a loud neuron does not drown the others. No new biases: still a stock checkpoint. On the calibration
 tokens the error is never more than without repair, because W' = W is a candidate without penalty. No gradients, unless
 `polish` asks for them: then the MLP's matrices move together, within the layer, where no equation is linear any more.

@@ -29,7 +29,7 @@ RATE = 1e-2  # of its first step, in root mean squares of each matrix; it falls 
 
 @dataclass(frozen=True)
 class Fit:
-    """How one output projection was refitted. Errors are ‖Y − X Wᵀ‖² / ‖Y‖² over the calibration tokens."""
+    """How one output projection, or an MLP, was fitted. Errors are ‖Y − X Wᵀ‖² / ‖Y‖² over the calibration tokens."""
 
     layer: int
     part: str  # "heads", "neurons"; "into heads", "into neurons": the matrices before; "MLP": all of it, polished
@@ -101,7 +101,7 @@ def _descend(
                 group["lr"] = RATE * size * (1 - k / steps)
             rows = order[k * STEP : (k + 1) * STEP]
             wanted = y[rows] @ root
-            lost = (wanted - mlp(x[rows]) @ root).square().sum() / wanted.square().sum()
+            lost = (wanted - mlp(x[rows]) @ root).square().sum() / wanted.square().sum().clamp(min=1e-30)
             optimizer.zero_grad()
             lost.backward()
             optimizer.step()
@@ -152,8 +152,8 @@ class Refits:
                 if self.options.refit_inputs and readers(ours, part):
                     self._read(i, part, block, wanted)
                     changed += readers(ours, part)
-                seen: list[tuple[Tensor, Tensor]] = []
-                self._refit(i, part, ours, self._equations(i, part, block, wanted, seen))
+                normal, seen = self._equations(i, part, block, wanted)
+                self._refit(i, part, ours, normal)
                 if seen:
                     self._polish(i, block, seen)
                     changed += readers(ours, part)
@@ -212,8 +212,8 @@ class Refits:
         return found
 
     def _equations(
-        self, i: int, part: str, block: nn.Module, wanted: list[Wanted], seen: list[tuple[Tensor, Tensor]]
-    ) -> Normal:
+        self, i: int, part: str, block: nn.Module, wanted: list[Wanted]
+    ) -> tuple[Normal, list[tuple[Tensor, Tensor]]]:
         """X and Y of an output projection; and, if it is to be polished, what the MLP reads and Y of each batch.
 
         Y is what the dense stream is after it, less what ours is before it. Without a scale it is the projection's own
@@ -224,7 +224,7 @@ class Refits:
         # "heads" before "neurons"; in a block that runs both at once the order is free
         earlier = ("heads",) if scale and part == "neurons" else ()
         module = projection(ours, part)
-        normal = Normal(module.bias is not None)
+        normal, seen = Normal(module.bias is not None), list[tuple[Tensor, Tensor]]()
         polished = readers(ours, part)[:1] if self.options.polish and part == "neurons" else []
         for mask, dense, b in zip(self.masks, wanted, range(len(wanted)), strict=True):
             if sequential:
@@ -243,7 +243,7 @@ class Refits:
             if polished:
                 real = read[polished[0]][0].reshape(*mask.shape, -1)
                 seen.append((real[mask.to(real.device)].float(), y[mask.to(y.device)].float()))
-        return normal
+        return normal, seen
 
     def _polish(self, i: int, block: nn.Module, seen: list[tuple[Tensor, Tensor]]) -> None:
         """Move all matrices of the MLP together, by gradients of the error that is left of what it is to write."""

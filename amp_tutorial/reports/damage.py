@@ -1,17 +1,17 @@
 """What a cut breaks before anything is repaired: each layer and part alone, all together, and what little text costs.
 
-A sweep calls `damage` (data/sweeps/real.yaml), docs/real.md shows its record. It is measured neither on the text that
-anything is scored by nor on that on which systems compete: methods are made by what is seen here.
+A sweep calls `damage` (data/sweeps/real.yaml), docs/real.md shows its record. It is measured on windows of calibration
+text from which nothing here is made, not on the text on which systems compete: methods are made by what is seen here.
 """
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -20,27 +20,30 @@ from transformers import PreTrainedModel
 import amp_tutorial as amp
 
 from ..core.anatomy import Anatomy, exact, weight_of
-from ..core.checkpoint import configuration
-from ..core.plans import Plan
+from ..core.plans import Plan, a_ratio
 from ..core.sums import Batch, model_inputs
-from ..core.surgery import DEPTH, _kept
+from ..core.surgery import silenced
 from ..files.checkpoints import located, sha256
-from ..measure.comparisons import Comparison, compare_perplexity
-from ..measure.intervals import Windows
-from ..methods.budget import FELT, up_to
+from ..measure.comparisons import compare_perplexity
+from ..methods.budget import FELT, losses, up_to
 from ..methods.normal_equations import Normal
 from ..methods.projections import ends
 from ..runs.execute import RECORD
 from ..runs.identity import several
-from .measurements import _drawn, _hash, _loaded, _said
+from .measurements import _drawn, _hash, _loaded, _said, check_measured
+from .style import BLANK, grid
 
 NAME = "damage"
 PARTS = ("neurons", "KV groups", "query heads", "layers")
 TOKENS = (2560, 10_240, 40_960)  # of which the output projections of some layers are refitted
 SOME = 4  # layers
-Cut = dict[
-    int, dict[str, Tensor]
-]  # of some layers, by part: the inputs of the output projection that stay; none: whole
+WORST = 3  # layers that a table names
+Cut = dict[int, Plan]  # of some layers: a plan for each, which may keep other widths than the next one's
+SAID = (
+    "Nats a token by which the loss grows, on {} windows of the calibration text, C4 and Wikipedia, beside those from "
+    "which scores and refits here were made. A refit's error is of what the output projection of the neurons writes, "
+    "by how many tokens it was made from, in dense layers that nothing before has disturbed."
+)
 
 
 def damage(
@@ -67,28 +70,31 @@ def damage(
     weights = sha256(*sorted(located(model).glob("*.safetensors")))
     measured = dict(model_sha256=weights, windows=sum(len(b["input_ids"]) for b in apart), dtype=dtype)
     record = amp.Record(NAME, dict(model=Path(model).name, ratio=ratio, seed=seed, made=made, measured=measured))
-    scores = amp.score(dense, held, criterion, seed=seed)
+    scored = amp.score_many(dense, held, list(dict.fromkeys((criterion, "transact"))), seed=seed)
+    scores = scored[criterion]
     judge = dense if dtype == str(dense.dtype)[6:] else copy.deepcopy(dense).to(getattr(torch, dtype))
-    anatomy, before = Anatomy.of(judge), lost(judge, apart)
+    anatomy, before = Anatomy.of(judge), losses(judge, apart)
     plan = amp.plan(dense, scores, pruning_ratio=ratio, parts="neurons")
 
     def grows(name: str, cut: Cut) -> float:
-        with silenced(anatomy, cut):
-            found = compare_perplexity({0: lost(judge, apart)}, {0: before})
-        put(record, name, found)
+        with silent(anatomy, cut):
+            found = compare_perplexity({0: losses(judge, apart)}, {0: before})
+        record.metric(name, found.difference, found.low, found.high, unit="nats", n=found.n)
         return found.difference
 
     for part in PARTS:
-        cuts = cuts_alone(anatomy, part, plan, scores)
+        cuts = cut_of(anatomy, part, plan, scores)
         alone = [grows(f"{part}/layer {i}", {i: cuts[i]}) for i in tqdm(cuts, desc=part, unit="layer")]
         record.metric(f"{part}/sum", sum(alone), unit="nats")
+        removed = sum(anatomy.layer_parameters) / dense.num_parameters()
         if part != "layers":
             grows(f"{part}/together", cuts)
-        record.metric(f"{part}/removed", share(anatomy, part, plan), unit="of all parameters, from all layers")
-    felt = felt_by_neuron(dense, held)
+            removed = cuts[0].achieved
+        record.metric(f"{part}/removed", removed, unit="of all parameters, from all layers")
+    felt = felt_by_neuron(dense, held, scored["transact"])
     width = len(plan.neurons[0])
     for name, kept in (("alike", alike(felt, width)), ("own", own_widths(felt, width))):
-        grows(f"widths/{name}", {i: {"neurons": rows} for i, rows in enumerate(kept)})
+        grows(f"widths/{name}", dict.fromkeys(range(anatomy.layers), replace(plan, neurons=[k.tolist() for k in kept])))
         record.notes[f"neurons of each layer, {name}"] = [len(rows) for rows in kept]
     for (i, tokens), (on_own, on_other) in refits(dense, held, apart, plan).items():
         record.metric(f"refit/layer {i}/{tokens} tokens/own", on_own, unit="of the output's energy")
@@ -102,15 +108,10 @@ def check_damage(*, model: str, ratio: float, calibration: int, windows: int, dt
     Raises:
         ValueError: an unknown model, or a number or type out of range.
     """
-    if not 0 < ratio < 1:
-        raise ValueError(f"ratio={ratio} must lie between 0 and 1, both excluded.")
+    a_ratio(ratio)
     if calibration < 2 or windows < 2:
         raise ValueError("calibration and windows must be at least 2.")
-    if dtype not in ("float32", "bfloat16"):
-        raise ValueError(f"dtype={dtype!r} must be 'float32' or 'bfloat16'.")
-    if not located(model).is_dir():
-        raise ValueError(f"{model} is not a folder: fetch the model into one, so that a record can say what it is of.")
-    configuration(model)
+    check_measured(model, dtype)
 
 
 def split(batches: Sequence[Batch], rows: int) -> tuple[list[Batch], list[Batch]]:
@@ -125,80 +126,46 @@ def split(batches: Sequence[Batch], rows: int) -> tuple[list[Batch], list[Batch]
     return first, others
 
 
-def put(record: amp.Record, name: str, found: Comparison) -> None:
-    record.metric(name, found.difference, found.low, found.high, unit="nats", n=found.n)
-
-
-@torch.no_grad()
-def lost(model: PreTrainedModel, batches: Iterable[Batch]) -> Windows:
-    """Summed loss in nats and counted tokens of each window."""
-    sums, tokens = list[float](), list[int]()
-    for batch in batches:
-        inputs = model_inputs(model, batch)
-        labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)[:, 1:]
-        logits = model(**inputs).logits[:, :-1]
-        for row, wanted in zip(logits, labels, strict=True):
-            sums.append(float(F.cross_entropy(row.float(), wanted, reduction="sum")))
-            tokens.append(int((wanted != -100).sum()))
-    return sums, tokens
-
-
 @contextmanager
-def silenced(anatomy: Anatomy, cut: Cut) -> Iterator[None]:
-    """While it lasts, what a cut says goes is silent, whatever goes elsewhere; an empty one passes the layer by."""
+def silent(anatomy: Anatomy, cut: Cut) -> Iterator[None]:
+    """While it lasts, what these layers' plans remove is silent, and all other layers are whole."""
     handles = []
-    for i, parts in cut.items():
-        layer = anatomy.layer(i)
-        if not parts:
-            handles.append(DEPTH[0].pass_by(anatomy.model.get_submodule(f"{anatomy.family.layers}.{i}")))
-        for part, kept in parts.items():
-            module = layer.output if part == "heads" else layer.neurons_out
-            assert module is not None
-            weight = weight_of(module)
-            mask = torch.zeros(weight.shape[1], dtype=weight.dtype)
-            mask[kept] = 1
-            handles.append(module.register_forward_pre_hook(lambda _, args, mask=mask: (args[0] * mask, *args[1:])))
     try:
+        for i, plan in cut.items():
+            handles += silenced(anatomy, plan, i)
         yield
     finally:
         for handle in handles:
             handle.remove()
 
 
-def cuts_alone(anatomy: Anatomy, part: str, plan: Plan, scores: amp.Scores) -> Cut:
+def cut_of(anatomy: Anatomy, part: str, plan: Plan, scores: amp.Scores) -> Cut:
     """Of every layer: the neurons of a plan, one KV group less, one query head of each group less, or nothing left."""
+    layers = range(anatomy.layers)
     if part == "layers":
-        return {i: {} for i in range(anatomy.layers)}
+        return {i: replace(plan, layers=[j for j in layers if j != i]) for i in layers}
     if part != "neurons":
-        unit = "groups" if part == "KV groups" else "queries"
-        fewer = anatomy.heads - (anatomy.group_size if unit == "groups" else anatomy.groups)
-        plan = amp.keep(anatomy.model, scores, heads=fewer, unit=unit)
-    name, rows = ("neurons", "neurons") if part == "neurons" else ("heads", "query")
-    return {i: {name: _kept(anatomy, plan, i)[rows]} for i in range(anatomy.layers)}
+        unit, fewer = ("groups", anatomy.group_size) if part == "KV groups" else ("queries", anatomy.groups)
+        plan = amp.keep(anatomy.model, scores, heads=anatomy.heads - fewer, unit=unit)
+    return dict.fromkeys(layers, plan)
 
 
-def share(anatomy: Anatomy, part: str, plan: Plan) -> float:
-    """Of all parameters: what goes if every layer loses it; of whole layers all of them."""
-    gone = {
-        "neurons": (anatomy.neurons - len(plan.neurons[0])) * anatomy.neuron_cost * anatomy.layers,
-        "KV groups": anatomy.group_cost * anatomy.layers,
-        "query heads": anatomy.query_cost * anatomy.layers,
-        "layers": sum(anatomy.layer_parameters),
-    }
-    return gone[part] / anatomy.model.num_parameters()
+def felt_by_neuron(
+    model: PreTrainedModel, batches: Sequence[Batch], transact: amp.Scores
+) -> list[Float[Tensor, " neurons"]]:
+    """What the loss feels of the silence of each neuron, to second order: Σ x_j² · w_jᵀ G w_j. All layers compare.
 
-
-def felt_by_neuron(model: PreTrainedModel, batches: Sequence[Batch]) -> list[Float[Tensor, " neurons"]]:
-    """What the loss feels of the silence of each neuron, to second order: Σ x_j² · w_jᵀ G w_j. All layers compare."""
+    Args:
+        transact: scores by TransAct, of a neuron sqrt(Σ x_j²).
+    """
     anatomy = Anatomy.of(model)
     metric = amp.output_metric(model, up_to(batches, FELT))
-    energy = amp.score(model, batches, "transact").neurons  # sqrt(Σ x²)
     found = []
     for i in range(anatomy.layers):
         module = anatomy.layer(i).neurons_out
         assert module is not None
         w = exact(weight_of(module)).detach().cpu()
-        found.append(exact(energy[i]).square() * ((metric[i]["neurons"] @ w) * w).sum(0))
+        found.append(exact(transact.neurons[i]).square() * ((metric[i]["neurons"] @ w) * w).sum(0))
     return found
 
 
@@ -246,3 +213,37 @@ def refits(
             w = normal.solve(prior, normal.ridge(prior))
             left[i, normal.tokens] = (normal.error(w), judges[i].error(w))
     return left
+
+
+def tables(found: Mapping[str, Any]) -> list[str]:
+    """What each part costs before repair, layer by layer and together; and how far a refit carries to other text.
+
+    Args:
+        found: a record of `damage`.
+    """
+    m, lines = found["metrics"], []
+    for part in PARTS:
+        alone = {k.rsplit(" ", 1)[1]: v["value"] for k, v in m.items() if k.startswith(f"{part}/layer ")}
+        worst = sorted(alone, key=alone.__getitem__)[: -WORST - 1 : -1]
+        whole = m.get(f"{part}/together")
+        lines.append([
+            part,
+            f"{100 * m[f'{part}/removed']['value']:.1f} %",
+            ", ".join(f"{i}: {alone[i]:.2f}" for i in worst),
+            f"{sorted(alone.values())[len(alone) // 2]:.3f}",
+            f"{m[f'{part}/sum']['value']:.2f}",
+            f"{whole['value']:.2f} ({whole['low']:.2f} to {whole['high']:.2f})" if whole else BLANK,
+        ])  # fmt: skip
+    head = ["what goes from a layer", "of all parameters, from all layers", "the dearest layers", "the median layer"]
+    told = grid([*head, "the sum over layers", "all layers together"], lines, text=1)
+    widths = [f"{m[f'widths/{how}']['value']:.2f} nats" for how in ("alike", "own")]
+    told += ["", f"Neurons chosen by what the loss feels of each (x² · wᵀGw): as many in every layer {widths[0]}; each "
+             f"layer with a width of its own, which no stock configuration says, {widths[1]}.", ""]  # fmt: skip
+    errors: dict[int, dict[str, str]] = {}
+    for name, value in m.items():
+        if name.startswith("refit/"):
+            _, layer, tokens, text = name.split("/")
+            key = f"{int(tokens.removesuffix(' tokens')):,} tokens, {'its own text' if text == 'own' else 'other text'}"
+            errors.setdefault(int(layer.removeprefix("layer ")), {})[key] = f"{100 * value['value']:.1f} %"
+    columns = [*next(iter(errors.values()), {})]
+    return told + grid(["layer", *columns], [[str(i), *row.values()] for i, row in errors.items()], text=0)

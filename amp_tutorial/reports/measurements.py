@@ -235,21 +235,27 @@ def check_system(
         raise ValueError(f"ratio={ratio} must lie between 0 and 1, both excluded.")
     if how.recovery and ratio not in RECOVERED:
         raise ValueError(f"{system} is measured at ratio={' or '.join(map(str, RECOVERED))} only.")
-    if dtype not in ("float32", "bfloat16"):
-        raise ValueError(f"dtype={dtype!r} must be 'float32' or 'bfloat16'.")
     if tasks not in ("tiny", "none"):
         known_tasks(task_names(tasks), numbers.get("task_folder", ""))
     if numbers["items"] < 0 or (tasks == "tiny" and numbers["items"] % 4) or numbers["windows"] < 0:
         raise ValueError("items must be a multiple of 4 and windows at least 0; 0 takes all.")
     if numbers["calibration"] < 2 or numbers["samples"] < 1:
         raise ValueError("calibration must be at least 2, and samples at least 1.")
-    if not located(model).is_dir():
-        raise ValueError(f"{model} is not a folder: fetch the model into one, so that a record can say what it is of.")
+    check_measured(model, dtype)
     if not applies(how, str(configuration(model).model_type)):
         raise ValueError(f"{system} turns the residual stream, which {model} does not allow.")
     for made, split in ((calibration_text, "calibration"), (recovery_text if how.recovery else "", "recovery")):
         if shared := _shared(made, split, heldout_text, local_copies):
             raise ValueError(f"{shared} texts of heldout_text are in {split}_text too; hold out a text that is not.")
+
+
+def check_measured(model: str, dtype: str) -> None:
+    """Refuse a model that is no folder, by which a record could not say what it is of, or unknown; and other types."""
+    if dtype not in ("float32", "bfloat16"):
+        raise ValueError(f"dtype={dtype!r} must be 'float32' or 'bfloat16'.")
+    if not located(model).is_dir():
+        raise ValueError(f"{model} is not a folder: fetch the model into one, so that a record can say what it is of.")
+    configuration(model)
 
 
 def _said(names: list[str]) -> str:

@@ -6,7 +6,7 @@ All from the records in `data/real` (`data/sweeps/real.yaml` makes them); `docs/
 import argparse
 import io
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -40,7 +40,6 @@ SHOWN = {  # of the picture and the README's table
 # Set before anything was measured: of ours, the excess log-perplexity over dense at most so much of AMP's as published,
 # and of the best other's at its best split.
 MINIMAL = 0.1  # nats a token: our reading of an impact that is minimal, a tenth more perplexity
-WORST = 3  # layers that a table names
 GOALS = {0.2: (0.35, 0.65), 0.3: (0.45, 0.75)}
 
 
@@ -125,40 +124,6 @@ def dense_table(found: Records) -> list[str]:
             if value := measured.over([r], name):
                 lines.append([text, how, value.bounds(2)])
     return grid(["text", "protocol", "dense model, perplexity"], sorted(lines), text=2)
-
-
-def damage_tables(found: Mapping[str, Any]) -> list[str]:
-    """What each part costs before repair, layer by layer and together; and how far a refit carries to other text.
-
-    Args:
-        found: a record of `damage`.
-    """
-    m, lines = found["metrics"], []
-    for part in damage.PARTS:
-        alone = {k.rsplit(" ", 1)[1]: v["value"] for k, v in m.items() if k.startswith(f"{part}/layer ")}
-        worst = sorted(alone, key=alone.__getitem__)[: -WORST - 1 : -1]
-        whole = m.get(f"{part}/together")
-        lines.append([
-            part,
-            f"{100 * m[f'{part}/removed']['value']:.1f} %",
-            ", ".join(f"{i}: {alone[i]:.2f}" for i in worst),
-            f"{sorted(alone.values())[len(alone) // 2]:.3f}",
-            f"{m[f'{part}/sum']['value']:.2f}",
-            f"{whole['value']:.2f} ({whole['low']:.2f} to {whole['high']:.2f})" if whole else BLANK,
-        ])  # fmt: skip
-    head = ["what goes from a layer", "of all parameters, from all layers", "the dearest layers", "the median layer"]
-    told = grid([*head, "the sum over layers", "all layers together"], lines, text=1)
-    widths = [f"{m[f'widths/{how}']['value']:.2f} nats" for how in ("alike", "own")]
-    told += ["", f"Neurons chosen by what the loss feels of each (x² · wᵀGw): as many in every layer {widths[0]}; each "
-             f"layer with a width of its own, which no stock configuration says, {widths[1]}.", ""]  # fmt: skip
-    errors: dict[int, dict[str, str]] = {}
-    for name, value in m.items():
-        if name.startswith("refit/"):
-            _, layer, tokens, text = name.split("/")
-            key = f"{int(tokens.removesuffix(' tokens')):,} tokens, {'its own text' if text == 'own' else 'other text'}"
-            errors.setdefault(int(layer.removeprefix("layer ")), {})[key] = f"{100 * value['value']:.1f} %"
-    columns = [*next(iter(errors.values()), {})]
-    return told + grid(["layer", *columns], [[str(i), *row.values()] for i, row in errors.items()], text=0)
 
 
 def _digits(value: float) -> str:
@@ -267,7 +232,7 @@ def _ablation(c: Contest, ratio: float) -> list[Claim]:
         verdict, same = "not decidable here", ": no whole KV group fits into so little, so both are neurons alone"
     else:
         worse = [gap.difference > 0 for gap in gaps.values() if gap.clear]
-        verdict = "does not hold" if not all(worse) else "holds" if len(worse) == len(gaps) else "not decidable here"
+        verdict = "does not hold" if not all(worse) else "holds" if len(worse) == 2 else "not decidable here"
         same = ""
     said = ", ".join(f"{part} alone have {gap.ratio()}" for part, gap in gaps.items() if gap.difference)
     said = f"of the perplexity of both, {said}" if said else "the same model"
@@ -456,7 +421,7 @@ def page() -> str:
     for found in collection.gathered(FOLDER).values():
         if found["name"] == damage.NAME:
             n = found["parameters"]["measured"]["windows"]
-            lines += ["### What a cut breaks, before repair", "", DAMAGE.format(n), "", *damage_tables(found), ""]
+            lines += ["### What a cut breaks, before repair", "", damage.SAID.format(n), "", *damage.tables(found), ""]
     lines += ["### Ours against the goals set beforehand", "", *goals_table(c), ""]
     for ratio in c.ratios:
         lines += [f"### {100 * ratio:g} % of all parameters removed", "", *contest_table(c, ratio), ""]
@@ -468,11 +433,6 @@ def page() -> str:
 
 ALIKE = (
     "No whole KV group fits into the share that heads would lose here: cut alike, heads and neurons are neurons alone."
-)
-DAMAGE = (
-    "Nats a token by which the loss grows, on {} windows of C4 and Wikipedia from which nothing was made and on which "
-    "no system competes. A refit's error is of what the output projection of the neurons writes, by how many tokens it "
-    "was made from, in dense layers that nothing before has disturbed."
 )
 NOTE = (
     "Perplexities of several draws are geometric means; in brackets 95 % intervals over draws and windows, or over "

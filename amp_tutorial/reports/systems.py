@@ -111,11 +111,9 @@ def _repaired(
     return amp.repair(model, plan, batches, progress=False, metric=metric, **how).model
 
 
-def _polished(
-    model: PreTrainedModel, tokenizer: Any, batches: Batches, ratio: float, seed: int, parts: str
-) -> PreTrainedModel:
+def _polished(model: PreTrainedModel, tokenizer: Any, batches: Batches, ratio: float, seed: int) -> PreTrainedModel:
     """The widths alone are planned, as repair chooses what stays."""
-    plan = _planned(model, batches, ratio, seed, "random", parts)
+    plan = _planned(model, batches, ratio, seed, "random", "neurons")
     metric = amp.output_metric(model, up_to(batches, FELT))
     return amp.repair(model, plan, batches, reselect=True, progress=False, metric=metric, polish=STEPS).model
 
@@ -210,7 +208,7 @@ SYSTEMS: dict[str, System] = {
     ),
     "ours": System("ours: repair chooses", "repair", CHOSEN),
     "ours-neurons": System("ours: repair chooses, neurons", "repair", partial(CHOSEN, parts="neurons")),
-    "ours-polished": System("ours: repair polishes, neurons", "repair", partial(_polished, parts="neurons")),
+    "ours-polished": System("ours: repair polishes, neurons", "repair", _polished),
     "ours-budget": System("ours, one budget", "repair", _budget),
     "ours-budget-8": System("ours, one budget, 8 trials, polished", "repair", partial(_budget, trials=8, polish=STEPS)),
     "sliced": System("hidden size sliced", "slicing", partial(_sliced, repair=False), turns=True),
