@@ -66,10 +66,10 @@ def leaderboard_sentence() -> str:
         raise ValueError(f"The leaderboard has no {SHOWN} at {RATIO:.0%} to speak of; run it first.")
     value = {row: f"{cells[row]['perplexity'].value:.2f}" for row in (ours, other, amp)}
     return (
-        f"With {100 * RATIO:.0f} % of all parameters gone and no training, `{SHOWN}` goes from a perplexity of "
-        f"{standings.dense(cells)['perplexity'].value:.2f} to {value[ours]} with the best of ours (*{ours[1]}*), to "
-        f"{value[other]} with the best of all others (*{other[1]}*), and to {value[amp]} with AMP alone. "
-        "[The whole leaderboard](docs/leaderboard.md)."
+        f"With {100 * RATIO:.0f} % of all parameters gone and nothing trained end to end, `{SHOWN}` goes from a "
+        f"perplexity of {standings.dense(cells)['perplexity'].value:.2f} to {value[ours]} with the best of ours "
+        f"(*{ours[1]}*), to {value[other]} with the best of all others (*{other[1]}*), and to {value[amp]} "
+        "with AMP alone. [The whole leaderboard](docs/leaderboard.md)."
     )
 
 

@@ -974,6 +974,9 @@ print(f"Of the loss that the cut adds, {1 - left / added:.0%} is made up for.")
 # ## What this does not show
 # - **A large model.** In a model of billions of parameters a projection has thousands of inputs, and needs far more
 #   tokens than that. How much of what its cut breaks is linear, this lesson can't say.
+# - **The neurons that stay.** Here they are as they were, and only what reads and writes around them is solved for.
+#   `amp.repair(…, polish=30)` also moves them, by gradient steps within each layer: *ours: repair polishes* in
+#   [the leaderboard](../docs/leaderboard.md).
 # - **Other text.** Calibration, kept-apart and test text are of one small world. Text from elsewhere is a harder test.
 # - **The best of LoRA.** One learning rate, a few dozen steps. Lesson 4 shows how much hangs on both.
 # - **Where TransAct ends.** It trains on billions of tokens after its cuts; here nothing is trained after a slice.
