@@ -12,9 +12,11 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from helpers import Shape, byte_tokenizer, tiny
 from nbformat import NotebookNode
 
-from amp_tutorial.course import exercises, run
+import amp_tutorial as amp
+from amp_tutorial.course import exercises, lesson, run
 from amp_tutorial.course.build import COMPARED, faults, stored_differs
 from amp_tutorial.course.sources import Source, parse
 from amp_tutorial.files.paths import NOTEBOOKS, ROOT, SOURCES, STATIC
@@ -234,6 +236,74 @@ def test_the_lesson_on_a_real_model_shows_what_was_found_where_the_model_is_not_
 @pytest.mark.parametrize("stem", LESSONS)
 def test_a_lesson_runs_on_another_model(stem: str, tmp_path: Path) -> None:
     assert_it_ran(run.run_lesson(NOTEBOOKS / f"{stem}.ipynb", "tiny-phi", tmp_path, "smallest"), tmp_path)
+
+
+# A model that is not of the tiny world. Lesson 0 and lesson 4 are of the tiny world alone; lesson 9 is of a real model.
+ELSEWHERE = ["01", "02", "03", "05", "06", "07", "08"]
+
+
+@pytest.fixture(scope="module")
+def shaped(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A random model of SmolLM2's shape, but for its depth and its words; and a folder of text by split."""
+    folder = tmp_path_factory.mktemp("shaped")
+    shape = Shape(layers=3, groups=3, group_size=3, head_dim=64, hidden=576, neurons=1536, tied=True)
+    amp.save(tiny(shape, vocabulary=2048), byte_tokenizer(), folder / "model")
+    (folder / "web").mkdir()
+    for split, word in (("calibration", "train"), ("validation", "validation")):
+        rows = "".join(json.dumps({"text": text}) + "\n" for text in amp.texts("tinyworld", split)[:200])
+        (folder / "web" / f"{word}.jsonl").write_text(rows, encoding="utf-8")
+    return {"model": str(folder / "model"), "text": str(folder / "web")}
+
+
+@pytest.mark.lessons
+@pytest.mark.slow
+@pytest.mark.parametrize("number", ELSEWHERE)
+def test_a_lesson_runs_on_a_model_of_smollm2s_shape(number: str, shaped: dict[str, str], tmp_path: Path) -> None:
+    (stem,) = [stem for stem in LESSONS if stem.startswith(number)]
+    names = run.parameters_of(NOTEBOOKS / f"{stem}.ipynb")
+    asked = {
+        "text": shaped["text"],
+        "tasks": "tiny_tool,tiny_chain",
+        "responses": "tinyworld",
+        "calibration": 24,
+        "samples": 16,
+    }
+    outcome = run.run_lesson(
+        NOTEBOOKS / f"{stem}.ipynb", shaped["model"], tmp_path, "smallest",
+        **{name: value for name, value in asked.items() if name in names},
+    )  # fmt: skip
+    assert_it_ran(outcome, tmp_path)
+    said = f"A model of more words than the tiny world's reads {shaped['text']}, in the sizes called 'real'."
+    assert said in (tmp_path / outcome.html).read_text(encoding="utf-8").replace("&#39;", "'")
+
+
+@pytest.mark.lessons
+@pytest.mark.parametrize(
+    ("parameters", "sentence"),
+    [
+        ({}, "c4 is neither cached nor to be had"),
+        ({"text": "nowhere"}, "No text source 'nowhere'"),
+        ({"text": "tinyworld"}, "The data of piqa, hellaswag"),
+        ({"text": "tinyworld", "tasks": "tiny_tol"}, "Unknown task 'tiny_tol'"),
+    ],
+)
+def test_text_and_tasks_that_are_not_to_be_had_are_said_in_a_sentence(
+    parameters: dict[str, str], sentence: str, shaped: dict[str, str], tmp_path: Path
+) -> None:
+    L = lesson.start("05_evaluation", {"model": shaped["model"], "out": str(tmp_path)})
+    with pytest.raises(ValueError, match=sentence):
+        L.material(parameters.get("text", ""), parameters.get("tasks", ""))
+
+
+@pytest.mark.parametrize("number", ELSEWHERE)
+def test_text_and_tasks_are_asked_for_before_the_model_is_loaded(number: str) -> None:
+    (stem,) = [stem for stem in LESSONS if stem.startswith(number)]
+    assert 0 < code(stem).index("L.material(text") < code(stem).index("amp.load(")
+
+
+def test_a_model_of_the_tiny_worlds_words_reads_the_tiny_world(tmp_path: Path) -> None:
+    L = lesson.start("05_evaluation", {"model": "tiny-phi", "out": str(tmp_path)})
+    assert L.material("", "") == ("tinyworld", list(amp.TASKS)) and L.size == "smallest"
 
 
 def nbval(notebook: Path) -> subprocess.CompletedProcess[str]:

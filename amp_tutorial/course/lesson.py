@@ -27,6 +27,7 @@ from torch import Tensor
 from ..core.checkpoint import configuration
 from ..files.paths import DATA, STATIC, record_path
 from ..files.texts import text_source, texts
+from ..measure.tasks import load_tasks, task_names
 from ..reports.style import HATCHES, MARKERS, PALETTE  # noqa: F401, lessons take them from here
 from ..runs import collection
 from ..runs.record import Record
@@ -48,6 +49,7 @@ class Lesson:
     rng: np.random.Generator
     record: Record
     record_path: Path
+    size: str = "smallest"  # the preset; of a model that isn't tiny "real", as long as the preset is the smallest
     computes: bool = True  # False: what was found when the course was built is shown
     steps: dict[str, Any] = field(default_factory=dict)  # what was found, by name
 
@@ -86,6 +88,29 @@ class Lesson:
         )
         for png, alt in plots.drawn(found).values():
             self.picture(png, alt)
+
+    def material(self, text: str, tasks: str = "tiny", folder: str = "") -> tuple[str, list[str]]:
+        """The text to read and the tasks to ask, before any model is loaded; `size` is set by the model, too.
+
+        Args:
+            text: as `files.texts.texts` takes it. Empty: the tiny world for a model of its few words, C4 for any other.
+            tasks: as `amp.accuracy` takes them. Empty: the tiny world's, or those of AMP's paper.
+            folder: of tasks of your own.
+
+        Raises:
+            ValueError: a text or a task that is not to be had.
+        """
+        real = configuration(self.parameters["model"]).vocab_size > configuration("tiny-llama").vocab_size
+        text, tasks = text or ("c4" if real else "tinyworld"), tasks or ("paper" if real else "tiny")
+        for split in ("calibration", "validation"):
+            texts(text, split)
+        if real:
+            self.size = "real" if self.size == "smallest" else self.size
+            print(f"A model of more words than the tiny world's reads {text}, in the sizes called {self.size!r}.")
+        if tasks != "tiny":
+            load_tasks(tasks, folder)
+        self.record.notes |= {"text": text, "tasks": task_names(tasks), "size": self.size}
+        return text, task_names(tasks)
 
     def at_hand(self, model: str, sources: Mapping[str, str], local_copies: str = "") -> bool:
         """Whether a model and its texts are on this machine or can be fetched; if not, say what is missing.
@@ -226,7 +251,8 @@ def start(name: str, parameters: Mapping[str, Any]) -> Lesson:
     transformers.logging.disable_progress_bar()
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # lm-eval reads each task file once, with a bar
     path = record_path(settings.get("out", "out"), name, settings.get("model", "none"))
-    lesson = Lesson(name, settings, seed, np.random.default_rng(seed), Record(name, settings), path)
+    size = settings.get("preset", "smallest")
+    lesson = Lesson(name, settings, seed, np.random.default_rng(seed), Record(name, settings), path, size)
     lesson.record.write(path, status="running")
     return lesson
 

@@ -41,15 +41,19 @@ class Outcome:
     record: str = ""
 
 
-def run_lesson(path: Path, model: str, out: Path, preset: str) -> Outcome:
-    """Execute a notebook in a process and an empty folder of its own, and gather what it left."""
+def run_lesson(path: Path, model: str, out: Path, preset: str, **parameters: Any) -> Outcome:
+    """Execute a notebook in a process and an empty folder of its own, and gather what it left.
+
+    Args:
+        parameters: of the notebook, beside its model, its preset and its place.
+    """
     outcome = Outcome(path.stem, model)
     executed = out / Path(model).name / path.name
     page, record = executed.with_suffix(".html"), record_path(out, path.stem, model)
     executed.parent.mkdir(parents=True, exist_ok=True)
     for stale in (executed, page, record):
         stale.unlink(missing_ok=True)
-    wanted = {"model": model, "out": str(out), "preset": preset}
+    wanted = {"model": model, "out": str(out), "preset": preset} | parameters
     try:
         if missing := wanted.keys() - parameters_of(path).keys():
             raise ValueError(f"its parameters cell does not name {', '.join(sorted(missing))}")

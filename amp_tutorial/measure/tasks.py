@@ -58,10 +58,15 @@ class Measured:
 class Accuracy(dict[str, Measured]):
     """Accuracy per task, and under "<task> acc_norm" that with normalised answers, where the task has it.
 
-    `protocol` says how it was measured; it belongs into a record.
+    `protocol` says how it was measured; it belongs into a record. `chance` is what guessing gives in each task: the
+    mean of 1 / choices over its items.
     """
 
     protocol: str = ""
+
+    def __init__(self, *measured: Any, **more: Measured) -> None:
+        super().__init__(*measured, **more)
+        self.chance: dict[str, float] = {}
 
     @property
     def mean(self) -> Measured:
@@ -134,6 +139,8 @@ def accuracy(
             if key in row:
                 error, items = math.sqrt(row[key] * (1 - row[key]) / max(1, n - 1)), _items(found["samples"][task], key)
                 result[task + ending] = Measured(row[key], error, n, {task: items} if len(items) == n else {})
+        choices = [len(sample["resps"]) for sample in found["samples"][task]]
+        result.chance[task] = sum(1 / k for k in choices) / len(choices)
     result.protocol = _protocol(tokenizer, limit)
     return result
 

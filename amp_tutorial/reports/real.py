@@ -377,6 +377,21 @@ def closing(number: str) -> str:
     return SAID[number][1](main_contest()) if number in SAID else ""
 
 
+def lessons_table() -> list[str]:
+    """The result that each lesson ends in, where it was run on the real model."""
+
+    def said(value: float, unit: str) -> str:
+        return f"{value:,.3g}" + (f" {unit}" if len(unit) > 1 else unit)
+
+    rows = []
+    for name, record in sorted(collection.gathered(FOLDER).items()):
+        if s := record.get("signature"):
+            beside = [f"{s[part]['name']}: {said(s[part]['value'], '')}" for part in ("baseline", "control")]
+            found = f"{said(s['value'], s['unit'])} ({said(s['low'], '')} to {said(s['high'], '')})"
+            rows.append([str(int(name[:2])), s["name"], found, *beside, f"{record['seconds'] / 60:.0f}"])
+    return grid(["lesson", "its result", "on the real model", "baseline", "control", "minutes"], rows)
+
+
 def gap(a: Any, b: Any) -> Comparison:
     """How the perplexity of A differs from B's: each is the losses and the tokens of its windows."""
     return compare_perplexity({0: tuple(a)}, {0: tuple(b)})
@@ -428,12 +443,19 @@ def page() -> str:
         both, neurons = c.at(PUBLISHED, ratio), c.at("amp-neurons", ratio)
         if both and neurons and neurons.against(both, "perplexity").difference == 0:
             lines += [ALIKE, ""]
-    return "\n".join([*lines, NOTE])
+    return "\n".join([*lines, NOTE, "", "### What the lessons end in on it", "", LESSONS, "", *lessons_table()])
 
 
 ALIKE = (
     "No whole KV group fits into the share that heads would lose here: cut alike, heads and neurons are neurons alone."
 )
+LESSONS = (
+    "Each lesson ends in one result beside a baseline and a control that must fail. These are of the real model in "
+    "float32, on C4 and the tasks of AMP's paper, in the sizes that a lesson takes for a model that isn't tiny: "
+    "small ones, so their intervals are wide. In brackets 95 % intervals; minutes are on two cores."
+)
+PLACES = {"out", "local_copies", "text", "task_folder", "responses"}
+NAMED = {"text", "responses"}  # of which the last part of the path says what was read
 NOTE = (
     "Perplexities of several draws are geometric means; in brackets 95 % intervals over draws and windows, or over "
     "windows where a system has one draw. An excess is the log-perplexity over the dense model's, in nats a token, "
@@ -447,7 +469,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--runs", type=Path, help="the sweep's folder of runs; without it only the picture is drawn")
     parser.add_argument("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE", help="as in the sweep")
     parser.add_argument(
-        "--lesson", type=Path, help="the record of lesson 9, to be shown where the model is not at hand"
+        "--lesson",
+        type=Path,
+        nargs="+",
+        help="records of lessons; lesson 9 shows its own where the model is not at hand",
     )
     parser.add_argument("--out", type=Path, default=FOLDER, help="where the records are")
     o = parser.parse_args(arguments)
@@ -457,9 +482,11 @@ def main(arguments: list[str] | None = None) -> int:
             found, missing = leaderboard.gathered(o.grid, o.runs, o.parameter)
             collection.put(o.out, found)
         if o.lesson:
-            lesson = records_of_runs.read(o.lesson)
-            lesson["parameters"] |= {"local_copies": "", "out": "out"}  # no path of the machine that ran it
-            collection.put(o.out, {f"{lesson['name']}.json": lesson})
+            for lesson in map(records_of_runs.read, o.lesson):
+                given = lesson["parameters"]
+                for name in given.keys() & PLACES:  # no path of the machine that ran it
+                    given[name] = "out" if name == "out" else Path(given[name]).name if name in NAMED else ""
+                collection.put(o.out, {f"{lesson['name']}.json": lesson})
         png, _ = picture(main_contest(o.out))
     except ValueError as error:
         parser.error(str(error))

@@ -15,10 +15,11 @@
 #
 # **Prerequisites.** Lesson 0; matrix products; having seen the attention formula once. **Time:** {{minutes}} minutes.
 # %% tags=["parameters"]
-model = "tiny-llama"  # or "tiny-llama-gqa", "tiny-phi", a local folder, a hub id
+model = "tiny-llama"  # or "tiny-llama-gqa", "tiny-phi", "smollm2-135m", a local folder, a hub id
 ratio = 0.30  # share of all parameters, for the plans at the end
 calibration = 16  # texts that heads are watched on
 seed = 0
+text = ""  # what is read: empty, the tiny world for its models and C4 for others; or a file, a folder, "wikitext2"
 preset = "smallest"  # or "full": four times the texts
 out = "out"
 # %%
@@ -32,10 +33,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import amp_tutorial as amp
 from amp_tutorial.course import lesson
 
-parameters = dict(model=model, ratio=ratio, calibration=calibration, seed=seed, preset=preset, out=out)
-L = lesson.start("01_anatomy", parameters)
+L = lesson.start(
+    "01_anatomy",
+    dict(model=model, ratio=ratio, calibration=calibration, seed=seed, text=text, preset=preset, out=out),
+)  # fmt: skip
+source, _ = L.material(text)
 torch.set_grad_enabled(False)  # nothing is trained here
-samples = calibration * {"smallest": 1, "full": 4}[preset]
+samples = max(1, int(calibration * {"smallest": 1, "real": 1 / 4, "full": 4}[L.size]))
 dense, tokenizer = amp.load(model)
 anatomy = amp.Anatomy.of(dense)
 print(f"{anatomy.layers} layers, each with {anatomy.heads} query heads of {anatomy.head_dim} dimensions, "
@@ -65,17 +69,18 @@ def watch(model: nn.Module, batch: dict[str, Tensor], modules: list[nn.Module]) 
 
 
 def tokens_of(text: str, tokenizer) -> dict[str, Tensor]:
-    found = tokenizer(text, return_tensors="pt")
+    found = tokenizer(text, return_tensors="pt", truncation=True, max_length=128)
     return {name: found[name] for name in ("input_ids", "attention_mask")}
 
 
-text = max(amp.texts("tinyworld")[:samples], key=len)
-one = tokens_of(text, tokenizer)
+longest = max(amp.texts(source)[:samples], key=len)
+one = tokens_of(longest, tokenizer)
 middle = anatomy.layers // 2
 layer = anatomy.layer(middle)
 seen = watch(dense, one, [layer.query, layer.output])
 print(
-    f"{text[:90]}…\n{tuple(seen[layer.query][0].shape)} = (texts, tokens, hidden) goes into layer {middle}'s attention"
+    f"{longest[:90]}…\n"
+    f"{tuple(seen[layer.query][0].shape)} = (texts, tokens, hidden) goes into layer {middle}'s attention"
 )
 
 
@@ -166,7 +171,7 @@ L.assert_close(terms.sum(0) + bias, seen[layer.output][1][0], 1e-4, "O = sum of 
 #
 # **Predict.** Do all heads of a layer carry about the same? Is there one that carries next to nothing?
 # %%
-batch = amp.calibration(tokenizer, "tinyworld", samples=samples, seed=seed, batch_size=samples)[0]
+batch = amp.calibration(tokenizer, source, samples=samples, seed=seed, batch_size=samples)[0]
 real = batch["attention_mask"].bool().to(dense.device)  # padding is no data
 
 
@@ -188,7 +193,7 @@ shares = torch.stack(shares).cpu()  # (layers, heads)
 # NBVAL_CHECK_OUTPUT
 L.assert_close(shares.sum(1), torch.ones(anatomy.layers), 1e-4, "the shares of a layer's heads add up to 1")
 # %%
-fig, ax = plt.subplots(figsize=(7.5, 3.8))
+fig, ax = plt.subplots(figsize=(7.5, max(3.8, 0.3 * anatomy.layers)))
 sns.heatmap(shares.numpy(), annot=True, fmt=".2f", cmap="cividis", ax=ax, cbar_kws=dict(label="share of the output"))
 ax.set(xlabel="query head", ylabel="layer", title=f"{model}: each row adds up to 1")
 place = divmod(int(shares.argmax()), anatomy.heads)
@@ -339,7 +344,7 @@ print(f"Half of the output is there with {sentence}.")
 # heads share? Don't look it up; silence the values of one key-value head after another, and see whose output changes.
 # %%
 grouped, grouped_tokenizer = amp.load("tiny-llama-gqa")
-gqa, same = amp.Anatomy.of(grouped), tokens_of(text, grouped_tokenizer)
+gqa, same = amp.Anatomy.of(grouped), tokens_of(longest, grouped_tokenizer)
 there = gqa.layer(middle if middle < gqa.layers else 0)
 whole = watch(grouped, same, [there.output])[there.output][0][0].view(-1, gqa.heads, gqa.head_dim)
 change = torch.zeros(gqa.groups, gqa.heads)
@@ -476,7 +481,7 @@ for name, t in tiny.items():
 for name, t in tiny.items():
     i = min(middle, t.layers - 1)
     part, block = t.layer(i), t.model.get_submodule(f"{t.family.layers}.{i}")
-    s = watch(t.model, tokens_of(text, amp.load(name)[1]),
+    s = watch(t.model, tokens_of(longest, amp.load(name)[1]),
               [block, part.query, part.output, part.neurons_in[0], part.neurons_out])  # fmt: skip
     h, a = heads_output(s[part.query][0][0], part, t), neurons_output(s[part.neurons_in[0]][0][0], part)
     sums = {"heads": (head_terms(h, part.output).sum(0), part.output),

@@ -16,10 +16,11 @@
 # **Prerequisites.** Lesson 1 (attention as a sum over heads). **Time.** {{minutes}} minutes, with reading.
 
 # %% tags=["parameters"]
-model = "tiny-llama"  # or "tiny-llama-gqa", "tiny-phi", a local folder, a hub id
+model = "tiny-llama"  # or "tiny-llama-gqa", "tiny-phi", "smollm2-135m", a local folder, a hub id
 ratio = 0.30  # share of all parameters that the plans in this lesson remove
 calibration = 64  # prompts that a score sees
 seed = 0
+text = ""  # what is read: empty, the tiny world for its models and C4 for others; or a file, a folder, "wikitext2"
 preset = "smallest"  # anything else: more held-out texts, more neurons
 out = "out"
 
@@ -37,9 +38,11 @@ from amp_tutorial.course import lesson
 
 L = lesson.start(
     "02_importance",
-    dict(model=model, ratio=ratio, calibration=calibration, seed=seed, preset=preset, out=out),
+    dict(model=model, ratio=ratio, calibration=calibration, seed=seed, text=text, preset=preset, out=out),
 )
-held_out_texts, neurons_per_layer = (64, 8) if preset == "smallest" else (256, 32)
+source, _ = L.material(text)
+sizes = {"smallest": (64, 8, 128), "real": (16, 2, 64)}  # the more layers, the more passes through all of them
+held_out_texts, neurons_per_layer, longest = sizes.get(L.size, (256, 32, 128))
 dense, tokenizer = amp.load(model)
 anatomy = amp.Anatomy.of(dense)
 layers, heads, head_dim = anatomy.layers, anatomy.heads, anatomy.head_dim
@@ -82,9 +85,10 @@ def keep_inputs(modules):
 
 
 # Twice as many prompts as a score sees: section 4 asks how many are enough.
-prompts = amp.calibration(tokenizer, "tinyworld", samples=2 * calibration, seed=seed, batch_size=1)
+prompts = amp.calibration(tokenizer, source, samples=2 * calibration, seed=seed, batch_size=1, join=None)
 ids = prompts[0]["input_ids"].to(dense.device)
-layer = anatomy.layer(2)
+some = min(2, layers - 1)
+layer = anatomy.layer(some)
 kept, hooks = keep_inputs([layer.output])
 with torch.no_grad():
     dense(input_ids=ids)
@@ -93,7 +97,7 @@ with torch.no_grad():
     added = h @ W.T  # (tokens, hidden)
 hooks[0].remove()
 print(f"“{tokenizer.decode(ids[0, 1:9])} …”, {ids.shape[1]} tokens")
-print(f"Head 0 of layer 2 adds a vector of {added.shape[1]} numbers to each token.")
+print(f"Head 0 of layer {some} adds a vector of {added.shape[1]} numbers to each token.")
 print(f"Its L1 norm is {added.abs().sum(-1).mean():.1f} in the mean over tokens: the score, on this prompt.")
 print(f"Taking the mean over tokens first and the norm after gives {added.mean(0).abs().sum():.1f} instead.")
 
@@ -139,7 +143,7 @@ print(f"Scored {heads * layers} heads and {anatomy.neurons * layers:,} neurons o
 
 # %%
 # NBVAL_CHECK_OUTPUT
-batches = amp.calibration(tokenizer, "tinyworld", samples=2 * calibration, seed=seed, batch_size=16)
+batches = amp.calibration(tokenizer, source, samples=2 * calibration, seed=seed, batch_size=16, join=None)
 scores = amp.score(dense, batches)
 
 
@@ -214,7 +218,9 @@ print(f"Cutting {ratio:.0%}, the two averages agree on {kept_heads:.0%} of kept 
 # over what is there already.) And could one compare a head of layer 0 with a head of the last layer by this score?
 
 # %%
-fig, (left, right) = plt.subplots(1, 2, figsize=(12, 4), layout="constrained")
+drawn_layers = sorted({round(k * (layers - 1) / 5) for k in range(6)})  # of many layers six, evenly from first to last
+tall = max(4, 0.22 * layers)
+fig, (left, right) = plt.subplots(1, 2, figsize=(12, tall), layout="constrained")
 image = left.imshow(head_score, cmap="cividis", aspect="auto")
 order = head_score.argsort(1, descending=True).argsort(1) + 1  # 1: the highest of its layer
 middle = (head_score.max() + head_score.min()) / 2
@@ -226,10 +232,10 @@ left.set(xlabel="head", ylabel="layer", xticks=range(heads), title="head score; 
 left.grid(False)
 fig.colorbar(image, ax=left)
 spread = neuron_score.sort(1, descending=True).values / neuron_score.mean(1, keepdim=True)
-for i in range(layers):
-    right.plot(
-        spread[i], color=lesson.PALETTE[i], marker=lesson.MARKERS[i % 6], markevery=(8 * i, 48), label=f"layer {i}"
-    )
+for k, i in enumerate(drawn_layers):
+    every = anatomy.neurons // 8
+    style = dict(color=lesson.PALETTE[k], marker=lesson.MARKERS[k], markevery=(every * k // 6, every))
+    right.plot(spread[i], label=f"layer {i}", **style)
 right.set(xlabel="neurons of a layer, highest first", ylabel="neuron score (1 = layer mean)", yscale="log")
 right.legend(ncols=2, fontsize="small")
 by_layer = head_score.mean(1)
@@ -237,7 +243,7 @@ L.show(
     fig,
     alt=f"Left: heat map of head scores, {layers} layers by {heads} heads, each cell numbered by its place within the "
     f"layer; layer means run from {by_layer[0]:.0f} in the first layer to {by_layer[-1]:.0f} in the last. Right: "
-    "neuron scores of each layer in descending order, on a logarithmic axis.",
+    f"neuron scores of layers {', '.join(map(str, drawn_layers))} in descending order, on a logarithmic axis.",
 )
 print("Mean head score, layer by layer: " + ", ".join(f"{v:.0f}" for v in by_layer) + ".")
 top = spread[:, : anatomy.neurons // 10].sum(1) / spread.sum(1)
@@ -347,8 +353,8 @@ def silenced(module, columns):
         hook.remove()
 
 
-texts = amp.texts("tinyworld", "validation")[:held_out_texts]
-rows = sorted((tokenizer(text, truncation=True, max_length=128)["input_ids"] for text in texts), key=len)
+texts = amp.texts(source, "validation")[:held_out_texts]
+rows = sorted((tokenizer(t, truncation=True, max_length=longest)["input_ids"] for t in texts), key=len)
 held_out = [padded(tokenizer, rows[k : k + 16]).items() for k in range(0, len(rows), 16)]
 held_out = [{name: t.to(dense.device) for name, t in batch} for batch in held_out]
 counts = torch.tensor([len(row) - 1 for row in rows]).double()  # predicted tokens of each text
@@ -403,7 +409,7 @@ for kind, t in truth.items():
 
 # %%
 true_map = truth["heads"].view(layers, heads)
-fig, (left, right) = plt.subplots(1, 2, figsize=(12, 4), layout="constrained")
+fig, (left, right) = plt.subplots(1, 2, figsize=(12, tall), layout="constrained")
 top = true_map.abs().max().clamp(min=1e-9).item()
 scale = SymLogNorm(linthresh=top / 30, vmin=-top, vmax=top)  # a few heads matter far more than the rest
 image = left.imshow(true_map, cmap="PuOr_r", norm=scale, aspect="auto")
@@ -415,8 +421,9 @@ for i in range(layers):
 left.set(xlabel="head", ylabel="layer", xticks=range(heads), title="true change of loss; 1: worst to lose in its layer")
 left.grid(False)
 fig.colorbar(image, ax=left)
-for i in range(layers):
-    right.scatter(head_score[i], true_map[i], color=lesson.PALETTE[i], marker=lesson.MARKERS[i % 6], label=f"layer {i}")
+for k, i in enumerate(drawn_layers):
+    style = dict(color=lesson.PALETTE[k], marker=lesson.MARKERS[k])
+    right.scatter(head_score[i], true_map[i], label=f"layer {i}", **style)
 right.set(xlabel="AMP score", ylabel="true change of loss (nats per token)")
 right.set_yscale("symlog", linthresh=top / 30)
 right.axhline(0, color="black", linewidth=0.8)
@@ -425,7 +432,8 @@ across = spearman(head_score.flatten(), truth["heads"]).item()
 L.show(
     fig,
     alt=f"Left: heat map of the true change of loss, {layers} layers by {heads} heads, cells numbered by place in the "
-    f"layer. Right: AMP score against true change for all heads, one marker per layer; rank correlation {across:.2f}.",
+    f"layer. Right: AMP score against true change of heads, one marker per layer; rank correlation of all heads "
+    f"{across:.2f}.",
 )
 
 # %% [markdown]
@@ -464,12 +472,16 @@ def table(found):
     return {"heads": torch.stack(found.heads), "neurons": torch.stack(found.neurons).gather(1, sample)}
 
 
+def calibrated(seed):
+    return amp.calibration(tokenizer, source, samples=calibration, seed=seed, join=None)
+
+
 drawn = {
-    "AMP": [amp.score(dense, amp.calibration(tokenizer, samples=calibration, seed=seed + s)) for s in range(5)],
+    "AMP": [amp.score(dense, calibrated(seed + s)) for s in range(5)],
     "magnitude": [amp.score(dense, [], criterion="magnitude")],
     "random": [amp.score(dense, [], criterion="random", seed=seed + s) for s in range(1000)],
 }
-upside_down = amp.score(dense, amp.calibration(tokenizer, samples=calibration, seed=seed), criterion="reversed")
+upside_down = amp.score(dense, calibrated(seed), criterion="reversed")
 draws = {}  # (criterion, kind, scope) -> (seeds, resamples)
 for criterion, found in drawn.items():
     tables = [table(s) for s in found]

@@ -18,10 +18,11 @@
 # with reading.
 
 # %% tags=["parameters"]
-model = "tiny-llama"  # or "tiny-llama-gqa", "tiny-phi", a local folder, a hub id
+model = "tiny-llama"  # or "tiny-llama-gqa", "tiny-phi", "smollm2-135m", a local folder, a hub id
 ratio = 0.30  # share of all parameters to remove
 calibration = 64  # prompts that the score sees
 seed = 0
+text = ""  # what is read: empty, the tiny world for its models and C4 for others; or a file, a folder, "wikitext2"
 preset = "smallest"  # anything else: more rounds of timing
 out = "out"
 
@@ -43,12 +44,13 @@ from amp_tutorial.files.texts import pairs
 
 L = lesson.start(
     "03_surgery",
-    dict(model=model, ratio=ratio, calibration=calibration, seed=seed, preset=preset, out=out),
+    dict(model=model, ratio=ratio, calibration=calibration, seed=seed, text=text, preset=preset, out=out),
 )
-rounds = 15 if preset == "smallest" else 60
+source, _ = L.material(text)
+rounds = {"smallest": 15, "real": 7}.get(L.size, 60)
 dense, tokenizer = amp.load(model)
 anatomy = amp.Anatomy.of(dense)
-scores = amp.score(dense, amp.calibration(tokenizer, samples=calibration, seed=seed))
+scores = amp.score(dense, amp.calibration(tokenizer, source, samples=calibration, seed=seed))
 print(
     f"{model}: {anatomy.layers} layers, each with {anatomy.heads} query heads on {anatomy.groups} KV groups, and "
     f"{anatomy.neurons} neurons; {dense.num_parameters():,} parameters in all."
@@ -190,8 +192,8 @@ print("✔ every layer keeps its highest scores, heads and neurons")
 # %%
 # NBVAL_CHECK_OUTPUT
 small = amp.prune(dense, plan).model
-texts = amp.texts("tinyworld", "validation")[:16]
-batch = tokenizer(texts, return_tensors="pt", padding=True, truncation=True, max_length=96).to(dense.device)
+held_out = amp.texts(source, "validation")[:16]
+batch = tokenizer(held_out, return_tensors="pt", padding=True, truncation=True, max_length=96).to(dense.device)
 inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
 
 
@@ -331,6 +333,7 @@ print(f"The cut reaches {reached:.0%} of the gain that its multiply-accumulates 
 # cache get?
 
 # %%
+texts = amp.texts("tinyworld", "validation")[:16]
 gqa, gqa_tokenizer = amp.load("tiny-llama-gqa")
 gqa_anatomy = amp.Anatomy.of(gqa)
 size = gqa_anatomy.group_size

@@ -15,10 +15,13 @@
 #
 # **Prerequisites.** Lessons 0 to 2; lesson 3 for masks and cuts. **Time:** {{minutes}} minutes.
 # %% tags=["parameters"]
-model = "tiny-llama"  # or "tiny-llama-gqa", "tiny-phi", a local folder, a hub id
+model = "tiny-llama"  # or "tiny-llama-gqa", "tiny-phi", "smollm2-135m", a local folder, a hub id
 ratio = 0.30  # the ratio at which accuracy is measured
 calibration = 64  # texts that the score looks at
 seed = 0  # the first of the seeds
+text = ""  # what is read: empty, the tiny world for its models and C4 for others; or a file, a folder, "wikitext2"
+tasks = ""  # what is asked: empty, the tiny world's tasks or those of AMP's paper; or names of lm-eval's
+task_folder = ""  # of tasks of your own
 preset = "smallest"  # or "full": more seeds, more items, more text
 sweep = ""  # a folder of records by `amp-tutorial sweep`; empty: those that come with the course
 out = "out"
@@ -36,9 +39,15 @@ from amp_tutorial.reports import summary
 
 L = lesson.start(
     "05_evaluation",
-    dict(model=model, ratio=ratio, calibration=calibration, seed=seed, preset=preset, sweep=sweep, out=out),
+    dict(model=model, ratio=ratio, calibration=calibration, seed=seed, text=text, tasks=tasks,
+         task_folder=task_folder, preset=preset, sweep=sweep, out=out),
 )  # fmt: skip
-sizes = {"smallest": dict(seeds=3, items=40, windows=120), "full": dict(seeds=10, items=200, windows=None)}[preset]
+source, tasks = L.material(text, tasks, task_folder)
+sizes = {
+    "smallest": dict(seeds=3, items=40, windows=120),
+    "real": dict(seeds=3, items=40, windows=16),
+    "full": dict(seeds=10, items=200, windows=None),
+}[L.size]
 seeds = range(seed, seed + sizes["seeds"])
 ratios = sorted({0.2, ratio, 0.5})
 dense, tokenizer = amp.load(model)
@@ -68,17 +77,17 @@ perplexity = L.check(perplexity, "l5_perplexity")
 # NBVAL_CHECK_OUTPUT
 losses, tokens = [], []
 with torch.no_grad():
-    for window in windows(tokenizer, amp.texts("tinyworld", "validation"), 256)[:20]:
+    for window in windows(tokenizer, amp.texts(source, "validation"), 256)[:20]:
         ids = torch.tensor([window.ids], device=dense.device)
         losses.append(dense(input_ids=ids, labels=ids).loss.item())  # transformers shifts the labels itself
         tokens.append(ids.shape[1] - 1)  # BOS opens the window and is never predicted
-module = amp.perplexity(dense, tokenizer, window=256, limit=20)
+module = amp.perplexity(dense, tokenizer, source, window=256, limit=20)
 L.assert_close(perplexity(losses, tokens) / module.value, 1, 1e-4, "twenty windows by hand give the module's value")
 # %% [markdown]
 # Now the same model and the same text, cut into short windows. **Predict:** does the perplexity rise, fall or stay? And
 # if the short windows overlap, so that each token is counted where it has some text before it?
 # %%
-some = amp.texts("tinyworld", "validation")[:150]
+some = amp.texts(source, "validation")[: 150 if L.size != "real" else 5]
 protocols = {"window 256": dict(window=256), "window 8": dict(window=8), "window 8, stride 2": dict(window=8, stride=2)}
 protocol = {name: amp.perplexity(dense, tokenizer, some, **how) for name, how in protocols.items()}
 for name, found in protocol.items():
@@ -113,16 +122,22 @@ standard_error = L.check(standard_error, "l5_standard_error")
 #
 # {{solution:l5_standard_error}}
 # %%
-suite = amp.accuracy(dense, tokenizer, limit=sizes["items"])
-for task, m in suite.items():
-    print(f"{task:12s} {m.interval.percent()} % ({m.n} items; guessing gives {amp.CHANCE[task]:.0%})")
+def asked(model) -> amp.Accuracy:
+    return amp.accuracy(model, tokenizer, tasks, limit=sizes["items"], folder=task_folder)
+
+
+suite = asked(dense)
+for task in tasks:
+    m = suite[task]
+    print(f"{task:12s} {m.interval.percent()} % ({m.n} items; guessing gives {suite.chance[task]:.0%})")
 print(f"{'mean':12s} {suite.mean.interval.percent()} %")
 points = 2
 needed = math.ceil(0.8 * 0.2 * (196 / points) ** 2)
 print(f"To know an accuracy of 80 % to ± {points} points, a task needs {needed:,} items.")
 # %%
 # NBVAL_CHECK_OUTPUT
-for task, m in suite.items():
+for task in tasks:
+    m = suite[task]
     right = round(m.value * m.n)
     L.assert_close(standard_error([1] * right + [0] * (m.n - right)), m.stderr, 1e-9, f"standard error of {task}")
 # %% [markdown]
@@ -150,15 +165,21 @@ for task, m in suite.items():
 criteria = {"AMP": "amp", "magnitude": "magnitude", "random": "random", "reversed": "reversed"}
 scores, plans = {}, {}
 for s in seeds:
-    batches = amp.calibration(tokenizer, "tinyworld", samples=calibration, seed=s)
+    batches = amp.calibration(tokenizer, source, samples=calibration, seed=s)
     for name, criterion in criteria.items():
         if name == "magnitude" and s != seed:
             continue  # no draw, so one is all
         scores[name, s] = amp.score(dense, batches, criterion, seed=s)
         plans |= {(name, r, s): amp.plan(dense, scores[name, s], pruning_ratio=r) for r in ratios}
 pruned = {key: amp.prune(dense, plan).model for key, plan in plans.items()}
-values = {key: amp.perplexity(small, tokenizer, limit=sizes["windows"]) for key, small in pruned.items()}
-base = amp.perplexity(dense, tokenizer, limit=sizes["windows"])
+
+
+def read(model) -> amp.Perplexity:
+    return amp.perplexity(model, tokenizer, source, limit=sizes["windows"])
+
+
+values = {key: read(small) for key, small in pruned.items()}
+base = read(dense)
 print(f"{len(values)} pruned models measured; dense: {base.value:.2f}. {base.protocol}.")
 # %%
 def of_seeds(table: dict, name: str, r: float) -> list:
@@ -224,7 +245,7 @@ for s in seeds:
         kept = plans[name, ratio, s]
         for half, widths in (("heads", len(kept.heads[0])), ("neurons", len(kept.neurons[0]))):
             with amp.masked(dense, amp.keep(dense, scores[name, s], **{half: widths})):
-                halves[half, name, s] = amp.perplexity(dense, tokenizer, limit=sizes["windows"])
+                halves[half, name, s] = read(dense)
 for half in ("heads", "neurons"):
     ours, chance = ([halves[half, name, s] for s in seeds] for name in ("AMP", "random"))
     gap = amp.compare(ours, chance)
@@ -242,21 +263,21 @@ for half in ("heads", "neurons"):
 # out in two hops where a thing is?
 # %%
 at_ratio = {key: small for key, small in pruned.items() if key[1] == ratio}
-answers = {key: amp.accuracy(small, tokenizer, limit=sizes["items"]) for key, small in at_ratio.items()}
+answers = {key: asked(small) for key, small in at_ratio.items()}
 means = {key: found.mean for key, found in answers.items()}
 fig, axes = plt.subplots(figsize=(8.5, 3.8))
 told = []
 for k, name in enumerate(("dense", *criteria)):
     found = [suite] if name == "dense" else of_seeds(answers, name, ratio)
-    at = [t + (k - 2) * 0.16 for t in range(len(amp.TASKS))]
-    middle = [100 * sum(f[task].value for f in found) / len(found) for task in amp.TASKS]
+    at = [t + (k - 2) * 0.16 for t in range(len(tasks))]
+    middle = [100 * sum(f[task].value for f in found) / len(found) for task in tasks]
     axes.bar(at, middle, 0.15, color=lesson.PALETTE[k], hatch=lesson.HATCHES[k], edgecolor="white", label=name)
     for f in found:
-        axes.plot(at, [100 * f[task].value for task in amp.TASKS], ".", color="black", markersize=4)
+        axes.plot(at, [100 * f[task].value for task in tasks], ".", color="black", markersize=4)
     told.append(f"{name} " + ", ".join(f"{v:.0f}" for v in middle))
-for t, task in enumerate(amp.TASKS):
-    axes.hlines(100 * amp.CHANCE[task], t - 0.42, t + 0.42, color="black", ls="--", lw=1.2)
-names = [task.removeprefix("tiny_") for task in amp.TASKS]
+for t, task in enumerate(tasks):
+    axes.hlines(100 * suite.chance[task], t - 0.42, t + 0.42, color="black", ls="--", lw=1.2)
+names = [task.removeprefix("tiny_").removeprefix("real_") for task in tasks]
 axes.set_xticks(range(len(names)), names)
 axes.set(ylabel="accuracy (%)", ylim=(0, 105))
 axes.legend(frameon=False, ncols=5, loc="upper center", bbox_to_anchor=(0.5, -0.1))
@@ -265,12 +286,12 @@ L.show(fig, alt=f"Accuracy at {ratio:.0%} on {', '.join(names)}, mean over seeds
 # %% [markdown]
 # Bars are means over seeds, dots single seeds, dashed lines guessing.
 # %%
-ours = {task: sum(f[task].value for f in of_seeds(answers, "AMP", ratio)) / len(seeds) for task in amp.TASKS}
-lost = {task: 100 * (suite[task].value - ours[task]) for task in amp.TASKS}
+ours = {task: sum(f[task].value for f in of_seeds(answers, "AMP", ratio)) / len(seeds) for task in tasks}
+lost = {task: 100 * (suite[task].value - ours[task]) for task in tasks}
 most, least = max(lost, key=lost.get), min(lost, key=lost.get)
 print(f"AMP at {ratio:.0%} loses most on {most} ({lost[most]:.1f} points) and least on {least} ({lost[least]:.1f}).")
-known = [task for task in amp.TASKS if suite[task].value > amp.CHANCE[task] + 0.2]
-gone = [task for task in known if ours[task] < amp.CHANCE[task] + 0.05]
+known = [task for task in tasks if suite[task].value > suite.chance[task] + 0.2]
+gone = [task for task in known if ours[task] < suite.chance[task] + 0.05]
 print(f"Fallen to within 5 points of guessing, from at least 20 above it: {', '.join(gone) or 'none'}.")
 
 
@@ -321,8 +342,8 @@ for name in parts:
 ablation = {}
 for name, of_seed in parts.items():
     small = {s: amp.prune(dense, plan).model for s, plan in of_seed.items()}
-    of_text = amp.interval(*(amp.perplexity(m, tokenizer, limit=sizes["windows"]) for m in small.values()))
-    ablation[name] = of_text, amp.accuracy(small[seed], tokenizer, limit=sizes["items"]).mean
+    of_text = amp.interval(*(read(m) for m in small.values()))
+    ablation[name] = of_text, asked(small[seed]).mean
 paper = {"both": 61.02, "heads": 37.63, "neurons": 56.93}
 print(f"{equal:.1%} of all parameters removed; perplexity over {len(seeds)} seeds, accuracy with the first.")
 for name, (of_text, m) in ablation.items():

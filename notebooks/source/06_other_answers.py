@@ -17,10 +17,11 @@
 #
 # **Prerequisites.** Lessons 2 (scores) and 5 (intervals over seeds); lesson 3 for cuts. **Time:** {{minutes}} minutes.
 # %% tags=["parameters"]
-model = "tiny-llama"  # or "tiny-llama-gqa", "tiny-phi", a local folder, a hub id
+model = "tiny-llama"  # or "tiny-llama-gqa", "tiny-phi", "smollm2-135m", a local folder, a hub id
 ratio = 0.30  # share of all parameters to remove
 calibration = 64  # texts that a score sees
 seed = 0  # the first of the seeds
+text = ""  # what is read: empty, the tiny world for its models and C4 for others; or a file, a folder, "wikitext2"
 preset = "smallest"  # or "full": more seeds, more text
 sweep = ""  # a folder of records by `amp-tutorial sweep`; empty: those that come with the course
 out = "out"
@@ -43,10 +44,15 @@ from amp_tutorial.reports import boards, standings
 
 L = lesson.start(
     "06_other_answers",
-    dict(model=model, ratio=ratio, calibration=calibration, seed=seed, preset=preset, sweep=sweep, out=out),
+    dict(model=model, ratio=ratio, calibration=calibration, seed=seed, text=text, preset=preset, sweep=sweep, out=out),
 )  # fmt: skip
 warnings.filterwarnings("ignore", category=FutureWarning)  # peft still uses a name that transformers will drop
-sizes = {"smallest": dict(seeds=3, windows=60, rows=32), "full": dict(seeds=10, windows=None, rows=256)}[preset]
+source, _ = L.material(text)
+sizes = {
+    "smallest": dict(seeds=3, windows=60, rows=32),
+    "real": dict(seeds=3, windows=16, rows=32),
+    "full": dict(seeds=10, windows=None, rows=256),
+}[L.size]
 seeds = range(seed, seed + sizes["seeds"])
 dense, tokenizer = amp.load(model)
 anatomy = amp.Anatomy.of(dense)
@@ -54,7 +60,7 @@ layers, heads, neurons = anatomy.layers, anatomy.heads, anatomy.neurons
 
 
 def read(small) -> amp.Perplexity:
-    return amp.perplexity(small, tokenizer, limit=sizes["windows"])
+    return amp.perplexity(small, tokenizer, source, limit=sizes["windows"])
 
 
 def measured(small) -> float:
@@ -92,7 +98,7 @@ criteria = {
     "AMP": "amp", "TransAct": "transact", "Wanda-sp": "wanda", "FLAP": "flap", "Taylor": "taylor",
     "magnitude": "magnitude", "random": "random", "reversed": "reversed",
 }  # fmt: skip
-batches = {s: amp.calibration(tokenizer, "tinyworld", samples=calibration, seed=s) for s in seeds}
+batches = {s: amp.calibration(tokenizer, source, samples=calibration, seed=s) for s in seeds}
 scores = {}
 for s in seeds:
     found = amp.score(dense, batches[s], tuple(criteria.values()), seed=s)
@@ -430,6 +436,7 @@ shots = 4
 quarters, at_once = (
     partial(
         amp.recover,
+        source=source,
         config=amp.RecoveryConfig(samples=sizes["rows"], epochs=epochs, loss="text", learning_rate=2e-3),
         progress=False,
     )
@@ -669,8 +676,9 @@ for s in draws:
     own = None if has_bias else amp.score(biased, texts, "flap")
     chosen_by_flap = plans["FLAP", s] if has_bias else amp.plan(biased, own, ratio)
     cut, mended = amp.prune(biased, chosen_by_flap).model, amp.prune_and_fold(biased, chosen_by_flap, texts).model
-    plain.append(amp.perplexity(cut, its_tokenizer, limit=sizes["windows"]).value)
-    folded.append(amp.perplexity(mended, its_tokenizer, limit=sizes["windows"]).value)
+    held_out = source if has_bias else "tinyworld"
+    plain.append(amp.perplexity(cut, its_tokenizer, held_out, limit=sizes["windows"]).value)
+    folded.append(amp.perplexity(mended, its_tokenizer, held_out, limit=sizes["windows"]).value)
 better = sum(f < p for f, p in zip(folded, plain, strict=True))
 print(f"{model if has_bias else 'tiny-phi'} by FLAP, means folded into the biases: perplexity "
       + ", ".join(f"{p:.2f} → {f:.2f}" for p, f in zip(plain, folded, strict=True))

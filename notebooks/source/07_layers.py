@@ -15,10 +15,13 @@
 #
 # **Prerequisites.** Lessons 1, 3 and 5. **Time:** {{minutes}} minutes.
 # %% tags=["parameters"]
-model = "tiny-llama"  # or "tiny-llama-gqa", "tiny-phi", a local folder, a hub id
+model = "tiny-llama"  # or "tiny-llama-gqa", "tiny-phi", "smollm2-135m", a local folder, a hub id
 ratio = 0.28  # share of all parameters to remove; as many layers go as come nearest to it
 calibration = 32  # texts that the scores look at
 seed = 0  # the first of the seeds
+text = ""  # what is read: empty, the tiny world for its models and C4 for others; or a file, a folder, "wikitext2"
+tasks = ""  # what is asked: empty, the tiny world's tasks or those of AMP's paper; or names of lm-eval's
+task_folder = ""  # of tasks of your own
 preset = "smallest"  # or "full": more seeds, more items, more text
 out = "out"
 # %%
@@ -37,18 +40,33 @@ from amp_tutorial.course import lesson
 from amp_tutorial.methods.similarity import METRICS
 
 L = lesson.start(
-    "07_layers", dict(model=model, ratio=ratio, calibration=calibration, seed=seed, preset=preset, out=out)
-)
+    "07_layers",
+    dict(model=model, ratio=ratio, calibration=calibration, seed=seed, text=text, tasks=tasks,
+         task_folder=task_folder, preset=preset, out=out),
+)  # fmt: skip
+source, tasks = L.material(text, tasks, task_folder)
 sizes = {
-    "smallest": dict(seeds=3, items=40, windows=50, choices=20),
-    "full": dict(seeds=5, items=200, windows=None, choices=100),
-}[preset]
+    "smallest": dict(seeds=3, items=40, windows=50, choices=20, features=256),
+    "real": dict(seeds=1, items=20, windows=12, choices=20, features=128),  # a choice of layers takes minutes there
+    "full": dict(seeds=5, items=200, windows=None, choices=100, features=256),
+}[L.size]
+calibration, features = calibration // 4 if L.size == "real" else calibration, sizes["features"]
 seeds = range(seed, seed + sizes["seeds"])
 dense, tokenizer = amp.load(model)
 anatomy = amp.Anatomy.of(dense)
 layers = list(range(anatomy.layers))
-batches = amp.calibration(tokenizer, "tinyworld", samples=calibration, seed=seed)
-base = amp.perplexity(dense, tokenizer, limit=sizes["windows"])
+batches = amp.calibration(tokenizer, source, samples=calibration, seed=seed)
+
+
+def measured(model) -> amp.Perplexity:
+    return amp.perplexity(model, tokenizer, source, limit=sizes["windows"])
+
+
+def asked(model) -> amp.Accuracy:
+    return amp.accuracy(model, tokenizer, tasks, limit=sizes["items"], folder=task_folder)
+
+
+base = measured(dense)
 one_layer = anatomy.block_parameters / anatomy.layers / dense.num_parameters()
 print(f"{model}: {anatomy.layers} layers, each {one_layer:.1%} of all parameters. Perplexity {base.value:.2f}.")
 # %% [markdown]
@@ -168,8 +186,8 @@ def final_states() -> np.ndarray:
         hidden = dense.base_model(**batch, position_ids=positions, use_cache=False).last_hidden_state
         rows.append(hidden[:, :-1][mask[:, :-1] & mask[:, 1:]].float())
     x, wide = torch.cat(rows), anatomy.hidden
-    if wide > 256:  # compared in 256 random directions, as in the module
-        x = x @ torch.linalg.qr(torch.randn(wide, 256, generator=torch.Generator().manual_seed(seed))).Q
+    if wide > features:  # compared in so many random directions, as in the module
+        x = x @ torch.linalg.qr(torch.randn(wide, features, generator=torch.Generator().manual_seed(seed))).Q
     return x.double().numpy()
 
 
@@ -186,7 +204,7 @@ tally = votes(distances)
 print(f"{len(X):,} tokens, {X.shape[1]} features; {len(METRICS)} metrics, {len(layers)} layers.")
 # %%
 # NBVAL_CHECK_OUTPUT
-voted = amp.rank_layers(dense, batches, "consensus", seed=seed)
+voted = amp.rank_layers(dense, batches, "consensus", seed=seed, features=features)
 L.assert_close(list(tally.values()), list(voted.values()), 0, "the votes in view are the module's")
 # %%
 ranks = {name: votes({name: distances[name]}) for name in METRICS}
@@ -248,13 +266,19 @@ ours = one_at_a_time(by_influence, layers, goes)
 plan = amp.drop_layers(dense, batches, goes, "influence", progress=False)
 L.assert_close(ours, plan.kept_layers, 0, "one at a time, as amp.drop_layers does it")
 # %%
-texts = {s: amp.calibration(tokenizer, "tinyworld", samples=calibration, seed=s) for s in seeds}
-first_votes = {s: voted if s == seed else amp.rank_layers(dense, texts[s], "consensus", seed=s) for s in seeds}
+texts = {s: amp.calibration(tokenizer, source, samples=calibration, seed=s) for s in seeds}
+
+
+def consensus(s: int, kept: list[int]) -> dict[int, float]:
+    return amp.rank_layers(dense, texts[s], "consensus", kept, seed=s, features=features)
+
+
+first_votes = {s: voted if s == seed else consensus(s, layers) for s in seeds}
 removed = {}
 for s in seeds:
 
     def vote(kept: list[int], s: int = s) -> dict[int, float]:
-        ranked = first_votes[s] if kept == layers else amp.rank_layers(dense, texts[s], "consensus", kept, seed=s)
+        ranked = first_votes[s] if kept == layers else consensus(s, kept)
         return {i: total - 1e-6 * i for i, total in ranked.items()}  # of equals the deeper goes, as in the module
 
     kept = one_at_a_time(vote, layers, goes)
@@ -299,7 +323,7 @@ def read(gone: tuple[int, ...]) -> amp.Perplexity:
     """Perplexity of held-out text without these layers; each choice is read once."""
     if gone not in every:
         with amp.masked(dense, without(gone)):
-            every[gone] = amp.perplexity(dense, tokenizer, limit=sizes["windows"])
+            every[gone] = measured(dense)
     return every[gone]
 
 
@@ -432,10 +456,10 @@ for (kind, s), small in cut.items():
     if twin is not None:  # another draw gave the same plan, and so the same model
         perplexities[kind, s], answers[kind, s] = perplexities[kind, twin], answers[kind, twin]
         continue
-    answers[kind, s] = amp.accuracy(small, tokenizer, limit=sizes["items"])
+    answers[kind, s] = asked(small)
     if kind in kinds:
-        perplexities[kind, s] = amp.perplexity(small, tokenizer, limit=sizes["windows"])
-answers["dense", seed] = amp.accuracy(dense, tokenizer, limit=sizes["items"])
+        perplexities[kind, s] = measured(small)
+answers["dense", seed] = asked(dense)
 mean = {key: 100 * found.mean.value for key, found in answers.items()}
 text = {kind: amp.interval(*(perplexities[kind, s] for s in seeds)) for kind in kinds}
 right = {kind: amp.interval(*(answers[kind, s].mean for s in seeds)) for kind in kinds}
@@ -453,7 +477,8 @@ for k, kind in enumerate(kinds):
         axis.bar(k, scale * found.value, yerr=reach, capsize=5, **style)
     axes[0].plot([k] * len(seeds), [perplexities[kind, s].value for s in seeds], "k.", ms=5)
     axes[1].plot([k] * len(seeds), [mean[kind, s] for s in seeds], "k.", ms=5)
-chance = 100 * sum(amp.CHANCE.values()) / len(amp.CHANCE)
+of_guessing = answers["dense", seed].chance
+chance = 100 * sum(of_guessing.values()) / len(of_guessing)
 axes[0].axhline(base.value, color="0.2", ls="--")
 beside(axes[0], base.value, "dense")
 axes[1].axhline(mean["dense", seed], color="0.2", ls="--")
@@ -482,14 +507,15 @@ means = {key: found.mean for key, found in answers.items()}
 print(order(perplexities, text, "perplexity", 1))
 print(order(means, right, "accuracy", -1))
 by_task = {task: {kind: sum(answers[kind, s][task].value for s in seeds) / len(seeds) for kind in kinds}
-           for task in amp.TASKS}  # fmt: skip
+           for task in tasks}  # fmt: skip
+short = {task: task.removeprefix("tiny_").removeprefix("real_") for task in tasks}
 apart_by = {task: of_kind["depth"] - of_kind["width"] for task, of_kind in by_task.items()}
 print("task        " + "".join(f"{kind:>8s}" for kind in ("dense", *kinds)))
 for task, of_kind in by_task.items():
     values = [answers["dense", seed][task].value, *of_kind.values()]
-    print(f"{task.removeprefix('tiny_'):12s}" + "".join(f"{value:8.0%}" for value in values))
+    print(f"{short[task]:12s}" + "".join(f"{value:8.0%}" for value in values))
 for task in (min(apart_by, key=apart_by.get), max(apart_by, key=apart_by.get)):
-    print(f"Depth minus width on {task.removeprefix('tiny_')}: {100 * apart_by[task]:+.0f} points.")
+    print(f"Depth minus width on {short[task]}: {100 * apart_by[task]:+.0f} points.")
 # %% [markdown]
 # Where all draws choose the same layers, depth's interval is over items and windows alone; elsewhere over seeds too.
 # An order is claimed only where the paired difference is clear: the same items and the same draws for both.
@@ -557,10 +583,12 @@ for what in ("time, prompt", "time, new token"):
 # less?
 # %%
 # "shuffled" moves sentences only where there are several, so only the tasks with a context are asked.
-tasks = ["tiny_owner", "tiny_chain", "tiny_yesno"]
+with_context = ["tiny_owner", "tiny_chain", "tiny_yesno"]
 kinds_of_noise = list(amp.PERTURBATIONS)
-robust = {name: amp.robustness(ran[name], tokenizer, kinds_of_noise, tasks=tasks, limit=sizes["items"], seed=seed)
-          for name in ("dense", "depth", "width")}  # fmt: skip
+robust = {
+    name: amp.robustness(ran[name], tokenizer, kinds_of_noise, tasks=with_context, limit=sizes["items"])
+    for name in ("dense", "depth", "width")
+}
 fig, ax = plt.subplots(figsize=(8.5, 3.6), layout="constrained")
 for k, (name, found) in enumerate(robust.items()):
     at = [x + (k - 1) * 0.27 for x in range(len(found))]
@@ -570,7 +598,7 @@ for k, (name, found) in enumerate(robust.items()):
     color = "0.75" if name == "dense" else lesson.PALETTE[k - 1]
     hatch = "xx" if name == "dense" else lesson.HATCHES[k - 1]
     ax.bar(at, middle, 0.25, yerr=error, capsize=3, color=color, hatch=hatch, edgecolor="white", label=name)
-guess = 100 * sum(amp.CHANCE[t] for t in tasks) / len(tasks)
+guess = 100 * sum(amp.CHANCE[t] for t in with_context) / len(with_context)
 ax.axhline(guess, color="0.2", ls=":")
 beside(ax, guess, "guessing")
 ax.set_xticks(range(len(robust["dense"])), list(robust["dense"]))
@@ -605,7 +633,7 @@ try:
     for name in ("dense", *kinds):
         with amp.energy(country="BRA") as used:  # the grid of the paper's authors; three letters for yours
             for _ in range(repeats):
-                amp.perplexity(ran[name], tokenizer, limit=sizes["windows"])
+                measured(ran[name])
         print(f"{name}: {used}")
 except ImportError as missing:
     print(missing)

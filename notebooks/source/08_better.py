@@ -18,13 +18,17 @@
 #
 # **Prerequisites.** Lessons 0 to 3; lesson 4 for LoRA, lesson 5 for intervals. **Time:** {{minutes}} minutes.
 # %% tags=["parameters"]
-model = "tiny-llama"  # or "tiny-llama-gqa", "tiny-phi", a local folder, a hub id
+model = "tiny-llama"  # or "tiny-llama-gqa", "tiny-phi", "smollm2-135m", a local folder, a hub id
 ratio = 0.30  # share of all parameters to remove
 ratio_deep = 0.50  # a second, deeper cut
 calibration = 24  # texts that score and repair look at
 samples = 64  # rows of recovery training
 rate = 0.001  # learning rate of LoRA
 seed = 0  # the first of the seeds
+text = ""  # what is read: empty, the tiny world for its models and C4 for others; or a file, a folder, "wikitext2"
+responses = ""  # what LoRA learns to answer: empty, the tiny world's or Alpaca's rows; or a file with both
+tasks = ""  # what is asked: empty, the tiny world's tasks or those of AMP's paper; or names of lm-eval's
+task_folder = ""  # of tasks of your own
 preset = "smallest"  # or "full": more seeds, more items, more text
 out = "out"
 # %%
@@ -43,6 +47,7 @@ from transformers import AutoModelForCausalLM
 import amp_tutorial as amp
 from amp_tutorial.core.anatomy import weight_of
 from amp_tutorial.course import lesson
+from amp_tutorial.files.texts import pairs
 from amp_tutorial.methods.hidden_size import hidden_at, roles, stream_of
 from amp_tutorial.methods.normal_equations import Normal
 
@@ -50,18 +55,25 @@ warnings.filterwarnings("ignore", category=FutureWarning)  # peft still uses a n
 L = lesson.start(
     "08_better",
     dict(model=model, ratio=ratio, ratio_deep=ratio_deep, calibration=calibration, samples=samples, rate=rate,
-         seed=seed, preset=preset, out=out),
+         seed=seed, text=text, responses=responses, tasks=tasks, task_folder=task_folder, preset=preset, out=out),
 )  # fmt: skip
-sizes = {"smallest": dict(seeds=3, items=40, texts=48), "full": dict(seeds=10, items=200, texts=500)}[preset]
+source, tasks = L.material(text, tasks, task_folder)
+responses = responses or ("tinyworld" if source == "tinyworld" else "alpaca")
+pairs(responses)  # what is not to be had is said before anything else
+sizes = {
+    "smallest": dict(seeds=3, items=40, texts=48, letters=None),
+    "real": dict(seeds=3, items=20, texts=32, letters=500),  # of each text, so that one is one row
+    "full": dict(seeds=10, items=200, texts=500, letters=None),
+}[L.size]
 seeds = range(seed, seed + sizes["seeds"])
 dense, tokenizer = amp.load(model)
 anatomy = amp.Anatomy.of(dense)
 layers, head_dim = anatomy.layers, anatomy.head_dim
 parts = ["heads", "neurons"]
 
-documents = amp.texts("tinyworld")
+documents = [document[: sizes["letters"]] for document in amp.texts(source)]
 documents = [documents[i] for i in L.rng.permutation(len(documents))]
-test_texts = amp.texts("tinyworld", "validation")[: sizes["texts"]]
+test_texts = [document[: sizes["letters"]] for document in amp.texts(source, "validation")[: sizes["texts"]]]
 apart, documents = documents[:calibration], documents[calibration:]  # text kept apart: no score, no fit sees it
 
 
@@ -76,6 +88,11 @@ def batches_of(texts, size=16):
 
 def read(what):
     return amp.perplexity(what, tokenizer, test_texts)
+
+
+def asked(what):
+    """The mean accuracy of a model."""
+    return amp.accuracy(what, tokenizer, tasks, limit=sizes["items"], folder=task_folder).mean
 
 
 def perplexity(what, texts=test_texts):
@@ -575,7 +592,7 @@ print(against("best split + repair", "AMP + sequential repair"))
 unrepaired = min(plain, key=plain.get)
 print(f"Without repair, on test text, the best split keeps {unrepaired} heads.")
 right_answers = {
-    name: amp.accuracy(m, tokenizer, limit=sizes["items"]).mean
+    name: asked(m)
     for name, m in {"best split": tried[best], "AMP's split": tried.get(amps, first["AMP + sequential repair"])}.items()
 }
 for name, m in right_answers.items():
@@ -604,7 +621,7 @@ elif best < nearly_all:
 # lesson 4's recipe, on the *responses* of other rows; and repair first, LoRA after. **Predict** the winner, by
 # perplexity and by accuracy.
 # %%
-def lora(start, source="tinyworld", **settings):
+def lora(start, source=responses, **settings):
     config = amp.RecoveryConfig(learning_rate=rate, seed=seed, **settings)
     return amp.recover(start, tokenizer, source, config, progress=False)
 
@@ -625,8 +642,8 @@ compared = {
     "AMP + LoRA on the same texts": on_texts.model,
     **{name: found_.model for name, found_ in recipe.items()},
 }
-result = {"dense": (base, amp.accuracy(dense, tokenizer, limit=sizes["items"]).mean)}
-result |= {n: (perplexity(m), amp.accuracy(m, tokenizer, limit=sizes["items"]).mean) for n, m in compared.items()}
+result = {"dense": (base, asked(dense))}
+result |= {n: (perplexity(m), asked(m)) for n, m in compared.items()}
 for name, (p, m) in result.items():
     print(f"{name:32s} perplexity {p:7.2f}   accuracy {m.interval.percent()} %")
 print(f"One repair took {repair_seconds:.1f} s, LoRA on the same texts {on_texts.seconds:.1f} s.")
@@ -873,7 +890,7 @@ if turn is not None:
             for r, h in widths.items()
         },
     }
-    rivals |= {key: (perplexity(m), amp.accuracy(m, tokenizer, limit=sizes["items"]).mean) for key, m in more.items()}
+    rivals |= {key: (perplexity(m), asked(m)) for key, m in more.items()}
     gone = [1 - m.num_parameters() / dense.num_parameters() for (_, name), m in more.items() if name == "stream sliced"]
     print(f"Slicing removes {gone[0]:.1%} and {gone[1]:.1%} of all parameters, not less than the plans.")
     for (r, name), (p, a) in sorted(rivals.items(), key=lambda row: row[0][0]):
@@ -925,7 +942,7 @@ named = ("hidden size", "layers", "heads", "neurons")
 kept = dict(zip(named, (shape.hidden, shape.layers, shape.heads, shape.neurons), strict=True))
 touched = [f"{kept[n]} of {most} ({n})" for n, most in zip(named, whole_shape, strict=True) if kept[n] < most]
 print(f"The search keeps {', '.join(touched)}; all else stays whole.")
-result["one budget"] = perplexity(fitted.model), amp.accuracy(fitted.model, tokenizer, limit=sizes["items"]).mean
+result["one budget"] = perplexity(fitted.model), asked(fitted.model)
 compare("one budget", "AMP + repair")
 print(f"The best split of heads and neurons alone gave {values['best split + repair', seed]:.2f}.")
 if len(touched) < len(may_go):

@@ -80,15 +80,13 @@ prompts = [
 @torch.no_grad()
 def writes(small, new=20):
     """How the model goes on, its likeliest token at every place."""
-    found = []
-    for prompt in prompts:
-        opened = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []  # as all calibration text is
-        ids = torch.tensor([opened + tokenizer(prompt, add_special_tokens=False)["input_ids"]])
-        written = small.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, do_sample=False, pad_token_id=0
-        )
-        found.append(tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True))
-    return found
+    opened = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []  # as all calibration text is
+    rows = [opened + tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
+    wide = max(map(len, rows))  # all at once: short ones are padded on the left, and the mask says so
+    ids = torch.tensor([[0] * (wide - len(row)) + row for row in rows])
+    mask = torch.tensor([[0] * (wide - len(row)) + [1] * len(row) for row in rows])
+    written = small.generate(ids, attention_mask=mask, max_new_tokens=new, do_sample=False, pad_token_id=0)
+    return [tokenizer.decode(row[wide:], skip_special_tokens=True) for row in written]
 
 
 def known(small):
