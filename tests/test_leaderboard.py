@@ -135,7 +135,7 @@ GRID = DATA / "sweeps" / "leaderboard.yaml"
 
 def test_the_grid_holds_every_system_where_it_applies_and_nothing_twice() -> None:
     points = [p.effective for p in grids.read(GRID)]
-    real_alone = {"amp-heads", "ours-budget-8"}
+    real_alone = {"amp-heads", "ours-budget-8", "transact-neurons-lora", "ours-polished-lora"}
     assert real_alone <= {p.effective.get("system") for p in grids.read(GRID.with_name("real.yaml"))}
     wanted = {(model, "dense", 0.0, 0) for model in amp.EMBEDDED}
     for model, (name, how) in product(amp.EMBEDDED, SYSTEMS.items()):
@@ -476,6 +476,7 @@ def real_records(ours: float, other: float = 60.0, amp_at_ten: float = 40.0) -> 
         for seed in range(1 if name == "dense" else 3):
             made = record(name, cuts, value * (1 + 0.01 * seed), seed, ratio, measured=measured)
             del made["metrics"]["task"], made["metrics"]["mean accuracy"]
+            made["parameters"]["made"] = {} if name == "dense" else {"text": real.TEXT}
             made["metrics"]["c4/perplexity"] = made["metrics"]["perplexity"]
             found.append(made | {"file": f"{name}-{ratio}-{seed}.json"})
     return found
@@ -524,6 +525,67 @@ def test_a_picture_and_tables_of_a_real_model_say_what_was_measured() -> None:
     ]
     with pytest.raises(ValueError, match="has no dense record"):
         real.contest_of(real_records(44.0), lambda measured: measured["items"] == 5)
+
+
+def test_what_lora_healed_and_what_other_text_made_run_in_contests_of_their_own() -> None:
+    found = real_records(44.0)
+    for name, value, text in (
+        ("amp-lora", 31.0, real.TEXT),
+        ("ours-polished-lora", 30.5, real.TEXT),
+        ("amp", 99.0, "alpaca"),
+    ):
+        cuts = "LoRA" if name.endswith("lora") else "heads and neurons"
+        for seed in range(3):
+            made = record(name, cuts, value, seed, 0.2, measured=found[0]["parameters"]["measured"])
+            made["metrics"]["c4/perplexity"] = made["metrics"]["perplexity"]
+            made["parameters"]["made"] = {"text": text}
+            found.append(made | {"file": f"{name}-{text}-{seed}.json"})
+    c = real.contest_of(found, lambda measured: True)
+    assert c.ours(0.2) == "ours-neurons" and c.others(0.2)[0][1] == "transact-neurons"
+    assert "LORA" not in "".join(real.contest_table(c, 0.2))
+    assert [line.split(" | ")[0] for line in real.contest_table(c, 0.2, tuned=True)[3:]] == [
+        "| OURS-POLISHED-LORA",
+        "| AMP-LORA",
+    ]
+    by_prompts = real.contest_of(found, lambda measured: True, real.PROMPTS).at("amp", 0.2)
+    assert by_prompts is not None and by_prompts["perplexity"].value == pytest.approx(99, rel=0.02)
+
+
+def test_tasks_of_a_real_model_stand_beside_guessing_and_below_dense() -> None:
+    found = []
+    for name, cuts, ratio, right in (("dense", "nothing", 0.0, 15), ("amp", "heads and neurons", 0.2, 11)):
+        for seed in range(1 if name == "dense" else 3):
+            made = record(name, cuts, 30.0, seed, ratio, measured=dict(MEASURED, items=None))
+            for task, correct, chance in (("piqa", right, 0.5), ("winogrande", 10, 0.5)):
+                suite = amp.Accuracy({task: measured_items(task, correct, 20)})
+                suite.chance[task] = chance
+                made["metrics"] |= recorded(suite)
+            value = (right + 10) / 40
+            made["metrics"]["mean accuracy"] = dict(
+                value=value, low=None, high=None, n=40, stderr=0.1, of=["piqa", "winogrande"]
+            )
+            found.append(made | {"file": f"{name}-{seed}.json"})
+    table = real.tasks_table(found)
+    assert table[0].startswith("| system | draws | piqa (20) | winogrande (20) | mean |")
+    assert table[2].startswith("| dense |  | 75.0 | 50.0 | 62.5 (") and table[-1].startswith(
+        "| guessing |  | 50.0 | 50.0 | 50.0 |"
+    )
+    assert table[3].startswith("| AMP, 20 % | 3 | 55.0 | 50.0 | 52.5 (") and "-10.0 points" in table[3]
+    assert real.above_chance(found) == "The dense model is not clearly above guessing in: winogrande."
+    assert real.tasks_table(real_records(44.0)) == []
+
+
+def measured_items(task: str, right: int, n: int) -> amp.Measured:
+    return amp.Measured(
+        right / n, math.sqrt(right / n * (1 - right / n) / (n - 1)), n, {task: "1" * right + "0" * (n - right)}
+    )
+
+
+def recorded(suite: amp.Accuracy) -> dict[str, Any]:
+    """The metrics of a record of these accuracies, without their mean."""
+    made = amp.Record("any", {})
+    made.accuracy(suite)
+    return {name: metric for name, metric in made.metrics.items() if name != "mean accuracy"}
 
 
 def test_every_lesson_ends_with_what_the_committed_records_of_the_real_model_say() -> None:

@@ -26,6 +26,7 @@ from .style import BLANK, MARKERS, PALETTE, grid
 
 FOLDER = DATA / "real"
 TEXTS = {"perplexity": "WikiText-2", "c4/perplexity": "C4"}
+TEXT, PROMPTS = "c4,wikipedia", "alpaca"  # what systems are made from; the paper takes instruction prompts
 # Systems of others at their best split are compared with; AMP as published is heads and neurons alike.
 PUBLISHED = "amp"
 SHOWN = {  # of the picture and the README's table
@@ -62,6 +63,10 @@ class Contest:
         """Log-perplexity over the dense model's, in nats a token, window by window."""
         return found.against(self.dense, metric)
 
+    def tuned(self, name: str) -> bool:
+        """Whether LoRA came after the cut: these run in a contest of their own."""
+        return self.labels[name][2] == "LoRA"
+
     def times(self, name: str, ratio: float) -> str:
         """A system's perplexity as a multiple of the dense model's, in words."""
         found = self.at(name, ratio)
@@ -71,14 +76,14 @@ class Contest:
         """Excess of everything that is not ours and removes as much as asked, the least first."""
         found = []
         for (name, at), system in self.rows.items():
-            if at == ratio and not standings.is_ours(self.labels[name]) and metric in system:
+            if at == ratio and not (standings.is_ours(self.labels[name]) or self.tuned(name)) and metric in system:
                 if system["parameters removed"].value >= ratio - standings.NEAR:
                     found.append((self.excess(system, metric).difference, name))
         return sorted(found)
 
     def ours(self, ratio: float, metric: str = "perplexity") -> str | None:
         """The best of ours by the text that is named first; None if none was measured."""
-        mine = [n for n, at in self.rows if at == ratio and standings.is_ours(self.labels[n])]
+        mine = [n for n, at in self.rows if at == ratio and standings.is_ours(self.labels[n]) and not self.tuned(n)]
         return min(mine, key=lambda n: self.excess(self.rows[n, ratio], metric).difference, default=None)
 
 
@@ -87,13 +92,18 @@ def records(folder: Path = FOLDER) -> Records:
     return standings.read(folder)
 
 
-def contest_of(found: Records, wanted: Callable[[dict[str, Any]], bool]) -> Contest:
-    """The contest among records that were measured in one way.
+def contest_of(found: Records, wanted: Callable[[dict[str, Any]], bool], text: str = TEXT) -> Contest:
+    """The contest among records that were measured in one way, of systems made from one text.
 
     Raises:
         ValueError: there is no dense record of that kind.
     """
-    mine = [r for r in found if wanted(r["parameters"]["measured"])]
+    given = [r["parameters"] for r in found]
+    mine = [
+        r
+        for r, p in zip(found, given, strict=True)
+        if wanted(p["measured"]) and p.get("made", {}).get("text", text) == text
+    ]
     boards_of, _ = standings.collect(mine)
     if not boards_of:
         raise ValueError(f"{FOLDER} has no dense record that was measured so; data/sweeps/real.yaml makes them.")
@@ -105,12 +115,16 @@ def _contest(cells: dict[Row, System]) -> Contest:
     return Contest(standings.dense(cells), rows, {row[0]: row for row in cells})
 
 
+def _short(measured: dict[str, Any]) -> bool:
+    """Measured on short windows of two texts, in bfloat16."""
+    m = measured
+    return m.get("dtype") == "bfloat16" and m["items"] == 0 and m["windows"] == 40
+
+
 @cache
 def main_contest(folder: Path = FOLDER) -> Contest:
     """The contest on short windows of two texts, in bfloat16."""
-    return contest_of(
-        records(folder), lambda m: m.get("dtype") == "bfloat16" and m["items"] == 0 and m["windows"] == 40
-    )
+    return contest_of(records(folder), _short)
 
 
 def dense_table(found: Records) -> list[str]:
@@ -141,10 +155,10 @@ def _nats(gap: Comparison) -> str:
     return f"{gap.difference:.2f}{ends}"
 
 
-def contest_table(c: Contest, ratio: float) -> list[str]:
+def contest_table(c: Contest, ratio: float, tuned: bool = False) -> list[str]:
     """Every system at one ratio, the best first: perplexity on both texts, and the excess over dense in nats."""
     lines = [["dense", "", *(found for t in TEXTS for found in (_sure(c.dense[t]), "0"))]]
-    names = [name for name, at in c.rows if at == ratio]
+    names = [name for name, at in c.rows if at == ratio and c.tuned(name) == tuned]
     for name in sorted(names, key=lambda n: c.excess(c.rows[n, ratio]).difference):
         system = c.rows[name, ratio]
         removed = system["parameters removed"].value
@@ -153,6 +167,39 @@ def contest_table(c: Contest, ratio: float) -> list[str]:
         lines.append([c.labels[name][1] + off, str(system["perplexity"].seeds), *said])
     head = [part for text in TEXTS.values() for part in (text, "excess, nats")]
     return grid(["system", "draws", *head], lines, text=1)
+
+
+def tasks_table(found: Records) -> list[str]:
+    """Zero-shot accuracy of what was asked all items, in percent, and how far below the dense model's, item by item."""
+    if not any(r["parameters"]["measured"]["items"] != 0 for r in found):
+        return []
+    c = contest_of(found, lambda m: m["items"] != 0)
+    (whole,) = c.dense.records
+    tasks = whole["metrics"]["mean accuracy"]["of"]
+    chance = {task: whole["metrics"][task]["chance"] for task in tasks}
+
+    def line(name: str, draws: str, system: System) -> list[str]:
+        of = [f"{100 * system[task].value:.1f}" for task in tasks]
+        gap = "" if system is c.dense else system.against(c.dense, "mean accuracy").points()
+        return [name, draws, *of, system["mean accuracy"].percent(), gap]
+
+    lines = [line("dense", "", c.dense)]
+    for (name, ratio), system in sorted(c.rows.items(), key=lambda row: (row[0][1], -row[1]["mean accuracy"].value)):
+        draws = str(system["mean accuracy"].seeds)
+        lines.append(line(f"{c.labels[name][1]}, {100 * ratio:g} %", draws, system))
+    guess = [f"{100 * chance[task]:.1f}" for task in tasks]
+    lines.append(["guessing", "", *guess, f"{100 * sum(chance.values()) / len(tasks):.1f}", ""])
+    n = [f"{task} ({whole['metrics'][task]['n']:,})" for task in tasks]
+    return grid(["system", "draws", *n, "mean", "less than dense, points"], lines, text=1)
+
+
+def above_chance(found: Records) -> str:
+    """Which tasks the dense model answers better than by guessing at all."""
+    (whole,) = [r for r in found if r["parameters"]["measured"]["items"] != 0 and r["parameters"]["system"] == "dense"]
+    metrics = whole["metrics"]
+    tasks = metrics["mean accuracy"]["of"]
+    level = [task for task in tasks if metrics[task]["low"] <= metrics[task]["chance"]]
+    return f"The dense model is not clearly above guessing in: {_list(level)}."
 
 
 def goals_table(c: Contest) -> list[str]:
@@ -443,6 +490,14 @@ def page() -> str:
         both, neurons = c.at(PUBLISHED, ratio), c.at("amp-neurons", ratio)
         if both and neurons and neurons.against(both, "perplexity").difference == 0:
             lines += [ALIKE, ""]
+        if any(at == ratio and c.tuned(name) for name, at in c.rows):
+            lines += [f"After LoRA, {100 * ratio:g} %:", "", *contest_table(c, ratio, tuned=True), ""]
+    if asked := tasks_table(records()):
+        lines += ["### Zero-shot accuracy, all items", "", *asked, "", above_chance(records()), ""]
+    if any(r["parameters"].get("made", {}).get("text") == PROMPTS for r in records()):
+        other = contest_of(records(), _short, PROMPTS)
+        lines += ["### AMP by the paper's calibration, 50 instruction prompts", ""]
+        lines += [line for ratio in other.ratios for line in [*contest_table(other, ratio), ""]]
     return "\n".join([*lines, NOTE, "", "### What the lessons end in on it", "", LESSONS, "", *lessons_table()])
 
 

@@ -43,6 +43,7 @@ OURS = (
     "sliced-repair",
     "sliced-budget",
     "sliced-lora",
+    "ours-polished-lora",
     "ours-lora",
 )  # systems, beside all of the kind "repair"
 NEEDED = ("model", "system", "label", "cuts", "ratio", "seed", "measured")  # parameters of a record

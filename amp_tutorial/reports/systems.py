@@ -172,6 +172,7 @@ class System:
 RECOVERED = (0.20, 0.30)
 AMP, WANDA = partial(_width, criterion="amp"), partial(_width, criterion="wanda")
 NEURONS = partial(_width, parts="neurons")
+TRANSACT = partial(NEURONS, criterion="transact")
 CHOSEN = partial(_repaired, criterion="amp", reselect=True, refit_inputs=True)
 SLEB = partial(_layers, criterion="perplexity", again=True)
 SLICED = partial(_sliced, repair=True)
@@ -219,6 +220,8 @@ SYSTEMS: dict[str, System] = {
     "wanda-lora": System("Wanda-sp + LoRA", "LoRA", WANDA, recovery=True),
     "layers-lora": System("layers, SLEB + LoRA", "LoRA", SLEB, recovery=True),
     "sliced-lora": System("hidden size sliced + repair + LoRA", "LoRA", SLICED, turns=True, recovery=True),
+    "transact-neurons-lora": System("TransAct, neurons + LoRA", "LoRA", TRANSACT, recovery=True),
+    "ours-polished-lora": System("ours: repair polishes, neurons + LoRA", "LoRA", _polished, recovery=True),
     "ours-lora": System("ours, one budget + LoRA", "LoRA", _budget, recovery=True),
 }
 

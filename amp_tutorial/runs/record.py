@@ -104,7 +104,8 @@ class Record:
     def accuracy(self, found: Any, stage: str = "") -> None:
         """Add what `amp.accuracy` gave: of every task which items were right, and the mean with what it is "of"."""
         for name, m in found.items():
-            each = dict(items="".join(m.items.values())) if m.items else {}
+            each: dict[str, Any] = dict(items="".join(m.items.values())) if m.items else {}
+            each |= {"chance": found.chance[name]} if name in found.chance else {}
             self.metric(f"{stage}{name}", m.value, m.low, m.high, n=m.n, stderr=m.stderr, **each)
         self.notes["tasks protocol"] = found.protocol
         mean = found.mean
