@@ -527,6 +527,21 @@ def test_a_picture_and_tables_of_a_real_model_say_what_was_measured() -> None:
         real.contest_of(real_records(44.0), lambda measured: measured["items"] == 5)
 
 
+def test_a_cut_is_faster_only_as_far_as_its_interval_says() -> None:
+    def of(low: float, high: float) -> list[real.Claim]:
+        fast = dict(value=(low + high) / 2, low=low, high=high)
+        metrics = {"prefill speed-up, cut": fast, "prefill speed-up, ideal": dict(value=1.4)}
+        return real.speed_claim({"metrics": metrics, "parameters": {"ratio": 0.3}})
+
+    assert [claim.verdict for ends in ((1.1, 1.3), (0.9, 1.1), (0.7, 0.9)) for claim in of(*ends)] == [
+        "holds",
+        "not decidable here",
+        "does not hold",
+    ]
+    assert "1.20 times as fast (1.10 to 1.30); by its operations it would be 1.40 times" in of(1.1, 1.3)[0].number
+    assert real.speed_claim(None) == []
+
+
 def test_what_lora_healed_and_what_other_text_made_run_in_contests_of_their_own() -> None:
     found = real_records(44.0)
     for name, value, text in (

@@ -294,6 +294,7 @@ for name in ("dense again", "masked", "cut"):
     L.record.metric(f"prefill speed-up, {name}", *speedup[name], "×", n=rounds)
 before, after = amp.size(dense), amp.size(small)
 ideal = before.macs_per_token / after.macs_per_token
+L.record.metric("prefill speed-up, ideal", ideal, unit="×")
 
 fig, ax = plt.subplots(layout="constrained")
 for k, (middle, low, high) in enumerate(speedup.values()):
