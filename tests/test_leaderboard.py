@@ -135,7 +135,7 @@ GRID = DATA / "sweeps" / "leaderboard.yaml"
 
 def test_the_grid_holds_every_system_where_it_applies_and_nothing_twice() -> None:
     points = [p.effective for p in grids.read(GRID)]
-    real_alone = {"amp-heads", "ours-budget-8", "transact-neurons-lora", "ours-polished-lora"}
+    real_alone = {"amp-heads", "amp-by-prompt", "ours-budget-8", "transact-neurons-lora", "ours-polished-lora"}
     assert real_alone <= {p.effective.get("system") for p in grids.read(GRID.with_name("real.yaml"))}
     wanted = {(model, "dense", 0.0, 0) for model in amp.EMBEDDED}
     for model, (name, how) in product(amp.EMBEDDED, SYSTEMS.items()):
@@ -562,6 +562,10 @@ def test_what_lora_healed_and_what_other_text_made_run_in_contests_of_their_own(
         "| OURS-POLISHED-LORA",
         "| AMP-LORA",
     ]
+    said = real._healed(c)
+    back = 1 - math.log(31 / 30) / math.log(160 / 30)
+    assert f"at 20 % LoRA brings back {back:.0%}" in said and "“OURS-POLISHED-LORA” with 0.0" in said
+    assert real._healed(contest(ours=44.0)) == "", "what was not measured is not said"
     by_prompts = real.contest_of(found, lambda measured: True, real.PROMPTS).at("amp", 0.2)
     assert by_prompts is not None and by_prompts["perplexity"].value == pytest.approx(99, rel=0.02)
 

@@ -384,6 +384,22 @@ def _exact(c: Contest) -> str:
     return f"asked for {100 * RATIO:g} % of all parameters, AMP removed {100 * removed:.2f} %."
 
 
+def _healed(c: Contest) -> str:
+    """What LoRA brings back of AMP's excess, at the ratio at which it was measured, and who is best after it."""
+    ratio = next((at for name, at in c.rows if name == "amp-lora"), None)
+    if ratio is None:
+        return ""
+    cut, healed = (c.excess(c.rows[name, ratio]).difference for name in ("amp", "amp-lora"))
+    best = min(
+        (n for n, at in c.rows if at == ratio and c.tuned(n)), key=lambda n: c.excess(c.rows[n, ratio]).difference
+    )
+    least = c.excess(c.rows[best, ratio]).difference
+    return (
+        f"of AMP's excess of {cut:.2f} nats at {100 * ratio:g} % LoRA brings back {1 - healed / cut:.0%}; the best "
+        f"after it is “{c.labels[best][1]}” with {least:.2f}."
+    )
+
+
 def _paired(c: Contest) -> str:
     one, other = c.rows["amp", RATIO], c.rows["transact", RATIO]
     return (
@@ -420,6 +436,7 @@ SAID: dict[str, tuple[str, Callable[[Contest], str]]] = {
     "01": ("Anatomy", _parts),
     "02": ("Importance", _score),
     "03": ("Surgery", _exact),
+    "04": ("Recovery", _healed),
     "05": ("Evaluation", _paired),
     "06": ("Other answers", _criteria),
     "07": ("Layers", _layers),
@@ -429,7 +446,8 @@ SAID: dict[str, tuple[str, Callable[[Contest], str]]] = {
 
 def lessons() -> list[tuple[str, str, str, str]]:
     """For each lesson its number and title, and what the tiny model's and the real model's records say."""
-    return [(str(int(number)), title, say(_tiny()), say(main_contest())) for number, (title, say) in SAID.items()]
+    said = [(str(int(number)), title, say(_tiny()), say(main_contest())) for number, (title, say) in SAID.items()]
+    return [row for row in said if row[-1]]
 
 
 def closing(number: str) -> str:

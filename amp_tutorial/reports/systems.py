@@ -76,6 +76,12 @@ def _width(
     return amp.prune(model, _planned(model, batches, ratio, seed, criterion, **parts)).model
 
 
+def _by_prompt(model: PreTrainedModel, tokenizer: Any, batches: Batches, ratio: float, seed: int) -> PreTrainedModel:
+    """AMP with the average of its official code: over the tokens of each prompt, then over prompts."""
+    scores = amp.score(model, batches, "amp", average="prompts")
+    return amp.prune(model, amp.plan(model, scores, pruning_ratio=ratio)).model
+
+
 def _flap(model: PreTrainedModel, tokenizer: Any, batches: Batches, ratio: float, seed: int) -> PreTrainedModel:
     """FLAP's own split of heads against neurons, one for all layers, and the means of what goes in the biases there."""
     plan = amp.plan_jointly(model, scored(model, batches, "flap", seed), ratio)
@@ -187,6 +193,7 @@ SYSTEMS: dict[str, System] = {
     "flap": System("FLAP", "heads and neurons", partial(_width, criterion="flap")),
     "taylor": System("Taylor", "heads and neurons", partial(_width, criterion="taylor")),
     "flap-split": System("FLAP, own split, means folded", "heads and neurons", _flap),
+    "amp-by-prompt": System("AMP, averaged by prompt", "heads and neurons", _by_prompt),
     "amp-heads": System("AMP, heads", "heads", partial(_width, criterion="amp", parts="heads")),
     "reversed": System("AMP, reversed", "heads and neurons", partial(_width, criterion="reversed")),
     "random-neurons": System("random, neurons", "neurons", partial(NEURONS, criterion="random")),
