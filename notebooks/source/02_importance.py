@@ -219,7 +219,7 @@ print(f"Cutting {ratio:.0%}, the two averages agree on {kept_heads:.0%} of kept 
 
 # %%
 drawn_layers = sorted({round(k * (layers - 1) / 5) for k in range(6)})  # of many layers six, evenly from first to last
-tall = max(4, 0.22 * layers)
+tall, ticks = max(4, 0.22 * layers), range(0, layers, max(1, layers // 10))
 fig, (left, right) = plt.subplots(1, 2, figsize=(12, tall), layout="constrained")
 image = left.imshow(head_score, cmap="cividis", aspect="auto")
 order = head_score.argsort(1, descending=True).argsort(1) + 1  # 1: the highest of its layer
@@ -228,7 +228,8 @@ for i in range(layers):
     for n in range(heads):
         colour = "black" if head_score[i, n] > middle else "white"
         left.text(n, i, int(order[i, n]), ha="center", va="center", color=colour)
-left.set(xlabel="head", ylabel="layer", xticks=range(heads), title="head score; the number is its place in the layer")
+left.set(xlabel="head", ylabel="layer", xticks=range(heads), yticks=ticks)
+left.set_title("head score; the number is its place in the layer")
 left.grid(False)
 fig.colorbar(image, ax=left)
 spread = neuron_score.sort(1, descending=True).values / neuron_score.mean(1, keepdim=True)
@@ -418,7 +419,8 @@ for i in range(layers):
     for n in range(heads):
         colour = "white" if true_map[i, n].abs() > 0.2 * top else "black"
         left.text(n, i, int(place[i, n]), ha="center", va="center", color=colour)
-left.set(xlabel="head", ylabel="layer", xticks=range(heads), title="true change of loss; 1: worst to lose in its layer")
+left.set(xlabel="head", ylabel="layer", xticks=range(heads), yticks=ticks)
+left.set_title("true change of loss; 1: worst to lose in its layer")
 left.grid(False)
 fig.colorbar(image, ax=left)
 for k, i in enumerate(drawn_layers):
