@@ -527,6 +527,15 @@ def test_a_picture_and_tables_of_a_real_model_say_what_was_measured() -> None:
         real.contest_of(real_records(44.0), lambda measured: measured["items"] == 5)
 
 
+def test_one_system_made_from_several_texts_has_a_record_of_each() -> None:
+    run = dict(model="m", system="amp", ratio=0.2, seed=0, tasks="none", window=512, dtype="bfloat16")
+    texts = ("tinyworld", "c4,wikipedia", "alpaca")
+    names = [leaderboard.file_of(run | {"calibration_text": text}) for text in texts]
+    assert (
+        names[0] == names[1] == "m-amp-0.2-0-512-bfloat16.json" and names[2] == "m-amp-0.2-0-512-bfloat16-alpaca.json"
+    )
+
+
 def test_a_cut_is_faster_only_as_far_as_its_interval_says() -> None:
     def of(low: float, high: float) -> list[real.Claim]:
         fast = dict(value=(low + high) / 2, low=low, high=high)

@@ -263,7 +263,7 @@ def test_a_lesson_runs_on_a_model_of_smollm2s_shape(number: str, shaped: dict[st
     names = run.parameters_of(NOTEBOOKS / f"{stem}.ipynb")
     asked = {
         "text": shaped["text"],
-        "tasks": "tiny_tool,tiny_chain",
+        "tasks": "tiny_tool,tiny_fact",
         "responses": "tinyworld",
         "calibration": 24,
         "samples": 16,

@@ -47,6 +47,8 @@ def file_of(p: Mapping[str, Any]) -> str:
         p[name] for name in ("tasks", "window", "dtype") if p.get(name, known[name].default) != known[name].default
     ]
     kind = "".join(f"-{'tasks' if ',' in str(value) else value}" for value in other if value != "none")
+    made = p.get("calibration_text", "tinyworld")  # of one corpus: those of several are the contest of the real model
+    kind += "" if made == "tinyworld" or "," in made else f"-{Path(made).name}"
     return f"{Path(str(p['model'])).name}-{p.get('system', 'damage')}-{p['ratio']:g}-{p['seed']}{kind}.json"
 
 
