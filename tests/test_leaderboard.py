@@ -575,7 +575,10 @@ def test_what_lora_healed_and_what_other_text_made_run_in_contests_of_their_own(
     back = 1 - math.log(31 / 30) / math.log(160 / 30)
     assert f"at 20 % LoRA brings back {back:.0%}" in said and "“OURS-POLISHED-LORA” with 0.0" in said
     assert real._healed(contest(ours=44.0)) == "", "what was not measured is not said"
-    by_prompts = real.contest_of(found, lambda measured: True, real.PROMPTS).at("amp", 0.2)
+    prompted = real.contest_of(found, lambda measured: True, real.PROMPTS)
+    by_prompts = prompted.at("amp", 0.2)
+    (line,) = real.prompts_table(prompted, c)[2:]
+    assert line.startswith("| AMP, 20 % | 3 | 99.0") and "0.61 times" in line
     assert by_prompts is not None and by_prompts["perplexity"].value == pytest.approx(99, rel=0.02)
 
 

@@ -202,6 +202,18 @@ def above_chance(found: Records) -> str:
     return f"The dense model is not clearly above guessing in: {_list(level)}."
 
 
+def prompts_table(other: Contest, c: Contest) -> list[str]:
+    """AMP made from instruction prompts, by either of its averages, beside AMP made from the contest's text."""
+    lines = []
+    for (name, ratio), system in sorted(other.rows.items(), key=lambda row: (row[0][1], row[0][0])):
+        if same := c.at(PUBLISHED, ratio):
+            said = [found for t in TEXTS for found in (_sure(system[t]), system.against(same, t).ratio())]
+            draws = str(system["perplexity"].seeds)
+            lines.append([f"{other.labels[name][1]}, {100 * ratio:g} %", draws, *said])
+    head = [part for text in TEXTS.values() for part in (text, "of AMP's from C4 and Wikipedia")]
+    return grid(["system", "draws", *head], lines, text=1)
+
+
 def goals_table(c: Contest) -> list[str]:
     """Ours against AMP as published and against the best other, as shares of their excess."""
     lines = []
@@ -528,7 +540,7 @@ def page() -> str:
     if any(r["parameters"].get("made", {}).get("text") == PROMPTS for r in records()):
         other = contest_of(records(), _short, PROMPTS)
         lines += ["### AMP by the paper's calibration, 50 instruction prompts", ""]
-        lines += [line for ratio in other.ratios for line in [*contest_table(other, ratio), ""]]
+        lines += [*prompts_table(other, c), ""]
     return "\n".join([*lines, NOTE, "", "### What the lessons end in on it", "", LESSONS, "", *lessons_table()])
 
 
@@ -572,6 +584,8 @@ def main(arguments: list[str] | None = None) -> int:
                 given = lesson["parameters"]
                 for name in given.keys() & PLACES:  # no path of the machine that ran it
                     given[name] = "out" if name == "out" else Path(given[name]).name if name in NAMED else ""
+                if "text" in lesson["notes"]:
+                    lesson["notes"]["text"] = Path(lesson["notes"]["text"]).name
                 collection.put(o.out, {f"{lesson['name']}.json": lesson})
         png, _ = picture(main_contest(o.out))
     except ValueError as error:

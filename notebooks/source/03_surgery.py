@@ -204,8 +204,9 @@ def logits(network, inputs):
 
 
 def assert_same(found, wanted, what):
-    """Assert equality to 1e-5 of the largest logit: float32 holds seven digits, and logits have different sizes."""
-    L.assert_close(found / wanted.abs().max(), wanted / wanted.abs().max(), 1e-5, what)
+    """Assert equality to 1e-5 of the largest logit: float32 holds seven digits, and each of many layers rounds anew."""
+    tolerance = 1e-5 * max(1, anatomy.layers / 6)
+    L.assert_close(found / wanted.abs().max(), wanted / wanted.abs().max(), tolerance, what)
 
 
 by_hand = copy.deepcopy(dense)
