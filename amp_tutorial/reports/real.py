@@ -549,8 +549,8 @@ ALIKE = (
 )
 LESSONS = (
     "Each lesson ends in one result beside a baseline and a control that must fail. These are of the real model in "
-    "float32, on C4 (lesson 9: WikiText-2) and the tasks of AMP's paper, in the sizes that a lesson takes for a model that "
-    "isn't tiny: small ones, so their intervals are wide. In brackets 95 % intervals; minutes are on two cores."
+    "float32, on C4 (lesson 9: WikiText-2) and the tasks of AMP's paper, in the sizes that a lesson takes for a model "
+    "that isn't tiny: small ones, so their intervals are wide. In brackets 95 % intervals; minutes are on two cores."
 )
 PLACES = {"out", "local_copies", "text", "task_folder", "responses"}
 NAMED = {"text", "responses"}  # of which the last part of the path says what was read
