@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files.paths import DATA
+from ..files.texts import CORPORA
 from ..runs import collection, functions, grid, sweep
 from . import boards, measurements, standings
 
@@ -47,8 +48,8 @@ def file_of(p: Mapping[str, Any]) -> str:
         p[name] for name in ("tasks", "window", "dtype") if p.get(name, known[name].default) != known[name].default
     ]
     kind = "".join(f"-{'tasks' if ',' in str(value) else value}" for value in other if value != "none")
-    made = p.get("calibration_text", "tinyworld")  # of one corpus: those of several are the contest of the real model
-    kind += "" if made == "tinyworld" or "," in made else f"-{Path(made).name}"
+    made = p.get("calibration_text", "")  # a corpus by itself: the real model's contest is made from two
+    kind += f"-{made}" if made in CORPORA else ""
     return f"{Path(str(p['model'])).name}-{p.get('system', 'damage')}-{p['ratio']:g}-{p['seed']}{kind}.json"
 
 

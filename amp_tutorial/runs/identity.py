@@ -54,7 +54,9 @@ def code_of(notebook: Path | str, parameters: Mapping[str, Any]) -> dict[str, An
     if is_function(str(notebook)):
         package = code_sha256(NUMBERS)
         return dict(protocol=PROTOCOL, function=function_sha256(str(notebook), parameters), package=package)
-    lesson = not any(map(is_data, parameters))  # its exercises' references take part
+    lesson = Path(notebook).stem[:2].isdigit() or not any(
+        map(is_data, parameters)
+    )  # its exercises' references take part
     package = code_sha256((*NUMBERS, "course") if lesson else NUMBERS)
     return dict(protocol=PROTOCOL, notebook=notebook_sha256(Path(notebook)), package=package)
 
@@ -63,8 +65,8 @@ def data_of(parameters: Mapping[str, Any]) -> dict[str, str]:
     """SHA-256 of each text and task file, by the parameter that names it; the name itself of what is elsewhere."""
     copies = str(parameters.get("local_copies", ""))
     data = {name: _data(name, str(value), copies) for name, value in parameters.items() if is_data(name)}
-    if not data:  # a lesson: it reads the embedded texts and tasks without asking
-        return {"world": _tree(DATA / "world"), "tasks": _tree(DATA / "tasks")}
+    if not any(name.endswith("_text") for name in data):  # a lesson: it reads embedded texts and tasks without asking
+        return data | {"world": _tree(DATA / "world"), "tasks": _tree(DATA / "tasks")}
     if any(task.strip().startswith("tiny") for task in str(parameters.get("tasks", "")).split(",")):
         data["tasks"] = _tree(DATA / "tasks")
     return data
@@ -72,7 +74,7 @@ def data_of(parameters: Mapping[str, Any]) -> dict[str, str]:
 
 def is_data(name: str) -> bool:
     """Whether a parameter names a text or a folder."""
-    return name.endswith(("_text", "_folder"))
+    return name.endswith(("_text", "_folder")) or name in ("text", "responses")
 
 
 def absolute(parameters: Mapping[str, Any]) -> dict[str, Any]:

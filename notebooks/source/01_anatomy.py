@@ -196,6 +196,7 @@ L.assert_close(shares.sum(1), torch.ones(anatomy.layers), 1e-4, "the shares of a
 fig, ax = plt.subplots(figsize=(7.5, max(3.8, 0.3 * anatomy.layers)))
 sns.heatmap(shares.numpy(), annot=True, fmt=".2f", cmap="cividis", ax=ax, cbar_kws=dict(label="share of the output"))
 ax.set(xlabel="query head", ylabel="layer", title=f"{model}: each row adds up to 1")
+ax.tick_params(axis="y", rotation=0)
 place = divmod(int(shares.argmax()), anatomy.heads)
 L.show(fig, alt=f"Heat map of {anatomy.layers} layers by {anatomy.heads} heads: the share of its layer's attention "
        f"output each head carries. The largest is {shares.max():.2f} (layer {place[0]}, head {place[1]}), "
