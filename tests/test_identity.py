@@ -230,13 +230,28 @@ def test_a_new_module_and_another_name_of_one_count(notebook: Path, package: Pat
     assert len({before, added, name(notebook)}) == 3
 
 
-def test_code_that_only_runs_and_records_counts_for_no_run_and_exercises_for_lessons(package: Path) -> None:
-    reproduce, lesson = (NOTEBOOKS / f"{stem}.ipynb" for stem in ("reproduce", "05_evaluation"))
+@pytest.mark.parametrize("stem", ["05_evaluation", "09_real_model", "B_your_own_model"])  # they name texts otherwise
+def test_code_that_only_runs_and_records_counts_for_no_run_and_exercises_for_lessons(package: Path, stem: str) -> None:
+    reproduce, lesson = (NOTEBOOKS / f"{stem}.ipynb" for stem in ("reproduce", stem))
     before = name(reproduce), name(lesson)
     (package / "runs" / "module.py").write_text(ANOTHER["a number"], encoding="utf-8")
     assert (name(reproduce), name(lesson)) == before
     (package / "course" / "module.py").write_text(ANOTHER["a number"], encoding="utf-8")
     assert name(reproduce) == before[0] and name(lesson) != before[1]
+
+
+def test_a_lesson_is_named_by_what_its_text_says_and_reads_it_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lesson = NOTEBOOKS / "02_importance.ipynb"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.jsonl").write_text('{"text": "a"}\n', encoding="utf-8")
+    before = name(lesson, text="mine.jsonl")
+    assert before != name(lesson) and identity.absolute({"text": "mine.jsonl"}) == {
+        "text": str(tmp_path / "mine.jsonl")
+    }
+    (tmp_path / "mine.jsonl").write_text('{"text": "b"}\n', encoding="utf-8")
+    assert name(lesson, text="mine.jsonl") != before
 
 
 def test_another_protocol_makes_another_run(notebook: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,10 +54,8 @@ def code_of(notebook: Path | str, parameters: Mapping[str, Any]) -> dict[str, An
     if is_function(str(notebook)):
         package = code_sha256(NUMBERS)
         return dict(protocol=PROTOCOL, function=function_sha256(str(notebook), parameters), package=package)
-    lesson = Path(notebook).stem[:2].isdigit() or not any(
-        map(is_data, parameters)
-    )  # its exercises' references take part
-    package = code_sha256((*NUMBERS, "course") if lesson else NUMBERS)
+    lesson = any("L.check(" in cell["source"] for cell in code_cells(Path(notebook)))
+    package = code_sha256((*NUMBERS, "course") if lesson else NUMBERS)  # its exercises' references take part
     return dict(protocol=PROTOCOL, notebook=notebook_sha256(Path(notebook)), package=package)
 
 
@@ -74,7 +72,12 @@ def data_of(parameters: Mapping[str, Any]) -> dict[str, str]:
 
 def is_data(name: str) -> bool:
     """Whether a parameter names a text or a folder."""
-    return name.endswith(("_text", "_folder")) or name in ("text", "responses")
+    return is_text(name) or name.endswith("_folder")
+
+
+def is_text(name: str) -> bool:
+    """Whether a parameter names a text; in a lesson it is called so without saying what it is for."""
+    return name.endswith("_text") or name in ("text", "responses")
 
 
 def absolute(parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -120,7 +123,7 @@ def _data(name: str, source: str, copies: str) -> str:
         found = Path(source) if source and os.path.exists(source) else None
     if found is None:
         return source
-    return _files(found, files_of_all_splits(found)) if name.endswith("_text") else _tree(found)
+    return _files(found, files_of_all_splits(found)) if is_text(name) else _tree(found)
 
 
 def _embedded(model: str) -> bool:
