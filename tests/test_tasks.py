@@ -51,7 +51,7 @@ def test_a_task_of_a_local_folder_is_measured_beside_an_embedded_one(folder: Pat
     model, tokenizer = tiny(), opening()
     found = amp.accuracy(model, tokenizer, "colours,tiny_tool", limit=8, folder=folder)
     assert list(found) == ["colours", f"colours{NORM}", "tiny_tool"]
-    assert found["colours"].n == 8
+    assert found["colours"].n == 8 and found.chance == {"colours": 1 / 2, "tiny_tool": amp.CHANCE["tiny_tool"]}
     assert found.mean.value == pytest.approx((found["colours"].value + found["tiny_tool"].value) / 2), "plain accuracy"
     right = norm = 0
     for item in ITEMS:
@@ -64,6 +64,16 @@ def test_a_task_of_a_local_folder_is_measured_beside_an_embedded_one(folder: Pat
         right += max((0, 1), key=lambda k: sums[k]) == item["answer"]
         norm += max((0, 1), key=lambda k: sums[k] / len(item["choices"][k])) == item["answer"]
     assert (found["colours"].value, found[f"colours{NORM}"].value) == (right / 8, norm / 8)
+
+
+def test_guessing_gives_nothing_where_answers_are_not_chosen_and_counts_no_choice_twice(folder: Path) -> None:
+    task = yaml.safe_load((folder / "colours.yaml").read_text(encoding="utf-8"))
+    both = dict(task, task="twice", metric_list=[{"metric": m} for m in ("acc", "acc_mutual_info")])
+    last = dict(task, task="last", output_type="loglikelihood", doc_to_target=" red", metric_list=[{"metric": "acc"}])
+    del last["doc_to_choice"]
+    for made in (both, last):
+        (folder / f"{made['task']}.yaml").write_text(yaml.safe_dump(made), encoding="utf-8")
+    assert amp.accuracy(tiny(), opening(), "twice,last", folder=folder).chance == {"twice": 1 / 2, "last": 0}
 
 
 def test_normalised_answers_are_divided_by_characters_and_not_by_bytes(folder: Path) -> None:

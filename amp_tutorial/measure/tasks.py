@@ -59,7 +59,7 @@ class Accuracy(dict[str, Measured]):
     """Accuracy per task, and under "<task> acc_norm" that with normalised answers, where the task has it.
 
     `protocol` says how it was measured; it belongs into a record. `chance` is what guessing gives in each task: the
-    mean of 1 / choices over its items.
+    mean of 1 / choices over its items, and nothing where answers are not chosen.
     """
 
     protocol: str = ""
@@ -139,8 +139,9 @@ def accuracy(
             if key in row:
                 error, items = math.sqrt(row[key] * (1 - row[key]) / max(1, n - 1)), _items(found["samples"][task], key)
                 result[task + ending] = Measured(row[key], error, n, {task: items} if len(items) == n else {})
-        choices = [len(sample["resps"]) for sample in found["samples"][task]]
-        result.chance[task] = sum(1 / k for k in choices) / len(choices)
+        twice = 2 if "acc_mutual_info,none" in row else 1  # that metric reads every choice without its prompt, too
+        choices = [len(sample["resps"]) // twice for sample in found["samples"][task]]
+        result.chance[task] = sum(1 / k for k in choices if k > 1) / len(choices)
     result.protocol = _protocol(tokenizer, limit)
     return result
 
