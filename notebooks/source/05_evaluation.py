@@ -44,9 +44,9 @@ L = lesson.start(
 )  # fmt: skip
 source, tasks = L.material(text, tasks, task_folder)
 sizes = {
-    "smallest": dict(seeds=3, items=40, windows=120),
-    "real": dict(seeds=3, items=40, windows=16),
-    "full": dict(seeds=10, items=200, windows=None),
+    "smallest": dict(seeds=3, items=40, windows=120, texts=150),
+    "real": dict(seeds=3, items=40, windows=16, texts=5),
+    "full": dict(seeds=10, items=200, windows=None, texts=150),
 }[L.size]
 seeds = range(seed, seed + sizes["seeds"])
 ratios = sorted({0.2, ratio, 0.5})
@@ -87,7 +87,7 @@ L.assert_close(perplexity(losses, tokens) / module.value, 1, 1e-4, "twenty windo
 # Now the same model and the same text, cut into short windows. **Predict:** does the perplexity rise, fall or stay? And
 # if the short windows overlap, so that each token is counted where it has some text before it?
 # %%
-some = amp.texts(source, "validation")[: 150 if L.size != "real" else 5]
+some = amp.texts(source, "validation")[: sizes["texts"]]
 protocols = {"window 256": dict(window=256), "window 8": dict(window=8), "window 8, stride 2": dict(window=8, stride=2)}
 protocol = {name: amp.perplexity(dense, tokenizer, some, **how) for name, how in protocols.items()}
 for name, found in protocol.items():
@@ -277,7 +277,7 @@ for k, name in enumerate(("dense", *criteria)):
     told.append(f"{name} " + ", ".join(f"{v:.0f}" for v in middle))
 for t, task in enumerate(tasks):
     axes.hlines(100 * suite.chance[task], t - 0.42, t + 0.42, color="black", ls="--", lw=1.2)
-names = [task.removeprefix("tiny_").removeprefix("real_") for task in tasks]
+names = [task.removeprefix("tiny_") for task in tasks]
 axes.set_xticks(range(len(names)), names)
 axes.set(ylabel="accuracy (%)", ylim=(0, 105))
 axes.legend(frameon=False, ncols=5, loc="upper center", bbox_to_anchor=(0.5, -0.1))

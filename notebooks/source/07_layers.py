@@ -46,11 +46,11 @@ L = lesson.start(
 )  # fmt: skip
 source, tasks = L.material(text, tasks, task_folder)
 sizes = {
-    "smallest": dict(seeds=3, items=40, windows=50, choices=20, features=256),
-    "real": dict(seeds=1, items=20, windows=12, choices=20, features=128),  # a choice of layers takes minutes there
-    "full": dict(seeds=5, items=200, windows=None, choices=100, features=256),
+    "smallest": dict(seeds=3, items=40, windows=50, choices=20, features=256, fewer=1),
+    "real": dict(seeds=1, items=20, windows=12, choices=20, features=128, fewer=4),  # a choice takes minutes
+    "full": dict(seeds=5, items=200, windows=None, choices=100, features=256, fewer=1),
 }[L.size]
-calibration, features = calibration // 4 if L.size == "real" else calibration, sizes["features"]
+calibration, features = calibration // sizes["fewer"], sizes["features"]
 seeds = range(seed, seed + sizes["seeds"])
 dense, tokenizer = amp.load(model)
 anatomy = amp.Anatomy.of(dense)
@@ -508,7 +508,7 @@ print(order(perplexities, text, "perplexity", 1))
 print(order(means, right, "accuracy", -1))
 by_task = {task: {kind: sum(answers[kind, s][task].value for s in seeds) / len(seeds) for kind in kinds}
            for task in tasks}  # fmt: skip
-short = {task: task.removeprefix("tiny_").removeprefix("real_") for task in tasks}
+short = {task: task.removeprefix("tiny_") for task in tasks}
 apart_by = {task: of_kind["depth"] - of_kind["width"] for task, of_kind in by_task.items()}
 print("task        " + "".join(f"{kind:>8s}" for kind in ("dense", *kinds)))
 for task, of_kind in by_task.items():
@@ -586,7 +586,7 @@ for what in ("time, prompt", "time, new token"):
 with_context = ["tiny_owner", "tiny_chain", "tiny_yesno"]
 kinds_of_noise = list(amp.PERTURBATIONS)
 robust = {
-    name: amp.robustness(ran[name], tokenizer, kinds_of_noise, tasks=with_context, limit=sizes["items"])
+    name: amp.robustness(ran[name], tokenizer, kinds_of_noise, tasks=with_context, limit=sizes["items"], seed=seed)
     for name in ("dense", "depth", "width")
 }
 fig, ax = plt.subplots(figsize=(8.5, 3.6), layout="constrained")
@@ -598,7 +598,8 @@ for k, (name, found) in enumerate(robust.items()):
     color = "0.75" if name == "dense" else lesson.PALETTE[k - 1]
     hatch = "xx" if name == "dense" else lesson.HATCHES[k - 1]
     ax.bar(at, middle, 0.25, yerr=error, capsize=3, color=color, hatch=hatch, edgecolor="white", label=name)
-guess = 100 * sum(amp.CHANCE[t] for t in with_context) / len(with_context)
+by_chance = robust["dense"]["clean"].chance
+guess = 100 * sum(by_chance.values()) / len(by_chance)
 ax.axhline(guess, color="0.2", ls=":")
 beside(ax, guess, "guessing")
 ax.set_xticks(range(len(robust["dense"])), list(robust["dense"]))
