@@ -45,7 +45,7 @@ docs: .venv/installed
 
 results: .venv/installed
 	$(BIN)/amp-tutorial sweep data/sweeps/results.yaml --out $(OUT)/results --jobs $(JOBS)
-	$(BIN)/python -m amp_tutorial.reports.results --runs $(OUT)/results
+	$(BIN)/python -m amp_tutorial.reports.summary --runs $(OUT)/results
 	$(BIN)/python -m amp_tutorial.reports.pages
 
 # Systems × ratios × models × seeds; interrupt it, and the same command goes on

@@ -10,7 +10,7 @@ import pytest
 
 import amp_tutorial as amp
 from amp_tutorial.measure import intervals
-from amp_tutorial.reports import measurements, results, summary
+from amp_tutorial.reports import measurements, summary
 from amp_tutorial.runs import grid as grids
 from amp_tutorial.runs.sweep import records_of, sweep
 
@@ -126,7 +126,7 @@ def test_the_sweep_measures_and_the_command_sums_up(tmp_path: Path, capsys: pyte
     blocks = [block | dict(grid=dict(what=once)), block | dict(grid=dict(what=others, seed=[0, 1]))]
     grid.write_text(json.dumps(blocks), encoding="utf-8")
     words = ["--grid", str(grid), "--runs", str(runs), "--out", str(out)]
-    assert results.main(words) == 1 and not out.exists()
+    assert summary.main(words) == 1 and not out.exists()
     assert "18 runs are not finished: amp-tutorial sweep" in capsys.readouterr().err
     first = grids.grid_of(block | dict(grid=dict(what=["amp-recovered"])), "grid.yaml")
     assert sweep(first, runs).ok == 1
@@ -141,15 +141,15 @@ def test_the_sweep_measures_and_the_command_sums_up(tmp_path: Path, capsys: pyte
             made = measured | dict(parameters=p, identity=job.id)
             (runs / job.id).mkdir()
             (runs / job.id / "record.json").write_text(json.dumps(made), encoding="utf-8")
-    assert results.main(words) == 0
+    assert summary.main(words) == 0
     found = summary.read(out)
     assert list(found["models"]) == ["tiny-phi"] and found["settings"]["seeds"] == 2
     assert (out / "picture.png").stat().st_size > 10_000
     before = (out / "summary.md").read_text(encoding="utf-8")
-    assert results.main(["--out", str(out)]) == 0, "from the records that are there"
+    assert summary.main(["--out", str(out)]) == 0, "from the records that are there"
     assert (out / "summary.md").read_text(encoding="utf-8") == before
     (runs / run.id / "record.json").write_text('{"half', encoding="utf-8")
-    assert results.main(words) == 1 and (out / "summary.md").read_text(encoding="utf-8") == before
+    assert summary.main(words) == 1 and (out / "summary.md").read_text(encoding="utf-8") == before
 
 
 def test_records_that_must_not_stand_in_one_table_are_refused(tmp_path: Path) -> None:

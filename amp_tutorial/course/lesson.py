@@ -150,10 +150,10 @@ class Lesson:
 
     def lessons_on_a_real_model(self) -> None:
         """What the tiny models said and what the real one says, lesson by lesson, from the records of both."""
-        from ..reports import real
+        from ..reports import real, real_lessons
 
         print(f"With {100 * real.RATIO:g} % of all parameters gone; tiny is {real.TINY}, real is SmolLM2-135M.\n")
-        for number, title, tiny, found in real.lessons():
+        for number, title, tiny, found in real_lessons.lessons():
             print(f"{number} · {title}\n  tiny: {tiny}\n  real: {found}\n")
 
     def check(self, attempt: Any, name: str) -> Any:
@@ -223,9 +223,9 @@ class Lesson:
 
         A lesson of which the real model has something to say ends with that, from the records.
         """
-        from ..reports import real
+        from ..reports import real, real_lessons
 
-        if said := real.closing(self.name[:2]):
+        if said := real_lessons.closing(self.name[:2]):
             print(f"On a real model, {100 * real.RATIO:g} % of all parameters gone: {said}")
         if self.steps and self.computes:
             self.record.notes["steps"] = self.steps

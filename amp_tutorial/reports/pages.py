@@ -17,7 +17,7 @@ from amp_tutorial import DATA, FAMILIES, Family
 from ..files.atomic import write_text
 from ..files.paths import ROOT
 from ..runs.parameters import effective, names, notebook_named, parameters_of
-from . import api_reference, architecture, boards, real, standings, summary
+from . import api_reference, architecture, boards, real, real_lessons, standings, summary
 
 SHOWN, RATIO = "tiny-llama", 0.30  # the model and the share removed of which the README speaks
 CPUS = {"ci": ("CPU, 0.1 TFLOP/s", 1e11), "smollm2-20": ("CPU, 0.4 TFLOP/s", 4e11)}  # operations a second: assumptions
@@ -169,6 +169,7 @@ PARTS: dict[tuple[str, str], Part] = {
     ("docs/results.md", "results"): lambda: f"{picture('../')}\n\n{summary.main_table(_results())}",
     ("docs/leaderboard.md", "leaderboard"): leaderboard,
     ("docs/real.md", "real"): real.page,
+    ("docs/real.md", "lessons"): real_lessons.page,
     ("docs/families.md", "families"): families_table,
     ("docs/researchers.md", "costs"): preset_costs,
     ("docs/architecture.md", "architecture"): architecture.listing,

@@ -70,7 +70,7 @@ class Contest:
     def times(self, name: str, ratio: float) -> str:
         """A system's perplexity as a multiple of the dense model's, in words."""
         found = self.at(name, ratio)
-        return "not measured" if found is None else f"{_digits(raised(self.excess(found).difference))} times"
+        return "not measured" if found is None else f"{digits(raised(self.excess(found).difference))} times"
 
     def others(self, ratio: float, metric: str = "perplexity") -> list[tuple[float, str]]:
         """Excess of everything that is not ours and removes as much as asked, the least first."""
@@ -92,18 +92,18 @@ def records(folder: Path = FOLDER) -> Records:
     return standings.read(folder)
 
 
+def made_from(record: dict[str, Any], otherwise: str = "") -> str:
+    """The text that a system was made from; the dense model is made from none."""
+    return str(record["parameters"].get("made", {}).get("text", otherwise))
+
+
 def contest_of(found: Records, wanted: Callable[[dict[str, Any]], bool], text: str = TEXT) -> Contest:
     """The contest among records that were measured in one way, of systems made from one text.
 
     Raises:
         ValueError: there is no dense record of that kind.
     """
-    given = [r["parameters"] for r in found]
-    mine = [
-        r
-        for r, p in zip(found, given, strict=True)
-        if wanted(p["measured"]) and p.get("made", {}).get("text", text) == text
-    ]
+    mine = [r for r in found if wanted(r["parameters"]["measured"]) and made_from(r, text) == text]
     boards_of, _ = standings.collect(mine)
     if not boards_of:
         raise ValueError(f"{FOLDER} has no dense record that was measured so; data/sweeps/real.yaml makes them.")
@@ -115,16 +115,15 @@ def _contest(cells: dict[Row, System]) -> Contest:
     return Contest(standings.dense(cells), rows, {row[0]: row for row in cells})
 
 
-def _short(measured: dict[str, Any]) -> bool:
-    """Measured on short windows of two texts, in bfloat16."""
-    m = measured
+def on_short_windows(m: dict[str, Any]) -> bool:
+    """Whether it was measured on the first short windows of two texts, in bfloat16, and asked nothing."""
     return m.get("dtype") == "bfloat16" and m["items"] == 0 and m["windows"] == 40
 
 
 @cache
 def main_contest(folder: Path = FOLDER) -> Contest:
     """The contest on short windows of two texts, in bfloat16."""
-    return contest_of(records(folder), _short)
+    return contest_of(records(folder), on_short_windows)
 
 
 def dense_table(found: Records) -> list[str]:
@@ -140,14 +139,14 @@ def dense_table(found: Records) -> list[str]:
     return grid(["text", "protocol", "dense model, perplexity"], sorted(lines), text=2)
 
 
-def _digits(value: float) -> str:
+def digits(value: float) -> str:
     """A perplexity or a multiple of one, with as many digits as say something."""
     return f"{value:.2f}" if value < 100 else f"{value:,.0f}"
 
 
-def _sure(found: Interval) -> str:
-    ends = "" if found.low is None or found.high is None else f" ({_digits(found.low)} to {_digits(found.high)})"
-    return _digits(found.value) + ends
+def sure(found: Interval) -> str:
+    ends = "" if found.low is None or found.high is None else f" ({digits(found.low)} to {digits(found.high)})"
+    return digits(found.value) + ends
 
 
 def _nats(gap: Comparison) -> str:
@@ -157,48 +156,47 @@ def _nats(gap: Comparison) -> str:
 
 def contest_table(c: Contest, ratio: float, tuned: bool = False) -> list[str]:
     """Every system at one ratio, the best first: perplexity on both texts, and the excess over dense in nats."""
-    lines = [["dense", "", *(found for t in TEXTS for found in (_sure(c.dense[t]), "0"))]]
+    lines = [["dense", "", *(found for t in TEXTS for found in (sure(c.dense[t]), "0"))]]
     names = [name for name, at in c.rows if at == ratio and c.tuned(name) == tuned]
     for name in sorted(names, key=lambda n: c.excess(c.rows[n, ratio]).difference):
         system = c.rows[name, ratio]
         removed = system["parameters removed"].value
         off = f" †{100 * removed:.1f} %" if abs(removed - ratio) > 0.005 else ""
-        said = [found for t in TEXTS for found in (_sure(system[t]), _nats(c.excess(system, t)))]
+        said = [found for t in TEXTS for found in (sure(system[t]), _nats(c.excess(system, t)))]
         lines.append([c.labels[name][1] + off, str(system["perplexity"].seeds), *said])
     head = [part for text in TEXTS.values() for part in (text, "excess, nats")]
     return grid(["system", "draws", *head], lines, text=1)
 
 
-def tasks_table(found: Records) -> list[str]:
-    """Zero-shot accuracy of what was asked all items, in percent, and how far below the dense model's, item by item."""
-    if not any(r["parameters"]["measured"]["items"] != 0 for r in found):
-        return []
-    c = contest_of(found, lambda m: m["items"] != 0)
-    (whole,) = c.dense.records
-    tasks = whole["metrics"]["mean accuracy"]["of"]
-    chance = {task: whole["metrics"][task]["chance"] for task in tasks}
+def tasks_contest(found: Records) -> Contest | None:
+    """The contest among what was asked all items of the tasks; None if nothing was."""
+    asked = [r for r in found if r["parameters"]["measured"]["items"] != 0]
+    return contest_of(asked, lambda measured: True) if asked else None
 
-    def line(name: str, draws: str, system: System) -> list[str]:
+
+def tasks_table(c: Contest) -> list[str]:
+    """Zero-shot accuracy in percent, beside guessing, and against the dense model's item by item."""
+    metrics = c.dense.records[0]["metrics"]
+    tasks = metrics["mean accuracy"]["of"]
+
+    def line(name: str, draws: str, system: System, gap: str) -> list[str]:
         of = [f"{100 * system[task].value:.1f}" for task in tasks]
-        gap = "" if system is c.dense else system.against(c.dense, "mean accuracy").points()
         return [name, draws, *of, system["mean accuracy"].percent(), gap]
 
-    lines = [line("dense", "", c.dense)]
+    lines = [line("dense", "", c.dense, "")]
     for (name, ratio), system in sorted(c.rows.items(), key=lambda row: (row[0][1], -row[1]["mean accuracy"].value)):
-        draws = str(system["mean accuracy"].seeds)
-        lines.append(line(f"{c.labels[name][1]}, {100 * ratio:g} %", draws, system))
-    guess = [f"{100 * chance[task]:.1f}" for task in tasks]
-    lines.append(["guessing", "", *guess, f"{100 * sum(chance.values()) / len(tasks):.1f}", ""])
-    n = [f"{task} ({whole['metrics'][task]['n']:,})" for task in tasks]
-    return grid(["system", "draws", *n, "mean", "less than dense, points"], lines, text=1)
+        label, gap = f"{c.labels[name][1]}, {100 * ratio:g} %", system.against(c.dense, "mean accuracy")
+        lines.append(line(label, str(system["mean accuracy"].seeds), system, gap.points()))
+    chance = [100 * metrics[task]["chance"] for task in tasks]
+    lines.append(["guessing", "", *(f"{value:.1f}" for value in [*chance, sum(chance) / len(tasks)]), ""])
+    n = [f"{task} ({metrics[task]['n']:,})" for task in tasks]
+    return grid(["system", "draws", *n, "mean", "against dense"], lines, text=1)
 
 
-def above_chance(found: Records) -> str:
-    """Which tasks the dense model answers better than by guessing at all."""
-    (whole,) = [r for r in found if r["parameters"]["measured"]["items"] != 0 and r["parameters"]["system"] == "dense"]
-    metrics = whole["metrics"]
-    tasks = metrics["mean accuracy"]["of"]
-    level = [task for task in tasks if metrics[task]["low"] <= metrics[task]["chance"]]
+def above_chance(c: Contest) -> str:
+    """Which tasks the dense model does not answer better than by guessing."""
+    metrics = c.dense.records[0]["metrics"]
+    level = [task for task in metrics["mean accuracy"]["of"] if metrics[task]["low"] <= metrics[task]["chance"]]
     return f"The dense model is not clearly above guessing in: {_list(level)}."
 
 
@@ -207,7 +205,7 @@ def prompts_table(other: Contest, c: Contest) -> list[str]:
     lines = []
     for (name, ratio), system in sorted(other.rows.items(), key=lambda row: (row[0][1], row[0][0])):
         if same := c.at(PUBLISHED, ratio):
-            said = [found for t in TEXTS for found in (_sure(system[t]), system.against(same, t).ratio())]
+            said = [found for t in TEXTS for found in (sure(system[t]), system.against(same, t).ratio())]
             draws = str(system["perplexity"].seeds)
             lines.append([f"{other.labels[name][1]}, {100 * ratio:g} %", draws, *said])
     head = [part for text in TEXTS.values() for part in (text, "of AMP's from C4 and Wikipedia")]
@@ -276,7 +274,7 @@ def claims(c: Contest) -> list[Claim]:
             gap = turned.against(amp, "perplexity")
             verdict = "holds" if gap.clear and gap.difference > 0 else "does not hold"
             said = f"The order matters: reversed, AMP is far worse, {100 * ratio:g} %"
-            found.append(Claim(said, verdict, f"{_digits(raised(gap.difference))} times the perplexity"))
+            found.append(Claim(said, verdict, f"{digits(raised(gap.difference))} times the perplexity"))
     return found
 
 
@@ -315,8 +313,7 @@ def _list(names: list[str]) -> str:
     return "; ".join(names) if names else "none"
 
 
-def claims_table(c: Contest) -> list[str]:
-    found = claims(c) + speed_claim(collection.gathered(FOLDER).get("03_surgery.json"))
+def claims_table(found: list[Claim]) -> list[str]:
     return grid(["claim", "verdict", "measured"], [[x.said, f"**{x.verdict}**", x.number] for x in found])
 
 
@@ -345,141 +342,15 @@ def picture(c: Contest) -> tuple[bytes, str]:
     return png.getvalue(), f"Perplexity as a multiple of the dense model's. {'; '.join(told)}."
 
 
-# What the tiny models say and what the real one says, lesson by lesson
+# Beside a tiny model
 
 RATIO, TINY = 0.2, "tiny-llama-gqa"  # both boards have this ratio; this tiny model shares keys and values, as the real
 
 
 @cache
-def _tiny() -> Contest:
+def tiny_contest() -> Contest:
+    """The tiny models' leaderboard, of the one that stands beside the real model."""
     return _contest(standings.collect(standings.read(DATA / "leaderboard"))[0][TINY])
-
-
-CRITERIA = {
-    "amp": "AMP",
-    "transact": "TransAct",
-    "wanda": "Wanda-sp",
-    "flap": "FLAP",
-    "taylor": "Taylor",
-    "magnitude": "magnitude",
-    "random": "random",
-}
-NEURONS = {f"{name}-neurons": label for name, label in CRITERIA.items()}
-
-
-def _order(c: Contest, labels: dict[str, str]) -> str:
-    """Systems, the best first, with their perplexity as a multiple of the dense model's."""
-    there = [(c.excess(found).difference, label) for name, label in labels.items() if (found := c.at(name, RATIO))]
-    return ", ".join(f"{label} {_digits(raised(value))}" for value, label in sorted(there))
-
-
-def _tour(c: Contest) -> str:
-    return f"AMP has {c.times('amp', RATIO)} the dense perplexity, chance {c.times('random', RATIO)}."
-
-
-def _parts(c: Contest) -> str:
-    both, neurons = c.rows["amp", RATIO], c.rows["amp-neurons", RATIO]
-    dear = "dear" if c.excess(neurons).difference < c.excess(both).difference else "cheap"
-    return (
-        f"AMP's heads and neurons alike, {c.times('amp', RATIO)} the dense perplexity; neurons alone, as many "
-        f"parameters, {c.times('amp-neurons', RATIO)}: heads are {dear}."
-    )
-
-
-def _score(c: Contest) -> str:
-    turned = f"its reversal {c.times('reversed', RATIO)}, chance {c.times('random', RATIO)}"
-    return f"AMP {c.times('amp', RATIO)} the dense perplexity, {turned}."
-
-
-def _exact(c: Contest) -> str:
-    removed = c.rows["amp", RATIO]["parameters removed"].value
-    return f"asked for {100 * RATIO:g} % of all parameters, AMP removed {100 * removed:.2f} %."
-
-
-def _healed(c: Contest) -> str:
-    """What LoRA brings back of AMP's excess, at the ratio at which it was measured, and who is best after it."""
-    ratio = next((at for name, at in c.rows if name == "amp-lora"), None)
-    if ratio is None:
-        return ""
-    cut, healed = (c.excess(c.rows[name, ratio]).difference for name in ("amp", "amp-lora"))
-    best = min(
-        (n for n, at in c.rows if at == ratio and c.tuned(n)), key=lambda n: c.excess(c.rows[n, ratio]).difference
-    )
-    least = c.excess(c.rows[best, ratio]).difference
-    return (
-        f"of AMP's excess of {cut:.2f} nats at {100 * ratio:g} % LoRA brings back {1 - healed / cut:.0%}; the best "
-        f"after it is “{c.labels[best][1]}” with {least:.2f}."
-    )
-
-
-def _paired(c: Contest) -> str:
-    one, other = c.rows["amp", RATIO], c.rows["transact", RATIO]
-    return (
-        f"AMP's perplexity is {_sure(one['perplexity'])}; window by window it is "
-        f"{one.against(other, 'perplexity').ratio()} that of TransAct."
-    )
-
-
-def _criteria(c: Contest) -> str:
-    return f"heads and neurons, times dense: {_order(c, CRITERIA)}; neurons alone: {_order(c, NEURONS)}."
-
-
-def _layers(c: Contest) -> str:
-    return (
-        f"whole layers by ShortGPT {c.times('layers-influence', RATIO)} the dense perplexity, AMP's heads and neurons "
-        f"{c.times('amp', RATIO)}."
-    )
-
-
-def _better(c: Contest) -> str:
-    other = c.others(RATIO)[0][1]
-    names = [name for name in ("ours-neurons", "ours-polished") if c.at(name, RATIO)]
-    amp, best = (c.excess(c.rows[name, RATIO]).difference for name in ("amp", other))
-    shares = [
-        f"“{c.labels[name][1]}” {mine / amp:.2f} of AMP's and {mine / best:.2f} of the best other's"
-        for name in names
-        for mine in [c.excess(c.rows[name, RATIO]).difference]
-    ]
-    return f"shares of an excess log-perplexity: {'; '.join(shares)} ({c.labels[other][1]})."
-
-
-SAID: dict[str, tuple[str, Callable[[Contest], str]]] = {
-    "00": ("Quick tour", _tour),
-    "01": ("Anatomy", _parts),
-    "02": ("Importance", _score),
-    "03": ("Surgery", _exact),
-    "04": ("Recovery", _healed),
-    "05": ("Evaluation", _paired),
-    "06": ("Other answers", _criteria),
-    "07": ("Layers", _layers),
-    "08": ("Better than AMP", _better),
-}
-
-
-def lessons() -> list[tuple[str, str, str, str]]:
-    """For each lesson its number and title, and what the tiny model's and the real model's records say."""
-    said = [(str(int(number)), title, say(_tiny()), say(main_contest())) for number, (title, say) in SAID.items()]
-    return [row for row in said if row[-1]]
-
-
-def closing(number: str) -> str:
-    """The line with which a lesson ends; empty where the real model has nothing to say of it."""
-    return SAID[number][1](main_contest()) if number in SAID else ""
-
-
-def lessons_table() -> list[str]:
-    """The result that each lesson ends in, where it was run on the real model."""
-
-    def said(value: float, unit: str) -> str:
-        return f"{value:,.3g}" + (f" {unit}" if len(unit) > 1 else unit)
-
-    rows = []
-    for name, record in sorted(collection.gathered(FOLDER).items()):
-        if s := record.get("signature"):
-            beside = [f"{s[part]['name']}: {said(s[part]['value'], '')}" for part in ("baseline", "control")]
-            found = f"{said(s['value'], s['unit'])} ({said(s['low'], '')} to {said(s['high'], '')})"
-            rows.append([str(int(name[:2])), s["name"], found, *beside, f"{record['seconds'] / 60:.0f}"])
-    return grid(["lesson", "its result", "on the real model", "baseline", "control", "minutes"], rows)
 
 
 def gap(a: Any, b: Any) -> Comparison:
@@ -489,14 +360,14 @@ def gap(a: Any, b: Any) -> Comparison:
 
 def front() -> str:
     """What the README shows first: the picture, and a table of the real model beside a tiny one."""
-    c, tiny = main_contest(), _tiny()
+    c, tiny = main_contest(), tiny_contest()
     lines = []
     for name, label in SHOWN.items():
         same = TINY_NAMES.get(name, name)  # another budget of trials
         sides = [(c, name, ratio) for ratio in c.ratios] + [(tiny, same, ratio) for ratio in (0.2, 0.3)]
         found = [(board, board.at(system, ratio)) for board, system, ratio in sides]
         if any(system for board, system in found if board is c):
-            cells = [_digits(raised(board.excess(s).difference)) if s else BLANK for board, s in found]
+            cells = [digits(raised(board.excess(s).difference)) if s else BLANK for board, s in found]
             lines.append([label, *cells])
     head = [*(f"SmolLM2-135M, {100 * r:g} %" for r in c.ratios), *(f"{TINY}, {r} %" for r in (20, 30))]
     table = grid(["perplexity, times dense", *head], lines, text=1)
@@ -520,8 +391,15 @@ TINY_NAMES = {"ours-budget-8": "ours-budget"}
 
 def page() -> str:
     """What `docs/real.md` shows of the records."""
-    c = main_contest()
-    lines = [f"![{picture(c)[1]}](../data/real/picture.png)", "", "### The papers' claims", "", *claims_table(c), ""]
+    c, fast = main_contest(), speed_claim(collection.gathered(FOLDER).get("03_surgery.json"))
+    lines = [
+        f"![{picture(c)[1]}](../data/real/picture.png)",
+        "",
+        "### The papers' claims",
+        "",
+        *claims_table([*claims(c), *fast]),
+        "",
+    ]
     lines += ["### The dense model", "", *dense_table(records()), ""]
     for found in collection.gathered(FOLDER).values():
         if found["name"] == damage.NAME:
@@ -535,22 +413,16 @@ def page() -> str:
             lines += [ALIKE, ""]
         if any(at == ratio and c.tuned(name) for name, at in c.rows):
             lines += [f"After LoRA, {100 * ratio:g} %:", "", *contest_table(c, ratio, tuned=True), ""]
-    if asked := tasks_table(records()):
-        lines += ["### Zero-shot accuracy, all items", "", *asked, "", above_chance(records()), ""]
-    if any(r["parameters"].get("made", {}).get("text") == PROMPTS for r in records()):
-        other = contest_of(records(), _short, PROMPTS)
-        lines += ["### AMP by the paper's calibration, 50 instruction prompts", ""]
-        lines += [*prompts_table(other, c), ""]
-    return "\n".join([*lines, NOTE, "", "### What the lessons end in on it", "", LESSONS, "", *lessons_table()])
+    if asked := tasks_contest(records()):
+        lines += ["### Zero-shot accuracy, all items", "", *tasks_table(asked), "", above_chance(asked), ""]
+    if any(made_from(r) == PROMPTS for r in records()):
+        other = contest_of(records(), on_short_windows, PROMPTS)
+        lines += ["### AMP by the paper's calibration, 50 instruction prompts", "", *prompts_table(other, c), ""]
+    return "\n".join([*lines, NOTE])
 
 
 ALIKE = (
     "No whole KV group fits into the share that heads would lose here: cut alike, heads and neurons are neurons alone."
-)
-LESSONS = (
-    "Each lesson ends in one result beside a baseline and a control that must fail. These are of the real model in "
-    "float32, on C4 (lesson 9: WikiText-2) and the tasks of AMP's paper, in the sizes that a lesson takes for a model "
-    "that isn't tiny: small ones, so their intervals are wide. In brackets 95 % intervals; minutes are on two cores."
 )
 PLACES = {"out", "local_copies", "text", "task_folder", "responses"}
 NAMED = {"text", "responses"}  # of which the last part of the path says what was read

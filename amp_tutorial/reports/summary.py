@@ -1,5 +1,15 @@
-"""From the records of `results` to one summary: means with intervals, tables, a picture and the README's part."""
+"""From the records of `results` to one summary: means with intervals, tables, a picture and the README's part.
 
+    amp-tutorial sweep data/sweeps/results.yaml --out out/results
+    python -m amp_tutorial.reports.summary --runs out/results [--grid …]
+
+The sweep executes what is not finished; `measurements.py` has the function that it calls for each run. This command
+puts the finished records into one table, `records.jsonl`, and writes `summary.md` and `picture.png` from it; without
+`--runs` from the records that are there. `pages.py` puts both into `docs/`.
+"""
+
+import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -10,9 +20,11 @@ import matplotlib.pyplot as plt
 import amp_tutorial as amp
 
 from ..files.atomic import write_text, written_file
+from ..files.paths import DATA
 from ..measure.comparisons import Comparison
 from ..measure.intervals import Interval
-from ..runs import collection
+from ..runs import collection, sweep
+from ..runs import grid as grids
 from . import measured
 from .measured import is_perplexity
 from .style import HATCHES, PALETTE, STAR, grid, sure
@@ -71,7 +83,7 @@ def read(folder: Path) -> dict[str, Any]:
     asked = [{key: r["parameters"].get(key) for key in SHARED} for r in mine]
     if not mine or any(settings != asked[0] for settings in asked):
         why = "are made with different settings" if mine else "are not there"
-        raise ValueError(f"The records of results in {folder} {why}; run amp_tutorial.reports.results for one table.")
+        raise ValueError(f"The records of results in {folder} {why}; run amp_tutorial.reports.summary for one table.")
     models = sorted({r["parameters"]["model"] for r in mine}, key=lambda m: ([*amp.EMBEDDED, m].index(m), m))
     seeds = len({r["parameters"]["seed"] for r in mine})
     by_model = {Path(m).name: [r for r in mine if r["parameters"]["model"] == m] for m in models}
@@ -199,3 +211,49 @@ def write(found: dict[str, Any], out: Path) -> str:
             fig.savefig(beside, dpi=160, metadata={"Software": None})
     plt.close(fig)
     return text
+
+
+def gathered(grid_file: Path, runs: Path) -> tuple[dict[str, collection.Found], int]:
+    """The records of every model of which all runs are finished by `<model>-<what>-<seed>.json`; how many are not.
+
+    Raises:
+        ValueError: a grid that is not sound.
+    """
+    found: dict[str, dict[str, collection.Found | None]] = {}
+    for run, record in sweep.records_of(grids.read(grid_file), runs):
+        p = run.parameters
+        model = Path(str(p["model"])).name
+        found.setdefault(model, {})[f"{model}-{p['what']}-{p['seed']}.json"] = record
+    whole = {name: r for of in found.values() if None not in of.values() for name, r in of.items() if r is not None}
+    return whole, sum(list(of.values()).count(None) for of in found.values())
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Write the course's results from the records of their sweep.")
+    parser.add_argument("--grid", type=Path, default=DATA / "sweeps" / "results.yaml", help="the sweep's grid")
+    parser.add_argument(
+        "--runs", type=Path, help="the sweep's folder of runs, whose records take the place of the same runs' in --out"
+    )
+    parser.add_argument("--out", type=Path, default=Path("data/results"), help="where table and picture go")
+    o = parser.parse_args(arguments)
+    try:
+        records, missing = gathered(o.grid, o.runs) if o.runs else ({}, 0)
+        if records:
+            collection.put(o.out, records)
+    except ValueError as error:
+        parser.error(str(error))
+    if missing:
+        print(f"{missing} runs are not finished: amp-tutorial sweep {o.grid} --out {o.runs}", file=sys.stderr)
+    if o.runs and not records:
+        print(f"No model has all its runs finished in {o.runs}.", file=sys.stderr)
+        return 1
+    try:
+        found = read(o.out)
+    except ValueError as error:
+        parser.error(str(error))
+    print(write(found, o.out))
+    return int(missing > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
