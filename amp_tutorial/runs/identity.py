@@ -99,7 +99,8 @@ def several(name: str, value: str) -> list[str]:
 
 def _from_the_root(name: str, value: str) -> str:
     named = value in ("", "tinyworld", *CORPORA, *KNOWN) or (name == "model" and _embedded(value))
-    return value if named or not Path(value).exists() else str(Path(value).resolve())
+    # os.path.exists: a name too long to be a path is none either, it raises nothing
+    return value if named or not os.path.exists(value) else str(Path(value).resolve())
 
 
 def notebook_sha256(notebook: Path) -> str:
