@@ -122,7 +122,10 @@ def test_accuracy_is_slow_scoring() -> None:
     opening.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
     found = amp.accuracy(model, opening, tasks, limit=20)
     spy.remove()
-    assert all(row[0] == 0 and row[1] != 0 for row in seen)  # one BOS
+    opened = [tuple(row) for row in seen if row[0] == 0]  # prompts, whose answers are read after them
+    assert all(row[1] != 0 for row in opened) and len(set(opened)) == len(opened) == 40, (
+        "one BOS, each prompt read once"
+    )
     for task in tasks:
         answers = []
         for line in (amp.DATA / "tasks" / f"{task}.jsonl").read_text().splitlines()[:20]:

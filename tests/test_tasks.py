@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from helpers import byte_tokenizer, tiny
+from helpers import Shape, byte_tokenizer, tiny
+from lm_eval.models.huggingface import HFLM
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 import amp_tutorial as amp
-from amp_tutorial.measure.tasks import NORM, task_names
+from amp_tutorial.measure.tasks import NORM, Likely, Request, _answers, _together, task_names
 
 ITEMS: list[dict[str, Any]] = [
     {"question": f"The colour of number {i} is", "choices": ["red", "very light blue"], "answer": i % 2}
@@ -95,6 +96,53 @@ def test_normalised_answers_are_divided_by_characters_and_not_by_bytes(folder: P
             right[count] += max((0, 1), key=lambda k: sums[k] / count(item["choices"][k])) == item["answer"]
     found = amp.accuracy(model, tokenizer, "colours", folder=folder)
     assert right[len] != right[_bytes] and found[f"colours{NORM}"].value == right[len] / 8
+
+
+LIKE = (Shape(), Shape("gpt2"), Shape("phi", bias=True), Shape("opt"), Shape("gemma2"), Shape("mixtral"))
+
+
+@pytest.mark.parametrize("shape", LIKE, ids=lambda shape: shape.family)
+def test_a_prompt_read_once_gives_what_each_answer_with_its_prompt_gives(shape: Shape) -> None:
+    """Answers of one token and of several, prompts of only one, and some longer than a sliding window."""
+    model, tokenizer = tiny(shape), opening()
+    harness = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=3, add_bos_token=True, max_length=70)
+    asked = [
+        ((p, a), [0, *tokenizer.encode(p, add_special_tokens=False)], tokenizer.encode(a, add_special_tokens=False))
+        for p, answers in (
+            ("Ben has", (" it", "s", " a red kite", " it")),  # one of them twice
+            ("Ada has", ("!", " nothing")),
+            ("The mill is old, so it is", (" a", " shut")),
+            ("It", (" is",)),
+            ("Ben goes to the old mill, where " * 2, (" Ada is", "it")),  # too long with one of them
+        )
+        for a in answers
+    ]
+    left, whole = list[Request](), harness._loglikelihood_tokens
+
+    def one_by_one(rest: list[Request], **how: Any) -> list[Likely]:
+        left.extend(rest)
+        return list(whole(rest, **how))
+
+    plain = whole(asked, disable_tqdm=True)
+    found = _answers(harness, one_by_one, 3, asked, disable_tqdm=True)
+    assert [greedy for _, greedy in found] == [greedy for _, greedy in plain]
+    assert [value for value, _ in found] == pytest.approx([value for value, _ in plain], rel=1e-4)
+    assert left == asked[-2:-1], "lm-eval truncates it"
+
+
+def test_a_prompt_is_read_once_for_all_its_answers_and_those_of_one_length_together() -> None:
+    read = list[tuple[int, ...]]()
+    model, tokenizer = tiny(), opening()
+    harness = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=8, add_bos_token=True)
+    prompts = [[0, 5, 6], [0, 5, 7], [0, 5, 6, 7]]
+    asked = [(("", ""), prompt, [9, k]) for k in range(3) for prompt in prompts]
+    with model.register_forward_pre_hook(
+        lambda _, args, kw: read.append((kw.get("input_ids", *args)).shape), with_kwargs=True
+    ):
+        _answers(harness, harness._loglikelihood_tokens, 8, asked, disable_tqdm=True)
+    assert read == [(1, 4), (3, 1), (2, 3), (6, 1)], "the longest come first"
+    many = list(_together(asked, range(9), 4))
+    assert many == [[2, 5, 8], [0, 3, 6], [1, 4, 7]], "answers to one prompt are not parted"
 
 
 PER = "acc_norm per character"

@@ -4,14 +4,18 @@ import contextlib
 import difflib
 import io
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import version
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+import torch
+from tqdm.auto import tqdm
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.cache_utils import DynamicLayer
 
 from ..files.paths import DATA
 from .intervals import Interval, proportion
@@ -28,6 +32,8 @@ CHANCE = {
 TASKS = tuple(CHANCE)
 PAPER_TASKS = ("piqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge")  # whose mean is AMP's metric
 NORM = " acc_norm"  # ending of what is measured with log-likelihoods divided by the characters of each answer
+Request = tuple[tuple[str, str], list[int], list[int]]  # lm-eval's: a prompt and an answer, as texts and as tokens
+Likely = tuple[float, bool]  # the log-likelihood of an answer, and whether it is what greedy decoding writes
 Item = dict[str, Any]  # of a task: its "prompt", its "choices", and the index of the right "answer" among them
 
 
@@ -98,6 +104,8 @@ def accuracy(
 ) -> Accuracy:
     """Zero-shot accuracy (highest summed log-likelihood) through lm-eval, with its standard errors.
 
+    Each prompt is read once for all its answers (see `_answers`), which changes log-likelihoods by rounding alone.
+
     Every prompt begins as the tokenizer begins a text: with BOS, or with nothing where it has none, as GPT-2's and
     Phi's. For "acc_norm" lm-eval divides the log-likelihood of an answer by its number of characters
     (`lm_eval/api/task.py`, `completion_len`); by bytes it does so for a metric of its own, "acc_bytes".
@@ -121,6 +129,7 @@ def accuracy(
     with contextlib.nullcontext() if progress else contextlib.redirect_stderr(io.StringIO()):
         loaded = load_tasks(names, folder, change)
         wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, add_bos_token=True)
+        wrapped._loglikelihood_tokens = partial(_answers, wrapped, wrapped._loglikelihood_tokens, batch_size)
         # `evaluate`, not `simple_evaluate`: that one seeds all generators anew and asks git for a commit.
         found = evaluate(
             wrapped,
@@ -144,6 +153,73 @@ def accuracy(
         result.chance[task] = sum(1 / k for k in choices if k > 1) / len(choices)
     result.protocol = _protocol(tokenizer, limit)
     return result
+
+
+def _answers(
+    harness: Any,
+    one_by_one: Callable[..., list[Likely]],
+    batch: int,
+    requests: Sequence[Request],
+    *args: Any,
+    **kw: Any,
+) -> list[Likely]:
+    """What lm-eval's `HFLM._loglikelihood_tokens` gives, but each prompt is read once for all answers to it.
+
+    Prompts of one length are read together, so that nothing is padded, and from their keys and values then the answers.
+    Logarithms are of float32, whatever the model's dtype. What is too long for the model, which lm-eval truncates, and
+    all where keys and values are not simply kept by layer, is left to lm-eval.
+    """
+    kept, longest = DynamicCache(config=harness.model.config), harness.max_length
+    plain = not kept.layers or all(isinstance(layer, DynamicLayer) for layer in kept.layers)
+    mine = [k for k, (_, prompt, answer) in enumerate(requests) if plain and len(prompt) + len(answer) <= longest]
+    found: dict[int, Likely] = {}
+    with tqdm(total=len(mine), desc="Answers", disable=bool(kw.get("disable_tqdm"))) as bar:
+        for some in _together(requests, mine, batch):
+            for k, likely in zip(some, _read_once(harness, [requests[k] for k in some]), strict=True):
+                found[k] = likely
+                harness.cache_hook.add_partial("loglikelihood", requests[k][0], likely)
+            bar.update(len(some))
+    rest = [k for k in range(len(requests)) if k not in found]
+    if rest:
+        found |= dict(zip(rest, one_by_one([requests[k] for k in rest], *args, **kw), strict=True))
+    return [found[k] for k in range(len(requests))]
+
+
+def _together(requests: Sequence[Request], which: Sequence[int], batch: int) -> Iterator[list[int]]:
+    """Answers to prompts of one length, some `batch` at once, those to one prompt together; the longest come first."""
+    order = sorted(which, key=lambda k: (-len(requests[k][1]), requests[k][1]))
+    for _, alike in groupby(order, key=lambda k: len(requests[k][1])):
+        some = list[int]()
+        for _, answers in groupby(alike, key=lambda k: requests[k][1]):
+            each = list(answers)
+            if some and len(some) + len(each) > batch:
+                yield some
+                some = []
+            some += each
+        yield some
+
+
+@torch.no_grad()
+def _read_once(harness: Any, requests: Sequence[Request]) -> list[Likely]:
+    """The log-likelihood of each answer, and whether each of its tokens is the likeliest; prompts are of one length."""
+    prompts = list(dict.fromkeys(tuple(prompt) for _, prompt, _ in requests))
+    number = {prompt: n for n, prompt in enumerate(prompts)}
+    of = torch.tensor([number[tuple(prompt)] for _, prompt, _ in requests], device=harness.device)
+    answers = [torch.tensor(answer, device=harness.device) for _, _, answer in requests]
+    read = harness.model(torch.tensor(prompts, device=harness.device), use_cache=True, logits_to_keep=1)
+    first = read.logits[:, -1:]
+    rest = torch.nn.utils.rnn.pad_sequence([answer[:-1] for answer in answers], batch_first=True)
+    more = None
+    if rest.shape[1]:
+        read.past_key_values.batch_select_indices(of)
+        more = harness.model(rest, past_key_values=read.past_key_values).logits
+    found = []
+    for k, answer in enumerate(answers):
+        logits = first[of[k]] if more is None else torch.cat([first[of[k]], more[k, : len(answer) - 1]])
+        logits = logits.float()
+        chosen = logits.gather(1, answer[:, None])[:, 0] - logits.logsumexp(1)
+        found.append((float(chosen.sum()), bool((logits.argmax(1) == answer).all())))
+    return found
 
 
 def _protocol(tokenizer: PreTrainedTokenizerBase, limit: int | None) -> str:
