@@ -25,6 +25,17 @@ def run_decoder(model: PreTrainedModel, batch: Batch) -> Float[Tensor, "batch le
     return last
 
 
+@contextmanager
+def weights_change() -> Iterator[None]:
+    """Weights change while this lasts, so `torch.autocast` around it must not keep them as it cast them first."""
+    kept = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(kept)
+
+
 class _Reached(Exception):  # noqa: N818, no error
     """All that was asked for has been seen."""
 

@@ -20,6 +20,7 @@ from transformers.pytorch_utils import Conv1D
 from ..core.anatomy import Anatomy
 from ..core.data import padded
 from ..files.texts import pairs
+from .layerwise import weights_change
 
 IGNORE = -100  # label of a position that is not trained on
 
@@ -81,7 +82,8 @@ def recover(
 
     It differs from AMP's official code in one thing on purpose: prompt and response share one BOS (there a second BOS
     becomes the first label). Rows in memory at a time change rounding and what dropout draws, and nothing else: the
-    loss of a step is the mean over all labels of all its rows.
+    loss of a step is the mean over all labels of all its rows. Under `torch.autocast` products are of its dtype, and
+    what is trained and summed stays float32.
 
     Args:
         source: "tinyworld", a JSONL file with `prompt` and `response` (or `text`), or a text file.
@@ -99,7 +101,7 @@ def recover(
     if not examples:
         raise ValueError(f"Every prompt in {source} fills length={c.length} tokens; raise length to reach a response.")
     examples = rng.sample(examples, min(c.samples or len(examples), len(examples)))
-    with seeded(model, c.seed):
+    with seeded(model, c.seed), weights_change():
         tuned = adapted(model, c.rank, c.alpha, c.dropout)
         trainable = [p for p in tuned.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(trainable, lr=c.learning_rate, weight_decay=0.0)

@@ -69,6 +69,10 @@ def repair(
     much again while they are solved.
     Where the models do not fit, `prune_folder` repairs in the same way from the files.
 
+    Under `torch.autocast` the passes and the polishing multiply in its dtype, while streams, weights and equations stay
+    as exact as the model: on processors made for bfloat16 that takes some half of the time. docs/real.md has what it
+    changes.
+
     Args:
         model: the dense model; it is not changed.
         batches: calibration batches as for `score`, but held.

@@ -17,7 +17,7 @@ from ..core.plans import Plan
 from ..core.sums import Batch
 from ..core.surgery import Cut, _kept, cuts_of, narrowed
 from .hidden_size import Turn
-from .layerwise import Walk
+from .layerwise import Walk, weights_change
 from .normal_equations import Normal, eliminate
 from .projections import ends, projection, readers, residual_scale, stream, watch, with_bias
 from .taylor import Metric
@@ -95,13 +95,13 @@ def _descend(
     optimizer = torch.optim.Adam([dict(params=[p]) for p in moved], betas=(0.9, 0.95))
     drawn = torch.Generator().manual_seed(0)
     order = torch.cat([torch.randperm(len(x), generator=drawn) for _ in range(1 + steps * STEP // len(x))]).to(x.device)
+    felt = (y @ root).square().sum().clamp(min=1e-30) * STEP / len(y)  # of a step
     with torch.enable_grad():
         for k in range(steps):
             for group, size in zip(optimizer.param_groups, moved.values(), strict=True):
                 group["lr"] = RATE * size * (1 - k / steps)
             rows = order[k * STEP : (k + 1) * STEP]
-            wanted = y[rows] @ root
-            lost = (wanted - mlp(x[rows]) @ root).square().sum() / wanted.square().sum().clamp(min=1e-30)
+            lost = ((y[rows] - mlp(x[rows])) @ root).float().square().sum() / felt
             optimizer.zero_grad()
             lost.backward()
             optimizer.step()
@@ -131,6 +131,7 @@ class Refits:
         self.short = ""  # the first projection with fewer tokens than inputs
 
     @torch.no_grad()
+    @weights_change()
     def layer(self, i: int) -> dict[str, Tensor]:
         """Refit layer i's attention, then its MLP on what that now gives; the layers come in their order.
 
@@ -252,9 +253,8 @@ class Refits:
         if self.metric is not None:
             root = self._root(self.metric[i]["neurons"])
         small, cut = self._small_mlp(i, block)
-        before = _left(small, x, y)
         _descend(small, x, y, root.to(x), self.options.polish)
-        self.fits.append(Fit(i, "MLP", 0.0, before, _left(small, x, y)))
+        self.fits.append(Fit(i, "MLP", 0.0, self.fits[-1].after, _left(small, x, y)))
         whole = block.get_submodule(_mlp(self.anatomy))
         for name, parameter in small.named_parameters():
             axis, kept = cut.get(name, (0, None))

@@ -142,8 +142,9 @@ def system(
     items: int = 100,  # of each task; 0 takes all
     windows: int = 100,  # of held-out text; 0 takes all
     window: int = 256,  # tokens
-    batch: int = 32,  # windows, or half as many questions, at once
-    dtype: str = "float32",  # of measuring; whatever is made is made in float32
+    batch: int = 32,  # windows at once
+    dtype: str = "float32",  # of measuring
+    made_in: str = "float32",  # dtype of products while something is made; sums, weights and streams stay float32
     calibration: int = 64,  # windows
     length: int = 128,  # of each, in tokens
     samples: int = 256,  # rows of LoRA recovery
@@ -172,7 +173,11 @@ def system(
     made: dict[str, Any] = {}
     if how.cuts != "nothing":
         made |= dict(text=_said(sources), calibration=calibration)
-        made |= dict(length=length) if length != LENGTH else {}
+        made |= {
+            name: value
+            for name, value, was in (("length", length, LENGTH), ("dtype", made_in, "float32"))
+            if value != was
+        }
         made |= dict(text_sha256=_hash(sources, "calibration", local_copies))
     healing = several("recovery_text", recovery_text or calibration_text)
     if how.recovery:
@@ -182,16 +187,19 @@ def system(
     record = amp.Record(NAME, named | dict(measured=measured, made=made))
     batches = _drawn(tokenizer, sources, local_copies, calibration, length, seed)
     if kept_scores:
-        batches = Kept(batches, Path(kept_scores), weights)
+        batches = Kept(batches, Path(kept_scores), weights if made_in == "float32" else f"{weights} in {made_in}")
     started = time.perf_counter()
-    small = how.function(dense, tokenizer, batches, ratio, seed)
+    fast = torch.autocast(dense.device.type, torch.bfloat16, enabled=made_in == "bfloat16")
+    with fast:
+        small = how.function(dense, tokenizer, batches, ratio, seed)
     if not kept_scores:
         record.metric("pruning seconds", time.perf_counter() - started, unit="s")
     if how.recovery:
         config = amp.RecoveryConfig(
             samples=samples, epochs=epochs, learning_rate=rate, seed=seed, rows_at_once=rows_at_once or None
         )
-        small = _recovered(small, tokenizer, text_source(healing[0], local_copies), config, record)
+        with fast:
+            small = _recovered(small, tokenizer, text_source(healing[0], local_copies), config, record)
     if how.kept:
         kept, whole = how.kept(dense, ratio), dense.num_parameters()
         record.metric("parameters removed", 1 - kept / whole, unit=f"of the dense model's {whole}")
@@ -205,7 +213,7 @@ def system(
         found = amp.perplexity(small, tokenizer, source, window, limit=windows or None, batch_size=batch, join=join)
         record.perplexity(found, "" if text == heldout[0] else f"{Path(text).stem}/")
     if tasks != "none":
-        record.accuracy(amp.accuracy(small, tokenizer, tasks, items or None, 2 * batch, folder=task_folder))
+        record.accuracy(amp.accuracy(small, tokenizer, tasks, items or None, folder=task_folder))
     record.write(Path(out) / RECORD)
 
 
@@ -220,6 +228,7 @@ def check_system(
     local_copies: str = "",
     recovery_text: str = "",
     dtype: str = "float32",
+    made_in: str = "float32",
     **numbers: Any,
 ) -> None:
     """Refuse what `system` can't do.
@@ -242,6 +251,7 @@ def check_system(
     if numbers["calibration"] < 2 or numbers["samples"] < 1:
         raise ValueError("calibration must be at least 2, and samples at least 1.")
     check_measured(model, dtype)
+    check_measured(model, made_in, "made_in")
     if not applies(how, str(configuration(model).model_type)):
         raise ValueError(f"{system} turns the residual stream, which {model} does not allow.")
     for made, split in ((calibration_text, "calibration"), (recovery_text if how.recovery else "", "recovery")):
@@ -249,10 +259,10 @@ def check_system(
             raise ValueError(f"{shared} texts of heldout_text are in {split}_text too; hold out a text that is not.")
 
 
-def check_measured(model: str, dtype: str) -> None:
+def check_measured(model: str, dtype: str, name: str = "dtype") -> None:
     """Refuse a model that is no folder, by which a record could not say what it is of, or unknown; and other types."""
     if dtype not in ("float32", "bfloat16"):
-        raise ValueError(f"dtype={dtype!r} must be 'float32' or 'bfloat16'.")
+        raise ValueError(f"{name}={dtype!r} must be 'float32' or 'bfloat16'.")
     if not located(model).is_dir():
         raise ValueError(f"{model} is not a folder: fetch the model into one, so that a record can say what it is of.")
     configuration(model)
