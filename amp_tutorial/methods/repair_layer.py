@@ -95,13 +95,14 @@ def _descend(
     optimizer = torch.optim.Adam([dict(params=[p]) for p in moved], betas=(0.9, 0.95))
     drawn = torch.Generator().manual_seed(0)
     order = torch.cat([torch.randperm(len(x), generator=drawn) for _ in range(1 + steps * STEP // len(x))]).to(x.device)
-    felt = (y @ root).square().sum().clamp(min=1e-30) * STEP / len(y)  # of a step
     with torch.enable_grad():
         for k in range(steps):
             for group, size in zip(optimizer.param_groups, moved.values(), strict=True):
                 group["lr"] = RATE * size * (1 - k / steps)
             rows = order[k * STEP : (k + 1) * STEP]
-            lost = ((y[rows] - mlp(x[rows])) @ root).float().square().sum() / felt
+            # the difference first, so that under autocast no large numbers are rounded before they cancel
+            left, all_of_it = (y[rows] - mlp(x[rows])) @ root, y[rows] @ root
+            lost = left.float().square().sum() / all_of_it.float().square().sum().clamp(min=1e-30)
             optimizer.zero_grad()
             lost.backward()
             optimizer.step()
