@@ -200,6 +200,21 @@ def above_chance(c: Contest) -> str:
     return f"The dense model is not clearly above guessing in: {_list(level)}."
 
 
+def rounded(asked: Contest, c: Contest) -> str:
+    """What products of bfloat16 change where something is made: of systems that were made both ways."""
+    said = []
+    for (name, ratio), system in asked.rows.items():
+        same = c.at(name, ratio)
+        if same and (_made_in(system), _made_in(same)) == ("bfloat16", "float32"):
+            times = system.against(same, "perplexity").ratio(3)
+            said.append(f"{c.labels[name][1]}, {100 * ratio:g} %: {times} the perplexity made in float32 has.")
+    return "" if not said else " ".join(["Made with products of bfloat16, on WikiText-2:", *said])
+
+
+def _made_in(system: System) -> str:
+    return str(system.records[0]["parameters"]["made"].get("dtype", "float32"))
+
+
 def prompts_table(other: Contest, c: Contest) -> list[str]:
     """AMP made from instruction prompts, by either of its averages, beside AMP made from the contest's text."""
     lines = []
@@ -275,6 +290,26 @@ def claims(c: Contest) -> list[Claim]:
             verdict = "holds" if gap.clear and gap.difference > 0 else "does not hold"
             said = f"The order matters: reversed, AMP is far worse, {100 * ratio:g} %"
             found.append(Claim(said, verdict, f"{digits(raised(gap.difference))} times the perplexity"))
+    return found
+
+
+def accuracy_claims(c: Contest) -> list[Claim]:
+    """The same order by tasks: AMP, and the best of ours, against everything else that was asked, item by item."""
+    found = []
+    for ratio in c.ratios:
+        mine = {name: system for (name, at), system in c.rows.items() if at == ratio and not c.tuned(name)}
+        own = {name for name in mine if standings.is_ours(c.labels[name])}
+        best = max(own, key=lambda name: mine[name]["mean accuracy"].value, default=None)
+        for said, name in (("AMP is ahead of the field", PUBLISHED), ("Ours is ahead of all others", best)):
+            others = mine.keys() - own - {name}
+            if name not in mine or not others:
+                continue
+            gaps = {other: mine[name].against(mine[other], "mean accuracy") for other in others}
+            worse = any(gap.clear and gap.difference < 0 for gap in gaps.values())
+            ahead = all(gap.clear and gap.difference > 0 for gap in gaps.values())
+            verdict = "does not hold" if worse else "holds" if ahead else "not decidable here"
+            number = "; ".join(f"against {c.labels[other][1]} {gap.points()}" for other, gap in sorted(gaps.items()))
+            found.append(Claim(f"{said} in mean accuracy over the five tasks, {100 * ratio:g} %", verdict, number))
     return found
 
 
@@ -392,12 +427,13 @@ TINY_NAMES = {"ours-budget-8": "ours-budget"}
 def page() -> str:
     """What `docs/real.md` shows of the records."""
     c, fast = main_contest(), speed_claim(collection.gathered(FOLDER).get("03_surgery.json"))
+    asked = tasks_contest(records())
     lines = [
         f"![{picture(c)[1]}](../data/real/picture.png)",
         "",
         "### The papers' claims",
         "",
-        *claims_table([*claims(c), *fast]),
+        *claims_table([*claims(c), *(accuracy_claims(asked) if asked else []), *fast]),
         "",
     ]
     lines += ["### The dense model", "", *dense_table(records()), ""]
@@ -413,8 +449,9 @@ def page() -> str:
             lines += [ALIKE, ""]
         if any(at == ratio and c.tuned(name) for name, at in c.rows):
             lines += [f"After LoRA, {100 * ratio:g} %:", "", *contest_table(c, ratio, tuned=True), ""]
-    if asked := tasks_contest(records()):
+    if asked:
         lines += ["### Zero-shot accuracy, all items", "", *tasks_table(asked), "", above_chance(asked), ""]
+        lines += [said, ""] if (said := rounded(asked, c)) else []
     if any(made_from(r) == PROMPTS for r in records()):
         other = contest_of(records(), on_short_windows, PROMPTS)
         lines += ["### AMP by the paper's calibration, 50 instruction prompts", "", *prompts_table(other, c), ""]
