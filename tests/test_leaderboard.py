@@ -619,6 +619,21 @@ def test_tasks_of_a_real_model_stand_beside_guessing_and_below_dense() -> None:
     assert real.above_chance(c) == "The dense model is not clearly above guessing in: winogrande."
 
 
+def test_what_bfloat16_changes_in_making_is_said_draw_by_draw() -> None:
+    def board(draws: dict[int, float], dtype: str) -> real.Contest:
+        found = [record("dense", "nothing", 30.0, 0, 0.0)]
+        for seed, value in draws.items():
+            one = record("ours", "repair", value, seed, 0.2)
+            one["parameters"]["made"] = {"text": real.TEXT} | ({"dtype": dtype} if dtype == "bfloat16" else {})
+            found.append(one)
+        return real.contest_of([r | {"file": f"{k}.json"} for k, r in enumerate(found)], lambda measured: True)
+
+    exact, fast = board({0: 50.0, 1: 90.0, 2: 90.0}, "float32"), board({0: 51.0}, "bfloat16")
+    said = real.rounded(fast, exact)
+    assert "on WikiText-2: OURS, 20 %: 1.02" in said and said.endswith("the perplexity (one draw).")
+    assert real.rounded(exact, exact) == real.rounded(fast, fast) == "", "the same way, nothing is to be said"
+
+
 def measured_items(task: str, right: int, n: int) -> amp.Measured:
     return amp.Measured(
         right / n, math.sqrt(right / n * (1 - right / n) / (n - 1)), n, {task: "1" * right + "0" * (n - right)}

@@ -201,18 +201,21 @@ def above_chance(c: Contest) -> str:
 
 
 def rounded(asked: Contest, c: Contest) -> str:
-    """What products of bfloat16 change where something is made: of systems that were made both ways."""
+    """What products of bfloat16 change where something is made: of systems that were made both ways, draw by draw."""
     said = []
     for (name, ratio), system in asked.rows.items():
         same = c.at(name, ratio)
-        if same and (_made_in(system), _made_in(same)) == ("bfloat16", "float32"):
-            times = system.against(same, "perplexity").ratio(3)
-            said.append(f"{c.labels[name][1]}, {100 * ratio:g} %: {times} the perplexity made in float32 has.")
-    return "" if not said else " ".join(["Made with products of bfloat16, on WikiText-2:", *said])
+        fast = {r["parameters"]["seed"]: r for r in system.records if _made_in(r) == "bfloat16"}
+        exact = {r["parameters"]["seed"]: r for r in (same.records if same else []) if _made_in(r) == "float32"}
+        if both := sorted(fast.keys() & exact.keys()):
+            gap = System([fast[k] for k in both]).against(System([exact[k] for k in both]), "perplexity")
+            draws = "one draw" if len(both) == 1 else f"{len(both)} draws"
+            said.append(f"{c.labels[name][1]}, {100 * ratio:g} %: {gap.ratio(3)} the perplexity ({draws}).")
+    return "" if not said else " ".join(["Made with products of bfloat16 in place of float32, on WikiText-2:", *said])
 
 
-def _made_in(system: System) -> str:
-    return str(system.records[0]["parameters"]["made"].get("dtype", "float32"))
+def _made_in(record: dict[str, Any]) -> str:
+    return str(record["parameters"].get("made", {}).get("dtype", "float32"))
 
 
 def prompts_table(other: Contest, c: Contest) -> list[str]:
@@ -450,7 +453,7 @@ def page() -> str:
         if any(at == ratio and c.tuned(name) for name, at in c.rows):
             lines += [f"After LoRA, {100 * ratio:g} %:", "", *contest_table(c, ratio, tuned=True), ""]
     if asked:
-        lines += ["### Zero-shot accuracy, all items", "", *tasks_table(asked), "", above_chance(asked), ""]
+        lines += ["### Zero-shot accuracy, all items at hand", "", *tasks_table(asked), "", above_chance(asked), ""]
         lines += [said, ""] if (said := rounded(asked, c)) else []
     if any(made_from(r) == PROMPTS for r in records()):
         other = contest_of(records(), on_short_windows, PROMPTS)
