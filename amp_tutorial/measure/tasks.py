@@ -169,8 +169,7 @@ def _answers(
     Logarithms are of float32, whatever the model's dtype. What is too long for the model, which lm-eval truncates, and
     all where keys and values are not simply kept by layer, is left to lm-eval.
     """
-    kept, longest = DynamicCache(config=harness.model.config), harness.max_length
-    plain = not kept.layers or all(isinstance(layer, DynamicLayer) for layer in kept.layers)
+    plain, longest = kept_by_layer(harness.model), harness.max_length
     mine = [k for k, (_, prompt, answer) in enumerate(requests) if plain and len(prompt) + len(answer) <= longest]
     found: dict[int, Likely] = {}
     with tqdm(total=len(mine), desc="Answers", disable=bool(kw.get("disable_tqdm"))) as bar:
@@ -183,6 +182,12 @@ def _answers(
     if rest:
         found |= dict(zip(rest, one_by_one([requests[k] for k in rest], *args, **kw), strict=True))
     return [found[k] for k in range(len(requests))]
+
+
+def kept_by_layer(model: PreTrainedModel) -> bool:
+    """Whether all that a model keeps of what it read are keys and values, layer by layer."""
+    layers = DynamicCache(config=model.config).layers
+    return not layers or all(isinstance(layer, DynamicLayer) for layer in layers)
 
 
 def _together(requests: Sequence[Request], which: Sequence[int], batch: int) -> Iterator[list[int]]:

@@ -50,7 +50,9 @@ SOURCES = {
 }
 TASKS_DOWNLOAD = 100 * 10**6  # of the paper's five, roughly
 STEP = 16  # rows of a step of recovery
-LONGEST_TINY, LONGEST_TASK = 52, 512  # tokens of a question with an answer; the second is an assumption
+LONGEST_TINY = 52  # tokens of a question with an answer
+# Answers to a prompt, and tokens of the prompt and of an answer: of the embedded tasks, and an assumption for others
+TINY, OTHERS = ((4, 51, 1), (2, 32, 1), (4, 14, 8)), ((1, 448, 64),)
 
 
 def longest(text: str, asked: int) -> int:
@@ -176,8 +178,7 @@ def stage_peaks(
     def measuring(model: PreTrainedModel) -> int:
         peak = of_perplexity(model, batch, longest(p["perplexity_text"], p["window"]))
         if p["tasks"] != "none":
-            answer = LONGEST_TINY if p["tasks"] == "tiny" else LONGEST_TASK
-            peak = max(peak, of_tasks(model, batch, answer))
+            peak = max(peak, of_tasks(model, batch, TINY if p["tasks"] == "tiny" else OTHERS))
         return peak
 
     found = {"measure dense": measuring(dense)} if p["measure_dense"] else {}

@@ -11,7 +11,7 @@ experts by nearly all of it, since what is alive at the peak depends on a family
 """
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,6 +28,7 @@ from ..core.checkpoint import without_weights
 from ..core.criteria import named
 from ..core.plans import Plan
 from ..core.sums import CHUNK, CHUNK_ON_GPU, Sums, one_pass
+from ..measure.tasks import kept_by_layer
 from ..methods.lora import adapted, summed_loss
 from ..methods.repair_layer import Options, Refits
 from ..methods.whole_layers import cut_layer
@@ -197,11 +198,26 @@ def of_perplexity(model: PreTrainedModel, batch: int, window: int) -> int:
 
 
 @torch.no_grad()
-def of_tasks(model: PreTrainedModel, batch: int, length: int) -> int:
-    """Bytes at the peak of lm-eval's log-likelihoods, for questions with an answer of so many tokens."""
+def of_tasks(model: PreTrainedModel, batch: int, asked: Sequence[tuple[int, int, int]]) -> int:
+    """Bytes at the peak of `accuracy`, as it reads prompts once and then their answers, `batch` at once.
+
+    Args:
+        asked: of each kind of question the answers to one prompt, and the tokens of the prompt and of an answer.
+    """
     with counting(model) as alive:
-        for _ in range(2):
-            kept = F.log_softmax(model(input_ids=_ids(batch, length)).logits, dim=-1)  # noqa: F841, held as there
+        for answers, prompt, tokens in asked:
+            prompts = max(1, batch // answers)
+            if not kept_by_layer(model):  # lm-eval reads each answer with its prompt
+                kept = F.log_softmax(model(input_ids=_ids(batch, prompt + tokens)).logits, dim=-1)
+                continue
+            read = model(input_ids=_ids(prompts, prompt), use_cache=True, logits_to_keep=1)
+            logits = [read.logits[0]]
+            if tokens > 1:
+                rows = torch.zeros(prompts * answers, dtype=torch.long, device="meta")
+                read.past_key_values.batch_select_indices(rows)
+                more = model(input_ids=_ids(len(rows), tokens - 1), past_key_values=read.past_key_values).logits
+                logits.append(more[0])
+            kept = torch.cat(logits).float().logsumexp(1)  # noqa: F841, held as there
     return alive.peak
 
 
