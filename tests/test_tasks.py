@@ -3,7 +3,8 @@
 import json
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -11,10 +12,10 @@ import yaml
 from helpers import Shape, byte_tokenizer, tiny
 from lm_eval.models.huggingface import HFLM
 from tokenizers.processors import TemplateProcessing
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoConfig, PreTrainedTokenizerFast
 
 import amp_tutorial as amp
-from amp_tutorial.measure.tasks import NORM, Likely, Request, _answers, _together, task_names
+from amp_tutorial.measure.tasks import NORM, Likely, Request, _answers, _together, kept_by_layer, task_names
 
 ITEMS: list[dict[str, Any]] = [
     {"question": f"The colour of number {i} is", "choices": ["red", "very light blue"], "answer": i % 2}
@@ -128,6 +129,12 @@ def test_a_prompt_read_once_gives_what_each_answer_with_its_prompt_gives(shape: 
     assert [greedy for _, greedy in found] == [greedy for _, greedy in plain]
     assert [value for value, _ in found] == pytest.approx([value for value, _ in plain], rel=1e-4)
     assert left == asked[-2:-1], "lm-eval truncates it"
+
+
+def test_what_keeps_a_state_beside_keys_and_values_is_left_to_lm_eval() -> None:
+    assert all(kept_by_layer(tiny(shape)) for shape in LIKE)
+    mixed = SimpleNamespace(config=AutoConfig.for_model("falcon_h1", num_hidden_layers=1))
+    assert not kept_by_layer(cast(Any, mixed)), "its layers are of a subclass of those that keep keys and values alone"
 
 
 def test_a_prompt_is_read_once_for_all_its_answers_and_those_of_one_length_together() -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from ..files.paths import DATA
 from .intervals import Interval, proportion
@@ -185,9 +185,14 @@ def _answers(
 
 
 def kept_by_layer(model: PreTrainedModel) -> bool:
-    """Whether all that a model keeps of what it read are keys and values, layer by layer."""
-    layers = DynamicCache(config=model.config).layers
-    return not layers or all(isinstance(layer, DynamicLayer) for layer in layers)
+    """Whether all that a model keeps of what it read are keys and values, layer by layer.
+
+    By the very types: a layer that keeps a recurrent state beside them is a subclass that hands on the keys alone.
+    """
+    return {type(layer) for layer in DynamicCache(config=model.config).layers} <= {
+        DynamicLayer,
+        DynamicSlidingWindowLayer,
+    }
 
 
 def _together(requests: Sequence[Request], which: Sequence[int], batch: int) -> Iterator[list[int]]:
