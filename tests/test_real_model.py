@@ -417,6 +417,11 @@ def test_every_repair_works_in_smollm2s_shape(one_layer: PreTrainedModel, unit: 
         repaired = amp.repair(one_layer, plan, texts(), progress=False, **options)
         sound(repaired, 6, 1017)
         assert all(fit.after <= fit.before for fit in repaired.report.fits)
+        with torch.autocast("cpu", torch.bfloat16):
+            fast = amp.repair(one_layer, plan, texts(), progress=False, **options)
+        sound(fast, 6, 1017)
+        for fit, exact in zip(fast.report.fits, repaired.report.fits, strict=True):
+            assert fit.after == pytest.approx(exact.after, rel=0.05, abs=1e-3)
 
 
 @pytest.mark.numerics

@@ -154,6 +154,16 @@ def test_the_loss_falls(rows: Path) -> None:
     assert history[-1]["loss"] < 0.7 * history[0]["loss"]
 
 
+def test_under_autocast_it_learns_as_well(rows: Path) -> None:
+    """Had autocast kept the adapters as it cast them first, no step would have changed what the next one gives."""
+    exact = recovered(tiny(), rows, epochs=8, lr=1e-2, dropout=0.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = recovered(tiny(), rows, epochs=8, lr=1e-2, dropout=0.0)
+    assert found.model.dtype == torch.float32 and found.history != exact.history
+    for one, other in zip(exact.history, found.history, strict=True):
+        assert other["loss"] == pytest.approx(one["loss"], rel=0.02)
+
+
 @pytest.mark.parametrize("at_once", [1, 3, 5, 16])
 def test_rows_at_once_change_neither_the_gradient_nor_the_loss_of_a_step(
     at_once: int, rows: Path, monkeypatch: pytest.MonkeyPatch
