@@ -612,10 +612,11 @@ def test_tasks_of_a_real_model_stand_beside_guessing_and_below_dense() -> None:
     )
     assert [row.split(" | ")[0] for row in table[3:-1]] == ["| OURS, 20 %", "| AMP, 20 %", "| WANDA, 20 %"]
     assert table[4].startswith("| AMP, 20 % | 3 | 55.0 | 50.0 | 52.5 (") and "-10.0 points" in table[4]
-    amp_is, ours_is = real.accuracy_claims(c)
+    (amp_is,), (ours_is,) = real.accuracy_claims(c), real.accuracy_claims(c, ours=True)
     assert amp_is.said == "AMP is ahead of the field in mean accuracy over the five tasks, 20 %"
     assert (amp_is.verdict, ours_is.verdict) == ("holds", "not decidable here"), "against AMP 3 of 20 are too few"
     assert amp_is.number.startswith("against WANDA +15.0 points (") and "against AMP +7.5 points" in ours_is.number
+    assert len(real.dense_table(found)) == 2, "its perplexity is in another record of the same windows"
     assert real.above_chance(c) == "The dense model is not clearly above guessing in: winogrande."
 
 

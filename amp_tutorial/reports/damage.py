@@ -111,7 +111,7 @@ def check_damage(*, model: str, ratio: float, calibration: int, windows: int, dt
     a_ratio(ratio)
     if calibration < 2 or windows < 2:
         raise ValueError("calibration and windows must be at least 2.")
-    check_measured(model, dtype)
+    check_measured(model, dtype=dtype)
 
 
 def split(batches: Sequence[Batch], rows: int) -> tuple[list[Batch], list[Batch]]:

@@ -250,8 +250,7 @@ def check_system(
         raise ValueError("items must be a multiple of 4 and windows at least 0; 0 takes all.")
     if numbers["calibration"] < 2 or numbers["samples"] < 1:
         raise ValueError("calibration must be at least 2, and samples at least 1.")
-    check_measured(model, dtype)
-    check_measured(model, made_in, "made_in")
+    check_measured(model, dtype=dtype, made_in=made_in)
     if not applies(how, str(configuration(model).model_type)):
         raise ValueError(f"{system} turns the residual stream, which {model} does not allow.")
     for made, split in ((calibration_text, "calibration"), (recovery_text if how.recovery else "", "recovery")):
@@ -259,10 +258,11 @@ def check_system(
             raise ValueError(f"{shared} texts of heldout_text are in {split}_text too; hold out a text that is not.")
 
 
-def check_measured(model: str, dtype: str, name: str = "dtype") -> None:
+def check_measured(model: str, **dtypes: str) -> None:
     """Refuse a model that is no folder, by which a record could not say what it is of, or unknown; and other types."""
-    if dtype not in ("float32", "bfloat16"):
-        raise ValueError(f"{name}={dtype!r} must be 'float32' or 'bfloat16'.")
+    for name, dtype in dtypes.items():
+        if dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"{name}={dtype!r} must be 'float32' or 'bfloat16'.")
     if not located(model).is_dir():
         raise ValueError(f"{model} is not a folder: fetch the model into one, so that a record can say what it is of.")
     configuration(model)
