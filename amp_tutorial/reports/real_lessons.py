@@ -50,17 +50,14 @@ def _exact(c: Contest) -> str:
 
 def _healed(c: Contest) -> str:
     """What LoRA brings back of AMP's excess, at the ratio at which it was measured, and who is best after it."""
-    ratio = next((at for name, at in c.rows if name == "amp-lora"), None)
-    if ratio is None:
+    ratio = next((at for name, at in (c.tuned.rows if c.tuned else ()) if name == "amp-lora"), None)
+    if c.tuned is None or ratio is None:
         return ""
-    cut, healed = (c.excess(c.rows[name, ratio]).difference for name in ("amp", "amp-lora"))
-    best = min(
-        (n for n, at in c.rows if at == ratio and c.tuned(n)), key=lambda n: c.excess(c.rows[n, ratio]).difference
-    )
-    least = c.excess(c.rows[best, ratio]).difference
+    after = {name: c.tuned.excess(found).difference for (name, at), found in c.tuned.rows.items() if at == ratio}
+    best, cut = min(after, key=lambda name: after[name]), c.excess(c.rows["amp", ratio]).difference
     return (
-        f"of AMP's excess of {cut:.2f} nats at {100 * ratio:g} % LoRA brings back {1 - healed / cut:.0%}; the best "
-        f"after it is “{c.labels[best][1]}” with {least:.2f}."
+        f"of AMP's excess of {cut:.2f} nats at {100 * ratio:g} % LoRA brings back {1 - after['amp-lora'] / cut:.0%}; "
+        f"the best after it is “{c.tuned.labels[best][1]}” with {after[best]:.2f}."
     )
 
 
