@@ -6,6 +6,7 @@ What a killed process leaves is in test_reliability.py, with real notebooks.
 import argparse
 import json
 import threading
+import time
 import tracemalloc
 import weakref
 from collections.abc import Callable
@@ -43,6 +44,7 @@ class Fake:
     def __init__(self) -> None:
         self.names: list[str] = []
         self.noting = True
+        self.seconds = 0.0  # that each takes
         self.results: dict[str, list[str]] = {}  # name → what becomes of it, in turn; then ok
         self.lock, self.running, self.most = threading.Lock(), 0, 0
 
@@ -53,6 +55,7 @@ class Fake:
             self.running += 1
             self.most = max(self.most, self.running)
             status = (self.results.get(job.name) or ["ok"]).pop(0)
+        time.sleep(self.seconds)
         if status == "ok":
             (Path(out) / job.id).mkdir(parents=True)
             (Path(out) / job.id / "record.json").write_text(json.dumps({"status": "ok"}))
@@ -129,6 +132,20 @@ def test_a_run_that_another_process_has_is_looked_at_again(made: Made, fake: Fak
     assert fake.names.index("book count=3") < 3  # nothing waits for it
 
 
+def test_without_a_terminal_a_long_sweep_says_where_it_is(
+    made: Made, fake: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweeps, "WORD", 0.0)
+    fake.seconds = 0.05  # POLL is 0.01
+    sweep(made(count=[1, 2]), tmp_path / "runs")
+    said = [line for line in capsys.readouterr().out.splitlines() if line.endswith(" left") or " now at " in line]
+    assert said[0] == "0 of 2 runs are over after 00:00, now at book count=1"
+    assert said[-1] == "1 of 2 runs are over after 00:00, now at book count=2, roughly 00:00 left"
+    monkeypatch.setattr(sweeps, "WORD", 60.0)
+    sweep(made(count=[3]), tmp_path / "runs")
+    assert "now at" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("of", [1, 2, 3, 7])
 def test_shards_are_disjoint_and_complete_and_stay(of: int, made: Made, fake: Fake, tmp_path: Path) -> None:
     whole, part = made(count=list(range(20))), made(count=list(range(0, 20, 2)))
@@ -192,7 +209,7 @@ def test_what_a_run_costs_against_what_there_is(monkeypatch: pytest.MonkeyPatch)
     assert text == common + "1 B to download, roughly 60 s on this machine. Not on this machine: Short of memory."
     assert "Not on" not in forecasts.cost({"model": "far", "ratio": 1.0}, here=False)[0]  # a cluster has its own
     assert "not known: owner/name is not in the cache." in forecasts.cost({"model": "owner/name", "ratio": 1})[0]
-    assert forecasts.cost({"model": "tiny"})[0] == "its needs are not known, its notebook has no parameter ratio"
+    assert forecasts.cost({"model": "tiny"})[0] == "its needs are not known, it has no parameter ratio"
 
 
 @pytest.mark.slow

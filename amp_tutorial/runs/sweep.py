@@ -22,6 +22,7 @@ from .workers import Cluster, Local, Workers
 OUT = "out/runs"
 AHEAD = 2  # runs handed to the workers for each that they can execute, so that none waits for work
 POLL = 2.0  # seconds until a run that another process executes is looked at again
+WORD = 300.0  # seconds after which a sweep without a terminal says that it is still at work
 
 
 @dataclass
@@ -34,12 +35,16 @@ class Summary:
     finished: int = 0  # were there, or came from another sweep
 
     @property
+    def done(self) -> int:
+        return self.ok + self.failed + self.finished
+
+    @property
     def status(self) -> int:
         """The exit status: 1 if a run failed, else 0."""
         return int(self.failed > 0)
 
     def __str__(self) -> str:
-        text = f"{self.ok + self.failed + self.finished} runs: {self.ok} executed, {self.finished} were finished"
+        text = f"{self.done} runs: {self.ok} executed, {self.finished} were finished"
         return f"{text}, {self.failed} failed" + (f"; see {self.out / 'failed'}." if self.failed else ".")
 
 
@@ -111,11 +116,12 @@ def _jobs(grid: Grid, shard: tuple[int, int]) -> Iterator[Job]:
 
 
 def _execute(todo: Iterator[Job], workers: Workers, summary: Summary, bar: Any) -> None:
-    """Keep the workers busy until nothing is left. Kept are the runs in flight, and the ids of those that failed."""
-    flying: set[str] = set()
+    """Keep the workers busy until nothing is left. Kept are names of runs in flight, and the ids of those that failed."""
+    flying: dict[str, str] = {}
     waiting: deque[tuple[float, Job]] = deque()  # busy elsewhere; when to look again
     failed: set[str] = set()
-    told = False
+    told, began = False, time.monotonic()
+    last = began
     while True:
         while len(flying) < AHEAD * workers.slots:
             again = bool(waiting) and waiting[0][0] <= time.monotonic()
@@ -132,7 +138,7 @@ def _execute(todo: Iterator[Job], workers: Workers, summary: Summary, bar: Any) 
                     corrupt = summary.out / "corrupt"
                     bar.write(f"{folder} does not hold a valid record: it is kept in {corrupt}, and run again.")
                 workers.submit(run)
-                flying.add(run.id)
+                flying[run.id] = run.name
         if not flying and not waiting:
             return
         if not flying:
@@ -142,13 +148,24 @@ def _execute(todo: Iterator[Job], workers: Workers, summary: Summary, bar: Any) 
             time.sleep(max(0.0, waiting[0][0] - time.monotonic()))
         elif (found := workers.take(POLL)) is not None:
             run, outcome = found
-            flying.discard(run.id)
+            del flying[run.id]
             if outcome.status == "busy":
                 waiting.append((time.monotonic() + POLL, run))
                 continue
             if outcome.status == "failed":
                 failed.add(run.id)
             _count(run, outcome, summary, bar)
+            last = time.monotonic()
+        elif bar.disable and time.monotonic() - last >= WORD:
+            last = time.monotonic()
+            bar.write(_still(list(flying.values())[: workers.slots], summary, bar.total, last - began))
+
+
+def _still(names: list[str], summary: Summary, total: int, seconds: float) -> str:
+    """Where there is no terminal: what is running, and how long the rest may take at the speed of what is over."""
+    each, left = seconds / max(summary.ok + summary.failed, 1), total - summary.done
+    rest = f", roughly {tqdm.format_interval(each * left)} left" if summary.ok + summary.failed else ""
+    return f"{summary.done} of {total} runs are over after {tqdm.format_interval(seconds)}, now at {', '.join(names)}{rest}"
 
 
 def _skip(bar: Any, total: int, done: int) -> None:
@@ -263,7 +280,7 @@ def cost(parameters: Mapping[str, Any], here: bool = True) -> tuple[str, float]:
     except (ValueError, OSError) as error:
         return f"its needs are not known: {error}", 0.0
     except KeyError as error:
-        return f"its needs are not known, its notebook has no parameter {error.args[0]}", 0.0
+        return f"its needs are not known, it has no parameter {error.args[0]}", 0.0
 
 
 def _duration(seconds: float) -> str:
