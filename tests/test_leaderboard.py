@@ -563,7 +563,7 @@ def test_what_lora_healed_and_what_other_text_made_run_in_contests_of_their_own(
             made = record(name, cuts, value, seed, 0.2, measured=found[0]["parameters"]["measured"])
             made["metrics"]["c4/perplexity"] = made["metrics"]["perplexity"]
             made["metrics"] |= {f"recovery {what}": dict(value=900.0 + 60 * seed) for what in ("tokens", "seconds")}
-            made["parameters"]["made"] = {"text": text, "epochs": 2, "rate": 3e-4}
+            made["parameters"]["made"] = {"text": text, "samples": 7, "epochs": 2, "rate": 3e-4}
             found.append(made | {"file": f"{name}-{text}-{seed}.json"})
     c = real.contest_of(found, lambda measured: True)
     assert c.ours(0.2) == "ours-neurons" and c.others(0.2)[0][1] == "transact-neurons"
@@ -575,7 +575,7 @@ def test_what_lora_healed_and_what_other_text_made_run_in_contests_of_their_own(
     (claim, same) = real.tuned_claims(c.tuned)
     assert claim.said == "Ours is still ahead of all others after LoRA, 20 %, WikiText-2" and same.said.endswith("C4")
     assert claim.verdict == "not decidable here" and "of AMP-LORA's perplexity 0.98 times (" in claim.number
-    assert ": 2 epochs, rate 0.0003, rank 8" in real.trained(c.tuned, 0.2)
+    assert "same 7 rows of Alpaca in the same order: 2 epochs, rate 0.0003, rank 8" in real.trained(c.tuned, 0.2)
     assert "510 tokens of responses an epoch; 15 to 17 minutes" in real.trained(c.tuned, 0.2)
     said = real_lessons._healed(c)
     back = 1 - math.log(31 / 30) / math.log(160 / 30)

@@ -184,10 +184,10 @@ def trained(c: Contest, ratio: float) -> str:
     labels = max(r["metrics"]["recovery tokens"]["value"] for r in mine)
     spent = [r["metrics"]["recovery seconds"]["value"] / 60 for r in mine]
     return (
-        f"Within a draw each is trained on the same rows of Alpaca in the same order: {made['epochs']} epochs, rate "
-        f"{made['rate']:g}, rank 8 on all seven projections, {labels / made['epochs']:,.0f} tokens of responses an "
-        f"epoch; {min(spent):.0f} to {max(spent):.0f} minutes on two cores. Measured in float32, as it was trained, on "
-        "the windows of above."
+        f"Within a draw each is trained on the same {made['samples']} rows of Alpaca in the same order: "
+        f"{made['epochs']} epochs, rate {made['rate']:g}, rank 8 on all seven projections, "
+        f"{labels / made['epochs']:,.0f} tokens of responses an epoch; {min(spent):.0f} to {max(spent):.0f} minutes on "
+        "two cores. Measured in float32, as it was trained, on the windows of above."
     )
 
 

@@ -116,7 +116,7 @@ def _jobs(grid: Grid, shard: tuple[int, int]) -> Iterator[Job]:
 
 
 def _execute(todo: Iterator[Job], workers: Workers, summary: Summary, bar: Any) -> None:
-    """Keep the workers busy until nothing is left. Kept are names of runs in flight, and the ids of those that failed."""
+    """Keep the workers busy until nothing is left. Kept: runs in flight, and the ids of those that failed."""
     flying: dict[str, str] = {}
     waiting: deque[tuple[float, Job]] = deque()  # busy elsewhere; when to look again
     failed: set[str] = set()
@@ -165,7 +165,8 @@ def _still(names: list[str], summary: Summary, total: int, seconds: float) -> st
     """Where there is no terminal: what is running, and how long the rest may take at the speed of what is over."""
     each, left = seconds / max(summary.ok + summary.failed, 1), total - summary.done
     rest = f", roughly {tqdm.format_interval(each * left)} left" if summary.ok + summary.failed else ""
-    return f"{summary.done} of {total} runs are over after {tqdm.format_interval(seconds)}, now at {', '.join(names)}{rest}"
+    so_far = f"{summary.done} of {total} runs are over after {tqdm.format_interval(seconds)}"
+    return f"{so_far}, now at {', '.join(names)}{rest}"
 
 
 def _skip(bar: Any, total: int, done: int) -> None:
