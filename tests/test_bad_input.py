@@ -1,12 +1,15 @@
 """Bad input: one clear sentence, before any work, and nothing written."""
 
+import copy
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import jaxtyping
 import pytest
 import torch
 from helpers import PLAIN, TEXT, Shape, batch, byte_tokenizer, equal, hooks, prompts, some_plan, tiny, weights
@@ -39,6 +42,14 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working folder: whatever the package writes by accident is written here."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def as_users_run_it() -> Iterator[None]:
+    """Without the annotations that only tests execute: they would speak first."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def contents(folder: Path) -> dict[str, bytes | None]:
@@ -96,6 +107,124 @@ NOWHERE = "no-such-model"
 )
 def test_refused(words: str, call: Callable[[], object], here: Path) -> None:
     refused(here, words, call)
+
+
+IDS, MASK = BATCHES[0]["input_ids"], BATCHES[0]["attention_mask"]
+ENTRIES: dict[str, Callable[[PreTrainedModel, Any], object]] = {
+    "score": lambda model, given: amp.score(model, given),
+    "score_many": lambda model, given: amp.score_many(model, given, ("amp", "taylor")),
+    "repair": lambda model, given: amp.repair(model, amp.plan(model, scores(model), neurons=8), given, progress=False),
+    "fit_budget": lambda model, given: amp.fit_budget(model, given, trials=1, progress=False),
+    "rank_layers": lambda model, given: amp.rank_layers(model, given, "influence"),
+    "drop_layers": lambda model, given: amp.drop_layers(model, given, 1, "influence", progress=False),
+    "rotation": lambda model, given: amp.rotation(model, given),
+    "shots": lambda model, given: amp.prune_in_shots(model, TOKENIZER, given, neurons=8, shots=2),
+}
+
+
+@pytest.mark.parametrize(
+    ("words", "bad"),
+    [
+        ("A batch has no attention_mask: give a list of mappings", {"input_ids": IDS}),
+        ("A batch has no input_ids: give a list of mappings", {"attention_mask": MASK}),
+        ("A batch is a Tensor: give a list", IDS),
+        ("A batch is a tuple: give a list", (IDS, MASK)),
+        ("input_ids of a batch are a list, not", {"input_ids": IDS.tolist(), "attention_mask": MASK.tolist()}),
+        ("input_ids of a batch are a ndarray, not", {"input_ids": IDS.numpy(), "attention_mask": MASK}),
+        (r"has input_ids \(.*\) and attention_mask \(", {"input_ids": IDS, "attention_mask": MASK[:, 1:]}),
+        ("has input_ids", {"input_ids": IDS[0], "attention_mask": MASK[0]}),
+        ("input_ids of a batch are torch.float32: token ids", {"input_ids": IDS.float(), "attention_mask": MASK}),
+        ("holds 2; it must be 1 for a token", {"input_ids": IDS, "attention_mask": MASK.cumsum(1).clamp(max=2)}),
+        ("holds -1e\\+09; it must be", {"input_ids": IDS, "attention_mask": (1 - MASK) * -(10**9) + -(10**9) * MASK}),
+        ("the token id 1,000,000, and", {"input_ids": IDS.clone().fill_(10**6), "attention_mask": MASK}),
+        ("the token id -100, and", {"input_ids": IDS.clone().fill_(-100), "attention_mask": MASK}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+@pytest.mark.parametrize("entry", ENTRIES)
+@pytest.mark.usefixtures("as_users_run_it")
+def test_a_batch_that_would_be_read_as_something_else_is_refused(entry: str, words: str, bad: Any, here: Path) -> None:
+    """Before any work, wherever in the list it stands."""
+    refused(here, words, lambda: ENTRIES[entry](idle(), [*BATCHES, *BATCHES, bad]))
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_one_batch_in_the_place_of_a_list_is_refused(entry: str, here: Path, as_users_run_it: None) -> None:
+    refused(here, "A batch is the word 'input_ids', as if one batch", lambda: ENTRIES[entry](idle(), BATCHES[0]))
+
+
+@pytest.mark.parametrize("entry", [name for name in ENTRIES if name != "shots"])
+def test_batches_that_are_read_twice_may_come_as_a_stream(entry: str) -> None:
+    """They are held; shots would have to hold them between what the caller does, so there a list is asked for."""
+    given = [batch(prompts()) for _ in range(4)]
+    made = [ENTRIES[entry](tiny(), stream) for stream in (iter(given), given)]
+    if isinstance(made[0], amp.Pruned):
+        made = [weights(pruned.model) for pruned in made if isinstance(pruned, amp.Pruned)]
+        assert equal(*made)  # type: ignore[arg-type]
+    elif entry == "score":
+        first, second = made
+        assert all(torch.equal(*pair) for pair in zip(first.neurons, second.neurons, strict=True))  # type: ignore[attr-defined]
+
+
+def test_rows_longer_than_learned_positions_are_refused(here: Path) -> None:
+    for family in ("gpt2", "opt"):
+        model = tiny(Shape(family, tied=True))
+        most = model.config.max_position_embeddings
+        ids = torch.ones(1, most + 1, dtype=torch.long)
+        long = [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}]
+        refused(here, f"longer than the model's {most:,} learned positions", lambda: amp.score(model, long))  # noqa: B023
+        assert amp.score(model, [{name: rows[:, 1:] for name, rows in long[0].items()}]).tokens == most
+        asked = dict(window=most + 1)
+        refused(here, f"this model's {most:,} learned", lambda: amp.perplexity(model, TOKENIZER, [TEXT], **asked))  # noqa: B023
+
+
+class Around(torch.nn.Module):
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+
+def test_a_model_in_a_wrapper_is_refused_with_how_to_take_it_out(here: Path, as_users_run_it: None) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaForSequenceClassification, LlamaModel
+
+    plain = tiny()
+    config = copy.deepcopy(plain.config)
+    config.pad_token_id = 0
+    on_head = tiny()
+    on_head.add_adapter(LoraConfig(target_modules=["lm_head"]))
+    for words, model in (
+        (r"adapters beside the weights; merge them first: model = model.merge_and_unload\(\)", None),
+        ("This model is compiled: give the one inside, model._orig_mod", torch.compile(plain)),
+        ("A DataParallel is no model of transformers: give the one inside, model.module", torch.nn.DataParallel(plain)),
+        ("A Around is no model of transformers: give the one inside, model.module", Around(plain)),
+        ("A Linear is no model of transformers: load one with amp.load", torch.nn.Linear(1, 1)),
+        ("does not predict a next token; load it with AutoModel", LlamaForSequenceClassification(config)),
+        ("A LlamaModel does not predict a next token", LlamaModel(config)),
+        ("The output head is a Linear, not a plain nn.Linear; merge adapters", on_head),
+    ):
+        given = get_peft_model(tiny(), LoraConfig(target_modules=["q_proj"])) if model is None else model
+        refused(here, words, lambda: amp.score(given, BATCHES))  # type: ignore[arg-type] # noqa: B023
+
+
+def test_generation_settings_are_refused_with_the_reason_or_mended(here: Path) -> None:
+    """What has one right answer is mended; -1 is no token, and no settings at all are what transformers derives."""
+    model = tiny()
+    model.generation_config.max_new_tokens = -1
+    refused(
+        here,
+        "`max_new_tokens` must be greater than 0, but is -1; set it right",
+        lambda: amp.save(model, TOKENIZER, "out"),
+    )
+    model = tiny()
+    model.generation_config.pad_token_id = -1
+    amp.save(model, TOKENIZER, "minus")
+    assert amp.load("minus")[0].generation_config.pad_token_id != -1
+    plan = amp.plan(model, scores(model), neurons=8)
+    model.generation_config = None
+    amp.prune(model, plan).save("none", TOKENIZER)
+    again = amp.load("none")[0]
+    assert again.generation_config is not None and again.generation_config.eos_token_id == model.config.eos_token_id
 
 
 @pytest.mark.parametrize("remove", [0.0, 1.0, -0.1, 1.5, 30.0, float("nan"), float("inf")])

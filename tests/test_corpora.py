@@ -5,6 +5,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -63,6 +64,29 @@ def test_sentences_of_ptb_and_raw_text(tmp_path: Path) -> None:
     DatasetDict({k: Dataset.from_list([{"sentence": v}]) for k, v in rows.items()}).save_to_disk(str(saved))
     assert (amp.texts(str(saved)), amp.texts(str(saved), "validation")) == (["a b"], ["e f"])
     assert amp.texts(str(put(tmp_path / "ptb.txt", "a b\nc"))) == ["a b\nc"]
+
+
+@pytest.mark.parametrize(
+    ("given", "prompt", "response"),
+    [
+        ({"messages": [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Yes?"}]}, "Hi.", "Yes?"),
+        ({"conversations": [{"from": "human", "value": "Hi."}, {"from": "gpt", "value": "Yes?"}]}, "Hi.", "Yes?"),
+        ({"messages": [{"role": r, "content": r[:1]} for r in ("system", "user", "assistant")]}, "s\nu", "a"),
+        ({"prompt": "Hi.", "completion": "Yes?"}, "Hi.", "Yes?"),
+        (
+            {"prompt": [{"role": "user", "content": "Hi."}], "completion": [{"role": "assistant", "content": "Yes?"}]},
+            "Hi.",
+            "Yes?",
+        ),
+    ],
+)
+def test_chats_are_read_and_their_last_turn_is_what_is_learned(
+    tmp_path: Path, given: dict[str, Any], prompt: str, response: str
+) -> None:
+    path = str(put(tmp_path / "chat.jsonl", lines([given, given])))
+    for source in (path, [given, given], Dataset.from_list([given, given])):
+        assert pairs(source) == [(prompt, response)] * 2
+        assert amp.texts(source) == [f"{prompt} {response}"] * 2
 
 
 def test_a_folder_of_files_goes_by_the_split_in_their_names(tmp_path: Path) -> None:
@@ -168,6 +192,9 @@ def test_perplexity_of_c4_reads_as_many_documents_as_the_literature(tmp_path: Pa
         ('{"text": "\\ud800 and"}', "line 1: 'text' holds half a surrogate pair at character 0"),
         ('{"text": 3}', "line 1: 'text' must be a string, not int"),
         ("[]", "holds no text"),
+        ('{"messages": "Hi."}', "line 1: 'messages' must be a list of turns, each with 'role' and 'content'"),
+        ('{"conversations": [{"role": "user"}]}', "'conversations' must be a list of turns, each with 'from'"),
+        ('{"messages": [{"role": "user", "content": null}]}', "'messages': 'content' must be a string, not null"),
     ],
 )
 def test_what_is_no_text_is_refused(tmp_path: Path, content: str, match: str) -> None:

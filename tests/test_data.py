@@ -11,7 +11,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import amp_tutorial as amp
-from amp_tutorial.core.data import tokens_in, windows
+from amp_tutorial.core.data import windows
+from amp_tutorial.files.batches import tokens_in
 from amp_tutorial.files.texts import SPLITS, pairs
 
 TOKENIZER = byte_tokenizer()

@@ -201,7 +201,7 @@ def test_a_row_that_names_what_is_not_there_is_refused(
 
 
 def test_a_model_without_its_output_head_is_refused() -> None:
-    with pytest.raises(ValueError, match="LlamaModel has no model.layers.*load it with AutoModelForCausalLM"):
+    with pytest.raises(ValueError, match="LlamaModel does not predict a next token; load it with AutoModel"):
         amp.Anatomy.of(AutoModel.from_config(tiny().config))
 
 

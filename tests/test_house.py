@@ -98,7 +98,7 @@ def test_no_folder_holds_a_circle(folder: str) -> None:
 @pytest.mark.parametrize(
     ("code", "found"),
     [
-        ("from ..core.data import padded", {"core.data.padded"}),
+        ("from ..core.data import windows", {"core.data.windows"}),
         ("def later():\n    from . import texts", {"measure.texts"}),
         ("import amp_tutorial as amp\namp.score(1)", {"score"}),
         ("from amp_tutorial import FAMILIES", {"FAMILIES"}),

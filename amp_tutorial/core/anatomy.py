@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from ..files.checkpoints import wrapping
 from .families import Family, Kind, family_of
 
 Projection = Any  # nn.Linear, or GPT-2's Conv1D; None where the heads or neurons of the family stay
@@ -63,6 +64,8 @@ class Anatomy:
             ValueError: no decoder, a quantised model, a family without a row in the table, a row that names what this
                 model does not have, offloaded weights, or shapes of weights that disagree with the configuration.
         """
+        if said := wrapping(model):
+            raise ValueError(said)
         family = family_of(model.config)
         config = model.config
         wanted = ("num_attention_heads", "hidden_size", *(() if family.no_neurons else (family.width,)))

@@ -2,13 +2,13 @@
 
 import random
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from ..files.batches import padded, tokens_in
 from ..files.texts import Source, corpus_of, rows, said, stretches, written
 
 LETTERS = 16  # that a token holds at most, in the mean over a stretch of text
@@ -58,15 +58,6 @@ def windows(
             if end >= len(ids):
                 break
     return found
-
-
-def padded(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Sequence[int]]) -> dict[str, Tensor]:
-    """Rows of token ids as one right-padded batch with its attention mask."""
-    width = max(map(len, rows))
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (tokenizer.eos_token_id or 0)
-    ids = torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows])
-    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
-    return {"input_ids": ids, "attention_mask": mask}
 
 
 def calibration(
@@ -132,8 +123,3 @@ def _full(found: list[Window], length: int, enough: int) -> list[Window]:
     """Without the last one, which is shorter, if enough are left."""
     full = [window for window in found if len(window.ids) == length]
     return full if len(full) >= enough else found
-
-
-def tokens_in(batches: Iterable[Mapping[str, Tensor]]) -> int:
-    """Tokens of batches: BOS is counted, padding is not."""
-    return sum(int(batch["attention_mask"].sum()) for batch in batches)

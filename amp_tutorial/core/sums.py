@@ -1,7 +1,7 @@
 """Sums of per-token measures over calibration batches: one forward pass, watched by plain hooks."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -9,12 +9,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from ..files.batches import checked
 from .anatomy import Anatomy, exact, weight_of
 from .criteria import COLUMNS, Measure
 
 Batch = Mapping[str, Tensor]
 CHUNK = 2**17  # float32 values in the largest buffer of a stretch of tokens: half a MB, which stays in a core's cache
 CHUNK_ON_GPU = 2**24
+LEARNED = {"wpe", "embed_positions", "position_embeddings"}  # modules of learned positions, which have an end
 LEAST = {"heads": 128, "neurons": 64}  # tokens in a stretch: matrix products over a head's few features want more rows
 
 
@@ -34,8 +36,7 @@ class Sums:
 
     def begin(self, batch: Batch, average: str) -> None:
         """Count the next batch, and say what each of its tokens weighs."""
-        ids, mask = (tensor.cpu() for tensor in ids_and_mask(batch))
-        mask = mask.bool()
+        ids, mask = batch["input_ids"].cpu(), batch["attention_mask"].cpu().bool()
         weight = weight_of_positions(mask, average)
         self.weight += float(weight.sum())
         self.tokens += int(mask.sum())
@@ -154,26 +155,34 @@ def one_pass(anatomy: Anatomy, batches: Iterable[Batch], sums: Sums, average: st
     """One forward pass over every batch, without gradients, dropout or logits."""
     with evaluating(anatomy.model), watching(anatomy, sums):
         for batch in batches:
+            inputs = model_inputs(anatomy.model, batch)
             sums.begin(batch, average)
-            # The decoder without its output head: scores need no logits.
-            anatomy.model.base_model(**model_inputs(anatomy.model, batch))
+            anatomy.model.base_model(**inputs)  # the decoder without its output head: scores need no logits
 
 
-def ids_and_mask(batch: Batch) -> tuple[Tensor, Tensor]:
-    """What a batch must hold; a ValueError if it does not."""
-    for name in ("input_ids", "attention_mask"):
-        if name not in batch:
-            raise ValueError(
-                f"A batch has no {name}: give mappings with input_ids and attention_mask, both (batch, length), as "
-                "amp.calibration and tokenizers with return_tensors='pt' do."
-            )
-    return batch["input_ids"], batch["attention_mask"]
+def ids_and_mask(model: Any, batch: Any) -> tuple[Tensor, Tensor]:
+    """What a batch holds; a ValueError if that is not what this model reads (`checked`)."""
+    return checked(batch, model.get_input_embeddings().num_embeddings, positions_of(model))
+
+
+def positions_of(model: Any) -> int | None:
+    """The longest row that a model has learned positions for; None where positions have no end."""
+    learned = {name.rpartition(".")[2] for name, _ in model.base_model.named_modules()} & LEARNED
+    return model.config.max_position_embeddings if learned else None
+
+
+def held(model: Any, batches: Iterable[Any]) -> Sequence[Batch]:
+    """All batches, which are going to be read more than once, and each looked through before any work."""
+    found = batches if isinstance(batches, Sequence) else list(batches)
+    for batch in found:
+        ids_and_mask(model, batch)
+    return found
 
 
 def model_inputs(model: nn.Module, batch: Batch) -> dict[str, Any]:
     """What a model is called with for a batch: on its device, without a cache; left padding shifts no position."""
     device = next(model.parameters()).device
-    ids, mask = (tensor.to(device) for tensor in ids_and_mask(batch))
+    ids, mask = (tensor.to(device) for tensor in ids_and_mask(model, batch))
     mask = mask.long()
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     return dict(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)

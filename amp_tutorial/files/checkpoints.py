@@ -168,15 +168,43 @@ def hash_of(parameters: Iterable[Any]) -> str:
 def check_generation(model: Any) -> None:
     """Refuse a generation configuration that transformers would refuse after the weights are written.
 
+    What has one right answer is mended: a token of the number -1 is none, and a model without such a configuration gets
+    the one that transformers derives when it loads a checkpoint that has none.
+
     Raises:
-        ValueError: it contradicts itself.
+        ValueError: it contradicts itself, with the reason of transformers.
     """
+    from transformers import GenerationConfig
+
+    if model.generation_config is None:
+        model.generation_config = GenerationConfig.from_model_config(model.config)
+    if (model.generation_config.pad_token_id or 0) < 0:
+        model.generation_config.pad_token_id = None
     try:
-        if model.generation_config is not None:
-            model.generation_config.validate(strict=True)
+        model.generation_config.validate(strict=True)
     except ValueError as error:
+        said = str(error).partition("- ")[2] or str(error)
+        how = "set it right in model.generation_config, or in generation_config.json"
+        if "do_sample" in said:
+            how = "say model.generation_config.do_sample = True, or do_sample: true in generation_config.json"
         raise ValueError(
-            "transformers does not save this model's generation_config, because sampling settings such as temperature "
-            "stand in it with do_sample=False; say model.generation_config.do_sample = True, or do_sample: true in "
-            "generation_config.json."
+            f"transformers does not save this model's generation_config: {said.splitlines()[0].rstrip('.')}; {how}."
         ) from error
+
+
+def wrapping(model: Any) -> str:
+    """What to do with a model that stands around the one to prune, or has another head; "" for a plain one."""
+    kind = type(model).__name__
+    if hasattr(model, "_orig_mod"):
+        return "This model is compiled: give the one inside, model._orig_mod, and compile what comes out."
+    if not hasattr(model, "config"):
+        inside = "give the one inside, model.module" if hasattr(model, "module") else "load one with amp.load"
+        return f"A {kind} is no model of transformers: {inside}."
+    if hasattr(model, "merge_and_unload"):
+        return f"A {kind} holds adapters beside the weights; merge them first: model = model.merge_and_unload()."
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    if head is None:
+        return f"A {kind} does not predict a next token; load it with AutoModelForCausalLM, or by amp.load."
+    if hasattr(head, "base_layer"):
+        return f"The output head is a {type(head).__name__}, not a plain nn.Linear; merge adapters first."
+    return ""

@@ -19,7 +19,11 @@ JSON_LINES = (".jsonl", ".ndjson")
 ZIPPED = (".txt", ".json", *JSON_LINES)
 ENDINGS = (*ZIPPED, *(f"{ending}.gz" for ending in ZIPPED), ".parquet")
 TABLES = {".csv": "", ".tsv": ', sep="\\t"'}  # and what the reader of `datasets` has to be told
-NEED = "'text', or 'prompt' and 'response', or 'sentence', or 'instruction' and 'output'"
+NEED = (
+    "'text', or 'prompt' and 'response' or 'completion', or 'messages' or 'conversations', or 'sentence', or "
+    "'instruction' and 'output'"
+)
+CHATS = {"messages": ("role", "content"), "conversations": ("from", "value")}  # of OpenAI and of ShareGPT
 
 
 def ending(path: Path) -> str:
@@ -101,9 +105,10 @@ def of_memory(given: Any) -> Iterator[Row]:
 
 
 def row(found: Any, where: str) -> Row:
-    """The columns that are known: text; sentence (PTB); prompt, response; instruction, input, output (Alpaca).
+    """The columns that are known: text; sentence (PTB); prompt, response; instruction, input, output (Alpaca); chats.
 
-    An Alpaca row's text is its prompt alone: instruction and input, a line each. That is what AMP calibrates on.
+    An Alpaca row's text is its prompt alone: instruction and input, a line each. That is what AMP calibrates on. Of a
+    chat the last turn is the response and what was said before, a line each, the prompt; a chat template is not used.
 
     Raises:
         ValueError: no such columns, or one that is not text.
@@ -121,10 +126,30 @@ def row(found: Any, where: str) -> Row:
         return text("text", "prompt", "response")
     if "sentence" in has:
         return {"text": text("sentence")["sentence"]}
-    if {"prompt", "response"} <= has:
-        columns = text("prompt", "response")
-        return {"text": f"{columns['prompt']} {columns['response']}"} | columns
+    for answer in ("response", "completion"):
+        if {"prompt", answer} <= has:
+            prompt, response = (
+                "\n".join(_chat(found[name], f"{where}: {name!r}", CHATS["messages"]))
+                if isinstance(found[name], list)
+                else text(name)[name]
+                for name in ("prompt", answer)
+            )
+            return {"text": f"{prompt} {response}", "prompt": prompt, "response": response}
+    for name, keys in CHATS.items():
+        if name in has:
+            *before, response = _chat(found[name], f"{where}: {name!r}", keys)
+            prompt = "\n".join(before)
+            return {"text": f"{prompt} {response}".strip(), "prompt": prompt, "response": response}
     raise ValueError(f"{where}: need a JSON object with {NEED}.")
+
+
+def _chat(turns: Any, where: str, keys: tuple[str, str]) -> list[str]:
+    """What was said in each turn of a chat; of whom, only that it is said matters."""
+    if not (
+        isinstance(turns, list) and turns and all(isinstance(turn, Mapping) and {*keys} <= {*turn} for turn in turns)
+    ):
+        raise ValueError(f"{where} must be a list of turns, each with {keys[0]!r} and {keys[1]!r}.")
+    return [_text(turn[keys[1]], where, keys[1]) for turn in turns]
 
 
 def _text(value: Any, where: str, name: str = "") -> str:

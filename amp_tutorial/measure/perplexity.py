@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..core.anatomy import exact
-from ..core.data import padded, windows
+from ..core.data import windows
+from ..core.sums import positions_of
+from ..files.batches import padded
 from ..files.texts import texts
 
 
@@ -49,8 +51,11 @@ def perplexity(
             is measured so in the literature, with "\\n\\n"; `perplexity_text` gives a corpus with what joins it.
 
     Raises:
-        ValueError: no text, or a single text shorter than one window.
+        ValueError: no text, a single text shorter than one window, or a window longer than the model's learned
+            positions.
     """
+    if (most := positions_of(model)) is not None and window > most:
+        raise ValueError(f"window={window} is longer than this model's {most:,} learned positions; take at most that.")
     documents = texts(source, "validation", blank=join is not None)
     rows = windows(tokenizer, documents if join is None else [join.join(documents)], window, stride)[:limit]
     order = sorted(rows, key=lambda row: len(row.ids))

@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 from ..core.anatomy import Anatomy
 from ..core.plans import Plan, a_ratio, keep
 from ..core.scores import score
-from ..core.sums import Batch, evaluating, model_inputs
+from ..core.sums import Batch, evaluating, held, model_inputs
 from ..core.surgery import Pruned, masked
 from .depth_and_width import with_layers
 from .hidden_size import projected
@@ -76,7 +76,7 @@ class Search:
 
 def fit_budget(
     model: PreTrainedModel,
-    batches: Sequence[Batch],
+    batches: Iterable[Batch],
     pruning_ratio: float = 0.3,
     of: str = "parameters",
     cut: Sequence[str] = ("heads", "neurons", "layers"),
@@ -126,6 +126,7 @@ def fit_budget(
     a_ratio(pruning_ratio)
     if trials < 1:
         raise ValueError(f"trials={trials} must be at least 1: that many candidates are made and judged.")
+    batches = held(model, batches)
     if len(batches) < 2:
         raise ValueError(f"fit_budget keeps a batch apart to judge by; {len(batches)} given, give at least two.")
     Options(polish=polish).check(Anatomy.of(model), None)

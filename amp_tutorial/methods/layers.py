@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from ..core.anatomy import Anatomy, exact
 from ..core.plans import OF, Plan, a_ratio, counted, one_of, whole_plan
-from ..core.sums import Batch, evaluating
+from ..core.sums import Batch, evaluating, held
 from .depth_and_width import with_layers
 from .similarity import METRICS
 from .whole_layers import Pass
@@ -98,6 +98,8 @@ def rank_layers(
         drawn = torch.rand(anatomy.layers, generator=torch.Generator().manual_seed(seed)).tolist()
         found = {i: drawn[i] for i in candidates}
     else:
+        if isinstance(batches, Sequence | Mapping):
+            held(model, batches)
         with evaluating(model):
             passes = (Pass(anatomy, batch, kept) for batch in batches)
             if criterion == "influence":
@@ -133,7 +135,7 @@ def drop_layers(
     Raises:
         ValueError: no layer to remove, or none left, and what `rank_layers` refuses.
     """
-    anatomy, batches = Anatomy.of(model), list(batches)
+    anatomy, batches = Anatomy.of(model), held(model, batches)
     if not 1 <= num_layers < anatomy.layers:
         raise ValueError(f"num_layers={num_layers} of {anatomy.layers} is not possible: at least 1 goes and 1 stays.")
     one_of(of=(of, OF))

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from ..core.anatomy import Anatomy
-from ..core.data import padded
+from ..files.batches import padded
 from ..files.texts import pairs
 from .layerwise import weights_change
 

@@ -14,7 +14,7 @@ The refit after a cut is an old idea (optimal brain surgeon, Hassibi & Stork 199
 LLM Surgeon). Here it ends in a stock checkpoint, with as many heads and neurons in every layer.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 
 from ..core.anatomy import Anatomy
 from ..core.plans import Plan
-from ..core.sums import Batch
+from ..core.sums import Batch, held
 from ..core.surgery import Pruned, _fits, prune
 from .hidden_size import Turn, slice_hidden, sliced_config
 from .repair_layer import Fit, Options, Refits
@@ -47,7 +47,7 @@ class Fits:
 def repair(
     model: PreTrainedModel,
     plan: Plan,
-    batches: Sequence[Batch],
+    batches: Iterable[Batch],
     reselect: bool = False,
     sequential: bool = True,
     refit_inputs: bool = False,
@@ -101,7 +101,7 @@ def repair(
         ValueError: a plan for another shape, no calibration tokens, `refit_inputs`, `polish` or `hidden_size` without
             `sequential`, `polish` of experts or below 0, or what `slice_hidden` refuses.
     """
-    anatomy, training = Anatomy.of(model), model.training
+    anatomy, training, batches = Anatomy.of(model), model.training, held(model, batches)
     _fits(anatomy, plan)
     options = Options(reselect, sequential, refit_inputs, ridge, polish)
     options.check(anatomy, hidden_size)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..core.anatomy import Anatomy
-from ..core.sums import Batch
+from ..core.sums import Batch, held
 from .hidden_size import sliced_parameters
 from .layerwise import run_decoder
 from .rotation import Moments, Rotation, second_moments
@@ -50,7 +50,7 @@ def sliced_by_layer(model: PreTrainedModel, batches: Sequence[Batch], hidden: in
         ValueError: a family without RMS norms, with experts, or with factors on what is written.
     """
     small = copy.deepcopy(model).eval()
-    anatomy = Anatomy.of(small)
+    anatomy, batches = Anatomy.of(small), held(model, batches)
     if anatomy.family.no_neurons or any(getattr(small.config, name, 1) != 1 for name in SCALED):
         raise ValueError(
             f"SliceGPT layer by layer cannot follow a {small.config.model_type}: its stream is not a plain sum of what "

@@ -20,7 +20,7 @@ from ..core.criteria import named
 from ..core.data import calibration
 from ..core.plans import Plan, whole_plan
 from ..core.scores import Scores, score
-from ..core.sums import Batch
+from ..core.sums import Batch, held
 from ..core.surgery import _fits, smaller_config
 from ..files.atomic import new_folder
 from ..files.checkpoints import CHECKPOINT, check_generation, hash_of, located, missing
@@ -124,18 +124,18 @@ def prune_folder(
             if folder.tokenizer is None:
                 raise ValueError(f"{source} has no tokenizer to read the text with; give batches=… instead.")
             batches = calibration(folder.tokenizer, text, seed=seed)
-        held = list(batches or ())
+        given = held(folder.model, batches or ())
         with new_folder(target, [source], overwrite, CHECKPOINT) as beside:
             final = likely
             if choosing:
-                scores = score_folder(folder, held, criterion, average, seed, progress)
+                scores = score_folder(folder, given, criterion, average, seed, progress)
                 final = planned(folder.model, scores, pruning_ratio, **widths)
             cut, small = _small(folder, final, hidden_size)
-            turned = None if hidden_size is None else rotation_folder(folder, held, progress)
+            turned = None if hidden_size is None else rotation_folder(folder, given, progress)
             refits, change = None, None
             if options:
                 turn = None if turned is None else Turn(folder.anatomy, turned, small.config.hidden_size)
-                refits = Refits(folder.anatomy, final, held, options, turn)
+                refits = Refits(folder.anatomy, final, given, options, turn)
             if turned is not None:
                 change = Turn(cut, turned, small.config.hidden_size)
             shards = Shards(small, beside, len(final.kept_layers) + 1)

@@ -21,8 +21,8 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerFast as Fast
 
-from ..core.data import padded
 from ..files.atomic import write_json
+from ..files.batches import padded
 from .models import BOS, NAMES, PAD, build_model, build_tokenizer
 from .skills import TASKS, trained
 from .stories import BINDING, JUDGING, WRITERS, Writers, documents, echo, plain, register
