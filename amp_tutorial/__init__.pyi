@@ -21,7 +21,7 @@ from .methods.budget import Search
 from .methods.depth_and_width import plan_jointly, plan_with_layers, with_layers
 from .methods.hidden_size import Rotation, rotation
 from .methods.layers import LAYER_CRITERIA, rank_layers
-from .methods.lora import Recovery, RecoveryConfig
+from .methods.lora import Recovery, RecoveryConfig, merged
 from .methods.repair import Fits
 from .methods.shots import TRANSACT, Shot
 from .methods.taylor import output_metric
@@ -58,9 +58,9 @@ __all__ = [
     "Measured", "Needs", "OverBudget", "Perplexity", "Plan", "Preview", "Pruned", "PrunedFolder", "Record", "Recovery",
     "RecoveryConfig", "Repaired", "Rotation", "Scores", "Search", "Shot",
     "accuracy", "calibration", "check", "compare", "drop_layers", "energy", "estimate", "fit_budget", "flops", "has",
-    "interval", "keep", "kv_cache_bytes", "latency", "load", "masked", "needs_of", "output_metric", "over_processes",
-    "perplexity", "perplexity_text", "plan", "plan_jointly", "plan_layers", "plan_with_layers", "preview", "prune",
-    "prune_and_fold", "prune_folder", "prune_in_shots", "rank_layers", "recover", "repair", "robustness", "rotation",
-    "save", "score", "score_many", "shared_product", "size", "slice_hidden", "text_source", "texts", "widths_at",
-    "with_layers",
+    "interval", "keep", "kv_cache_bytes", "latency", "load", "masked", "merged", "needs_of", "output_metric",
+    "over_processes", "perplexity", "perplexity_text", "plan", "plan_jointly", "plan_layers", "plan_with_layers",
+    "preview", "prune", "prune_and_fold", "prune_folder", "prune_in_shots", "rank_layers", "recover", "repair",
+    "robustness", "rotation", "save", "score", "score_many", "shared_product", "size", "slice_hidden", "text_source",
+    "texts", "widths_at", "with_layers",
 ]  # fmt: skip

@@ -285,8 +285,8 @@ def saved(here: Path) -> Path:
     )
 
 
-def edit(folder: Path, **settings: object) -> None:
-    path = folder / "config.json"
+def edit(folder: Path, file: str = "config.json", **settings: object) -> None:
+    path = folder / file
     config = json.loads(path.read_text()) | settings
     path.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
 
@@ -311,9 +311,102 @@ def test_broken_folders(saved: Path, here: Path) -> None:
     weights.unlink()
     refused(here, "Could not load", lambda: amp.load(saved))
     (saved / "config.json").write_text("{")
-    refused(here, "Could not load", lambda: amp.load(saved))
+    refused(here, "can't be read as JSON", lambda: amp.load(saved))
     (saved / "config.json").unlink()
     refused(here, "without config.json", lambda: amp.load(saved))
+
+
+OUTSIDE = json.dumps({"weight_map": {"model.norm.weight": "../outside.safetensors"}})
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 7\n"
+ADAPTED = json.dumps(dict(peft_type="LORA", base_model_name_or_path="tiny-llama"))
+
+
+@pytest.mark.parametrize(
+    ("words", "settings"),
+    [
+        ("num_attention_heads=0; it must be a whole number from 1", dict(num_attention_heads=0)),
+        ("hidden_size=48.0; it must be a whole number", dict(hidden_size=48.0)),
+        ("hidden_size=-1; it must be", dict(hidden_size=-1)),
+        ("hidden_size='32'; it must be", dict(hidden_size="32")),
+        ("num_hidden_layers=1000000; it must be a whole number from 1 to 10,000", dict(num_hidden_layers=10**6)),
+        ("The hidden size .32. is not a multiple.*in config.json", dict(model_type="llama", num_attention_heads=7)),
+        ("'rms_norm_eps' expected float, got str", dict(rms_norm_eps="1e-6")),
+        ("`layer_types` .99..*in config.json", dict(model_type="qwen3", layer_types=["full_attention"] * 99)),
+        ("hidden_act='foo' in config.json is no activation", dict(hidden_act="foo")),
+        ("rope_type='foo' in config.json is no kind", dict(rope_parameters=dict(rope_type="foo", rope_theta=1e4))),
+        ("AttributeError: module 'torch' has no attribute 'float7'", dict(dtype="float7")),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_settings_that_make_no_model_name_the_setting(words: str, settings: dict, saved: Path, here: Path) -> None:
+    """The same sentence from everyone who reads the folder."""
+    edit(saved, **settings)
+    for call in (amp.load, amp.estimate, lambda folder: amp.prune_folder(folder, "out", 0.2)):
+        refused(here, words, lambda: call(saved))  # noqa: B023
+
+
+@pytest.mark.parametrize(
+    ("words", "file", "content"),
+    [
+        ("config.json holds a list and no object", "config.json", "[1]"),
+        (r"config.json can't be read as JSON \(Expecting property", "config.json", "{"),
+        ("generation_config.json can't be read as JSON", "generation_config.json", "{"),
+        ("index.json leads to ../outside.safetensors, out of its", "model.safetensors.index.json", OUTSIDE),
+        ("index.json has no weight_map", "model.safetensors.index.json", "{}"),
+        ("model.safetensors is a pointer of git-lfs and no weights.*git lfs pull", "model.safetensors", POINTER),
+        ("holds adapter_config.json beside a model; move.*amp.merged", "adapter_config.json", ADAPTED),
+    ],
+    ids=lambda value: value if isinstance(value, str) and len(value) < 40 else "",
+)
+def test_files_that_lead_elsewhere_are_refused(words: str, file: str, content: str, saved: Path, here: Path) -> None:
+    (saved / file).write_text(content)
+    for call in (amp.load, lambda folder: amp.prune_folder(folder, "out", 0.2)):
+        refused(here, words, lambda: call(saved))  # noqa: B023
+
+
+def test_folders_that_are_no_model_say_what_to_give(here: Path) -> None:
+    snapshot = here / "hub" / "models--a--b" / "snapshots" / "c0ffee"
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text("{}")
+    for folder in ("hub", "hub/models--a--b"):
+        refused(here, "is the cache of the hub; give the id of a model.*snapshots/c0ffee", lambda: amp.load(folder))  # noqa: B023
+    (here / "adapter").mkdir()
+    (here / "adapter" / "adapter_config.json").write_text(ADAPTED)
+    refused(here, "holds an adapter alone; merge it into its model first: amp.save", lambda: amp.load("adapter"))
+    refused(here, "adapter_model.safetensors are needed", lambda: amp.merged("adapter"))
+    refused(here, "Could not load 'nobody/nothing/': We couldn't", lambda: amp.load("nobody/nothing/"))
+
+
+def test_an_adapter_is_merged_into_its_model(here: Path) -> None:
+    """One beside the model, one that names its model, and one that is told; and one of another model is refused."""
+    from peft import LoraConfig, get_peft_model
+
+    base = amp.save(tiny(), TOKENIZER, here / "base")
+    tuned = get_peft_model(amp.load(base)[0], LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
+    tuned.save_pretrained("alone")
+    tuned.save_pretrained("nameless")
+    edit(here / "nameless", "adapter_config.json", base_model_name_or_path=None)
+    beside = amp.save(tiny(), TOKENIZER, here / "beside")
+    for file in (here / "alone").glob("adapter_*"):
+        shutil.copy(file, beside)
+    expected = weights(tuned.merge_and_unload())
+    for folder, asked in (("alone", None), ("nameless", base), ("beside", None)):
+        model, tokenizer = amp.merged(folder, asked)
+        assert equal(weights(model), expected) and type(model).__name__ == "LlamaForCausalLM"
+        assert equal(weights(amp.load(amp.save(model, tokenizer, f"{folder}-merged"))[0]), expected)
+    refused(here, "is or holds the folder", lambda: amp.save(*amp.merged("beside"), "beside", overwrite=True))
+    refused(here, "does not say whose it is; give base=", lambda: amp.merged("nameless"))
+    other = amp.save(tiny(Shape(hidden=48)), TOKENIZER, here / "other")
+    refused(here, "The adapter in alone is not for .*other", lambda: amp.merged("alone", other))
+
+
+def test_what_is_saved_names_no_code_that_comes_along(saved: Path) -> None:
+    edit(saved, auto_map=CUSTOM)
+    model, tokenizer = amp.load(saved)
+    amp.prune(model, amp.keep(model, scores(model), neurons=8)).save(saved.parent / "small", tokenizer)
+    amp.prune_folder(saved, saved.parent / "folder", plan=amp.keep(model, scores(model), neurons=8))
+    for name in ("small", "folder"):
+        assert "auto_map" not in (saved.parent / name / "config.json").read_text()
 
 
 QUANTISED = {

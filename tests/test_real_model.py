@@ -22,9 +22,9 @@ from transformers import PreTrainedModel
 
 import amp_tutorial as amp
 from amp_tutorial import cli
-from amp_tutorial.core.checkpoint import configuration, tokenizer_of
+from amp_tutorial.core.checkpoint import configuration
 from amp_tutorial.files import downloads
-from amp_tutorial.files.checkpoints import SUMS, located
+from amp_tutorial.files.checkpoints import SUMS, located, tokenizer_of
 from amp_tutorial.runs import fetch
 from amp_tutorial.runs.doctor import known
 from amp_tutorial.runs.identity import parts

@@ -24,7 +24,8 @@ from ..files.checkpoints import (
     missing,
     pretrained,
     readable,
-    tokenizer_source,
+    said_of,
+    understood,
 )
 from ..files.gguf_files import plain
 from ..files.older_names import add_older_names
@@ -64,21 +65,14 @@ def load(
         if gguf:
             plain(model, where)
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        for stored in () if trust_remote_code else (vars(model.config), tokenizer.init_kwargs):
+            stored.pop("auto_map", None)
     except MismatchError:
         raise
     except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(f"Could not load {str(name)!r}: {reason(error)}.{missing(name)}") from error
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return model.to(device).eval(), tokenizer
-
-
-def tokenizer_of(name: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model by its name, or by where it was loaded from; a ValueError if there is none."""
-    try:
-        source, gguf = tokenizer_source(name)
-        return AutoTokenizer.from_pretrained(source, **gguf)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"No tokenizer was found in {str(name)!r} ({reason(error)}); give tokenizer=….") from error
 
 
 def without_weights(config: PreTrainedConfig, dtype: torch.dtype | None = None) -> PreTrainedModel:
@@ -110,8 +104,11 @@ def configuration(name: str | Path, revision: str | None = None, trust_remote_co
                 "architectures that transformers itself has can be pruned"
             )
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code, **gguf)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"Could not load {str(name)!r}: {reason(error)}.{missing(name)}") from error
+        understood(config)
+        if not trust_remote_code:
+            vars(config).pop("auto_map", None)  # what is saved is stock code's
+    except Exception as error:
+        raise ValueError(f"Could not load {str(name)!r}: {said_of(error)}.{missing(name)}") from error
     # Not every decoder has a row in FAMILIES: those without can still be measured.
     if config.is_encoder_decoder or getattr(config, "quantization_config", None):
         family_of(config)  # says why not

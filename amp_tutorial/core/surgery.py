@@ -17,8 +17,9 @@ from torch.utils.hooks import RemovableHandle
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
+from ..files.checkpoints import tokenizer_of
 from .anatomy import Anatomy, weight_of
-from .checkpoint import save, tokenizer_of, without_weights
+from .checkpoint import save, without_weights
 from .plans import Plan
 
 Cut = tuple[int, Int[Tensor, " kept"]]  # (axis, indices to keep)

@@ -6,13 +6,18 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from .atomic import reason
 from .downloads import KNOWN, home, place_of, sha256
 from .gguf_files import ENDING, only_one, precision
 from .paths import DATA
 
 MODELS = DATA / "models"
 EMBEDDED = ("tiny-llama", "tiny-llama-gqa", "tiny-phi")
-SUMS = "SHA256.json"
+SUMS, ADAPTER = "SHA256.json", "adapter_config.json"
+POINTER = 1000  # bytes; a pointer of git-lfs has some 130
+COUNTS = dict.fromkeys(("num_attention_heads", "num_key_value_heads", "hidden_size", "vocab_size"), 10**7) | {
+    "num_hidden_layers": 10_000  # more would take gigabytes to say what it needs
+}
 CHECKPOINT = (  # the files that a checkpoint consists of, and that another one may replace
     "config.json",
     "generation_config.json",
@@ -43,8 +48,12 @@ def located(name: str | Path) -> Path:
     path = place_of(name) if name in KNOWN else Path(name)
     if path.is_dir() and not (path / "config.json").is_file():
         if (file := only_one(path)) is None:
-            raise ValueError(f"{name} is a folder without config.json, so no model.")
+            raise ValueError(f"{name} {_other_folder(path)}.")
         return file
+    if path.is_dir():
+        look_through(path)
+    elif name.endswith("/"):
+        name, path = name.rstrip("/"), Path(name)
     there = path.is_dir() or (path.suffix == ENDING and path.is_file())
     if not there and name not in KNOWN and (name.count("/") != 1 or name.startswith((".", "/", "~"))):
         raise ValueError(
@@ -52,6 +61,94 @@ def located(name: str | Path) -> Path:
             "fetched; otherwise give a local folder, a GGUF file, or a hub id of the form owner/name."
         )
     return path
+
+
+def _other_folder(path: Path) -> str:
+    """What a folder without a configuration is, and what to give in its place."""
+    if (path / ADAPTER).is_file():
+        return f"holds an adapter alone; {_merge(path)}"
+    snapshots = sorted(path.glob("snapshots/*/config.json")) or sorted(path.glob("models--*/snapshots/*/config.json"))
+    if snapshots or path.name.startswith("models--") or any(path.glob("models--*")):
+        where = f", or a snapshot in it: {snapshots[0].parent}" if snapshots else ""
+        return f"is the cache of the hub; give the id of a model, owner/name{where}"
+    return "is a folder without config.json, so no model"
+
+
+def _merge(path: Path) -> str:
+    return f"merge it into its model first: amp.save(*amp.merged({str(path)!r}), FOLDER)"
+
+
+def look_through(folder: Path, adapter: bool = False) -> None:
+    """Refuse a folder that would be loaded as something else, or end in a traceback: nothing but small files is read.
+
+    Args:
+        adapter: the one that lies beside the model is going to be merged.
+
+    Raises:
+        ValueError: an adapter beside a model, which some ways of loading attach and others leave; JSON that is broken
+            or no object; counts that are none; an index that leads out of the folder; pointers in place of weights.
+    """
+    if (folder / ADAPTER).is_file() and not adapter:
+        raise ValueError(f"{folder} holds {ADAPTER} beside a model; move the adapter away, or {_merge(folder)}.")
+    settings = _object(folder / "config.json")
+    for name in COUNTS:
+        value = settings.get(name)
+        if isinstance(value, bool | str | float) or (isinstance(value, int) and not 1 <= value <= COUNTS[name]):
+            raise ValueError(
+                f"{folder / 'config.json'} says {name}={value!r}; it must be a whole number from 1 to {COUNTS[name]:,}."
+            )
+    if (folder / "generation_config.json").is_file():
+        _object(folder / "generation_config.json")
+    for index in sorted(folder.glob("*.safetensors.index.json")):
+        files = _object(index).get("weight_map")
+        if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
+            raise ValueError(f"{index} has no weight_map from names to files; fetch it again.")
+        if outside := [file for file in files.values() if Path(file).name != file]:
+            raise ValueError(f"{index} leads to {outside[0]}, out of its folder; weights must lie beside their index.")
+    for path in sorted(folder.glob("*.safetensors")):
+        if path.stat().st_size < POINTER and path.read_bytes().startswith(b"version https://git-lfs"):
+            raise ValueError(f"{path} is a pointer of git-lfs and no weights; fetch them there: git lfs pull.")
+
+
+def _object(path: Path) -> dict[str, Any]:
+    """What a file of JSON holds, if that is an object."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} can't be read as JSON ({reason(error)}); fetch or write it again.") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds a {type(found).__name__} and no object with settings; fetch it again.")
+    return found
+
+
+def understood(config: Any) -> None:
+    """Refuse settings that transformers takes into a configuration and can't build a model from.
+
+    Raises:
+        ValueError: an activation or a kind of rotary positions that is not known.
+    """
+    from transformers.activations import ACT2FN
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    for name in ("hidden_act", "hidden_activation", "activation_function"):
+        act = getattr(config, name, None)
+        if isinstance(act, str) and act not in ACT2FN:
+            raise ValueError(f"{name}={act!r} in config.json is no activation that transformers knows")
+    rope = getattr(config, "rope_parameters", None)
+    each = [rope, *rope.values()] if isinstance(rope, dict) else []  # one for all layers, or one for each kind of layer
+    for kind in (one.get("rope_type") for one in each if isinstance(one, dict)):
+        if kind is not None and kind not in {*ROPE_INIT_FUNCTIONS, "default"}:
+            raise ValueError(f"rope_type={kind!r} in config.json is no kind of positions that transformers knows")
+
+
+def said_of(error: BaseException) -> str:
+    """Why a configuration could not be read, in one line: transformers checks it by whatever its arithmetic raises."""
+    lines = str(error).strip().splitlines()
+    if type(error).__name__.startswith("StrictDataclass") and len(lines) > 1:
+        return lines[-1].strip().partition(": ")[2].rstrip(".") + " (in config.json)"
+    if isinstance(error, OSError | ValueError):
+        return reason(error)
+    return f"its configuration makes no sense to transformers ({type(error).__name__}: {reason(error)})"
 
 
 def pretrained(where: Path) -> tuple[str, dict[str, str]]:
@@ -72,6 +169,17 @@ def tokenizer_source(name: str | Path) -> tuple[str, dict[str, str]]:
         return pretrained(located(name))
     except ValueError:
         return str(name), {}
+
+
+def tokenizer_of(name: str | Path) -> Any:
+    """The tokenizer of a model by its name, or by where it was loaded from; a ValueError if there is none."""
+    from transformers import AutoTokenizer
+
+    try:
+        source, gguf = tokenizer_source(name)
+        return AutoTokenizer.from_pretrained(source, **gguf)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"No tokenizer was found in {str(name)!r} ({reason(error)}); give tokenizer=….") from error
 
 
 def made_from(where: Path) -> str | None:
@@ -190,6 +298,16 @@ def check_generation(model: Any) -> None:
         raise ValueError(
             f"transformers does not save this model's generation_config: {said.splitlines()[0].rstrip('.')}; {how}."
         ) from error
+
+
+def check_saving(name: str | Path) -> None:
+    """Refuse a local model whose generation settings could not be saved, before hours of work that end in saving."""
+    from types import SimpleNamespace
+
+    from transformers import GenerationConfig
+
+    if ((where := located(name)) / "generation_config.json").is_file():
+        check_generation(SimpleNamespace(generation_config=GenerationConfig.from_pretrained(where), config=None))
 
 
 def wrapping(model: Any) -> str:

@@ -1,8 +1,11 @@
 """Recovery fine-tuning: a low-rank adapter (LoRA) is trained on the pruned model and merged back into it."""
 
 import copy
+import json
 import random
+import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +21,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from ..core.anatomy import Anatomy
+from ..core.checkpoint import load
+from ..files.atomic import expanded, reason
 from ..files.batches import padded
+from ..files.checkpoints import ADAPTER, look_through
 from ..files.texts import pairs
 from .layerwise import weights_change
 
@@ -212,3 +218,46 @@ def summed_loss(
     return F.cross_entropy(
         logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=IGNORE, reduction="sum"
     )
+
+
+def merged(
+    folder: str | Path, base: str | Path | None = None, device: str | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model with the adapter of a PEFT folder merged into it, a stock model again, and its tokenizer.
+
+        amp.save(*amp.merged("my-adapter"), "merged")
+
+    Args:
+        folder: with `adapter_config.json` and `adapter_model.safetensors`; the model may lie beside them.
+        base: the model that the adapter belongs to, as `load` takes it; by default the one beside it, else the one that
+            the adapter names.
+        device: as in `load`.
+
+    Raises:
+        ValueError: no adapter there, or one in pickles alone; one that is not for this model; what `load` refuses.
+    """
+    path = expanded(folder)
+    if not (path / ADAPTER).is_file() or not (path / "adapter_model.safetensors").is_file():
+        raise ValueError(f"{folder} holds no adapter: {ADAPTER} and adapter_model.safetensors are needed.")
+    with tempfile.TemporaryDirectory() as apart:
+        if base is None and (path / "config.json").is_file():
+            look_through(path, adapter=True)
+            for file in path.iterdir():  # the model without its adapter
+                if not file.name.startswith("adapter_"):
+                    (Path(apart) / file.name).symlink_to(file.resolve())
+            model, tokenizer = load(apart, device)
+            model.name_or_path = tokenizer.name_or_path = str(path.resolve())  # what `save` may not overwrite
+        else:
+            named = base or json.loads((path / ADAPTER).read_text(encoding="utf-8")).get("base_model_name_or_path")
+            if not named:
+                raise ValueError(f"The adapter in {folder} does not say whose it is; give base=….")
+            model, tokenizer = load(named, device)
+        try:
+            with warnings.catch_warnings(action="error", category=UserWarning):  # of weights that were not found
+                tuned = PeftModel.from_pretrained(model, path)
+        except (ValueError, RuntimeError, KeyError, UserWarning) as error:
+            raise ValueError(f"The adapter in {folder} is not for {model.name_or_path}: {reason(error)}.") from error
+    whole: PreTrainedModel = tuned.merge_and_unload().eval()
+    for parameter in whole.parameters():
+        parameter.requires_grad_(True)
+    return whole, tokenizer

@@ -21,7 +21,7 @@ from ..core.anatomy import Anatomy
 from ..core.checkpoint import configuration
 from ..core.criteria import named
 from ..core.surgery import smaller_config
-from ..files.checkpoints import located
+from ..files.checkpoints import check_saving, located
 from ..files.paths import DATA
 from ..scale.peak_memory import shadow
 from .this_machine import free_disk
@@ -182,6 +182,8 @@ def _needs(parameters: tuple[tuple[str, Any], ...]) -> Needs:
     named(p["criterion"])
     dtype, device = getattr(torch, p["dtype"]), device_of(p["device"])
     config, notes = configuration_of(p["model"], p["revision"] or None)
+    if p["keep_model"]:
+        check_saving(p["model"])
     dense = shadow(config, dtype)
     chosen = chosen_plan(dense, p)
     small = shadow(smaller_config(Anatomy.of(dense), chosen), dtype)

@@ -79,6 +79,9 @@ def command(options: argparse.Namespace) -> int:
         return 1
     if outcome.status == "finished":
         print("It was finished before; --again runs it once more.")
+        if run.parameters.get("keep_model") and not (Path(outcome.folder) / "model").is_dir():
+            print("Its model was not kept then: say --again to make and keep it.", file=sys.stderr)
+            return 1
     print(summary(records.read(Path(outcome.folder) / execute.RECORD)))
     print(f"Record and notebook: {outcome.folder}")
     return 0
