@@ -157,6 +157,35 @@ def test_the_same_seed_gives_the_same_chance(tmp_path: Path) -> None:
     assert draws[0] == draws[1]
 
 
+@pytest.mark.parametrize(
+    ("cell", "words"),
+    [
+        ("# Parameters\nmodle = 'x'\n", "No parameter is called 'modle'. Did you mean model.* Known: model, seed, out"),
+        ("# Parameters\nseed = 4\nnothing_like_it = 1\n", "No parameter is called 'nothing_like_it'. Known"),
+    ],
+)
+def test_what_papermill_is_given_for_no_parameter_is_refused(cell: str, words: str) -> None:
+    known = dict(model="m", seed=0, out="out")
+    with pytest.raises(ValueError, match=words):
+        lesson.no_strays(known, ["model = 'm'", cell])
+    lesson.no_strays(known, ["modle = 1", "# Parameters\nseed = 3\n"])  # a cell of one's own may name what it likes
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (dict(ratio=5.0), "ratio=5.0 must be at least 0 and less than 1"),
+        (dict(preset="huge"), "preset='huge' must be one of 'smallest', 'full'"),
+        (dict(seed=-1), "seed=-1 must be at least 0"),
+        (dict(calibration=10**9), "calibration=1000000000 must be at least 1 and at most 10,000,000"),
+    ],
+)
+def test_a_lesson_begins_with_no_value_that_it_cannot_have(given: dict, words: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=words):
+        lesson.start("99_test", dict(model="m", seed=0, out=str(tmp_path)) | given)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_assert_close(begun: Lesson, capsys: pytest.CaptureFixture[str]) -> None:
     begun.assert_close(torch.ones(2), [1.0, 1.0], 1e-6, "ones are ones")
     assert capsys.readouterr().out == "✔ ones are ones\n"

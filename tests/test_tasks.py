@@ -15,6 +15,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoConfig, PreTrainedTokenizerFast
 
 import amp_tutorial as amp
+from amp_tutorial.measure import tasks
 from amp_tutorial.measure.tasks import NORM, Likely, Request, _answers, _together, kept_by_layer, task_names
 
 ITEMS: list[dict[str, Any]] = [
@@ -173,6 +174,37 @@ def test_the_protocol_says_what_opens_a_prompt(folder: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("process_docs: !function code.run", r"colours.yaml would run Python of its own \(!function\)"),
+        ("include: ../elsewhere.yaml", r"colours.yaml includes ../elsewhere.yaml, from outside"),
+        ("include: '/elsewhere.yaml'", "includes /elsewhere.yaml, from outside"),
+    ],
+)
+def test_files_of_tasks_run_no_python_unless_that_is_said(
+    folder: Path, line: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "code.py").write_text(f"open({str(folder / 'ran')!r}, 'w')\ndef run(docs):\n    return docs\n")
+    (folder.parent / "elsewhere.yaml").write_text("process_docs: !function tasks/code.run\n")
+    path = folder / "colours.yaml"
+    plain = path.read_text(encoding="utf-8")
+    path.write_text(f"{plain}# !function in a comment is none\ninclude: other.yaml\n", encoding="utf-8")
+    tasks.no_code(folder)
+    path.write_text(f"{plain}{line}\n", encoding="utf-8")
+    for call in (
+        lambda: amp.accuracy(tiny(), byte_tokenizer(), "colours", folder=folder),
+        lambda: tasks.known_tasks(["colours"], folder),
+    ):
+        with pytest.raises(ValueError, match=f"{words}.*AMP_TUTORIAL_TASK_CODE=1 in the environment.$"):
+            call()
+    assert not (folder / "ran").exists()
+    if "!function" in line:
+        monkeypatch.setenv("AMP_TUTORIAL_TASK_CODE", "1")
+        assert amp.accuracy(tiny(), byte_tokenizer(), "colours", folder=folder)["colours"].n == 8
+        assert (folder / "ran").exists()
+
+
 def test_unknown_groups_and_unreachable_tasks_are_one_sentence(folder: Path) -> None:
     model, tokenizer = tiny(), byte_tokenizer()
     for asked, where, match in (

@@ -4,13 +4,15 @@ In a lesson: `L = lesson.start("01_anatomy", dict(model=model, seed=seed, out=ou
 `L.assert_close`, `L.signature`, and `L.finish()` in the last cell.
 """
 
+import ast
 import base64
+import difflib
 import io
 import json
 import os
 import random
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,10 +32,12 @@ from ..files.texts import text_source, texts
 from ..measure.tasks import load_tasks, task_names
 from ..reports.style import HATCHES, MARKERS, PALETTE  # noqa: F401, lessons take them from here
 from ..runs import collection
+from ..runs.parameter_values import refuse
 from ..runs.record import Record
 from . import exercises
 
 BUILT = DATA / "real"  # the records of lessons on a model that is not embedded, from when the course was built
+INJECTED = "# Parameters\n"  # how papermill begins the cell with what it was given
 MOST_THREADS = 4  # the embedded models are so small that more threads only wait for each other
 
 Number = float | int
@@ -239,8 +243,13 @@ def start(name: str, parameters: Mapping[str, Any]) -> Lesson:
     Args:
         name: the notebook's name without ending, "01_anatomy".
         parameters: the values of the parameters cell; `model`, `seed` and `out` are read here.
+
+    Raises:
+        ValueError: a value that no lesson can have, or one that papermill was given for a parameter that there is not.
     """
     settings = dict(parameters)
+    no_strays(settings, cells_so_far())
+    refuse(name, settings)
     seed = int(settings.get("seed", 0))
     random.seed(seed)
     np.random.seed(seed)
@@ -255,6 +264,30 @@ def start(name: str, parameters: Mapping[str, Any]) -> Lesson:
     lesson = Lesson(name, settings, seed, np.random.default_rng(seed), Record(name, settings), path, size)
     lesson.record.write(path, status="running")
     return lesson
+
+
+def cells_so_far() -> list[str]:
+    """The sources of the cells that this kernel has run; outside a kernel none."""
+    from IPython import get_ipython
+
+    shell = get_ipython()  # type: ignore[no-untyped-call]
+    return [] if shell is None else list(shell.user_ns.get("In", ()))
+
+
+def no_strays(known: Mapping[str, Any], cells: Sequence[str]) -> None:
+    """Refuse what papermill injected for a parameter that there is not: papermill itself runs on with the defaults.
+
+    Raises:
+        ValueError: the name, and the one that may have been meant.
+    """
+    for cell in cells:
+        if cell.startswith(INJECTED):
+            for statement in ast.parse(cell).body:
+                for target in statement.targets if isinstance(statement, ast.Assign) else ():
+                    if isinstance(target, ast.Name) and target.id not in known:
+                        near = difflib.get_close_matches(target.id, known, 1)
+                        meant = f" Did you mean {near[0]}?" if near else ""
+                        raise ValueError(f"No parameter is called {target.id!r}.{meant} Known: {', '.join(known)}.")
 
 
 def widget(function: Callable[..., Any], **sliders: Any) -> None:

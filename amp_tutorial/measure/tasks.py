@@ -4,6 +4,8 @@ import contextlib
 import difflib
 import io
 import math
+import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -31,6 +33,7 @@ CHANCE = {
 }
 TASKS = tuple(CHANCE)
 PAPER_TASKS = ("piqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge")  # whose mean is AMP's metric
+TRUSTED = "AMP_TUTORIAL_TASK_CODE"  # set: task files of a folder may run Python
 NORM = " acc_norm"  # ending of what is measured with log-likelihoods divided by the characters of each answer
 Request = tuple[tuple[str, str], list[int], list[int]]  # lm-eval's: a prompt and an answer, as texts and as tokens
 Likely = tuple[float, bool]  # the log-likelihood of an answer, and whether it is what greedy decoding writes
@@ -263,7 +266,7 @@ def known_tasks(names: list[str], folder: str | Path = "") -> Any:
     """lm-eval's manager of tasks, if it knows all that are not embedded; no data are read.
 
     Raises:
-        ValueError: no such folder, an unknown task, or a group of tasks.
+        ValueError: no such folder, one whose files run Python (`no_code`), an unknown task, or a group of tasks.
     """
     from lm_eval.tasks import TaskManager
 
@@ -273,6 +276,8 @@ def known_tasks(names: list[str], folder: str | Path = "") -> Any:
     if folder and not Path(folder).is_dir():
         raise ValueError(f"No folder of tasks {str(folder)!r}.")
     path = str(Path(folder).resolve()) if folder else None
+    if path and not os.environ.get(TRUSTED):
+        no_code(Path(path))
     own = TaskManager(include_path=path, include_defaults=False) if path else None
     if own and set(others) <= set(own.all_tasks):
         manager = own  # lm-eval's own index takes seconds; it is not asked if the folder has all
@@ -286,6 +291,28 @@ def known_tasks(names: list[str], folder: str | Path = "") -> Any:
             meant = f"the nearest are {near}" if near else f"choose from {', '.join(TASKS)}, or from lm-eval's"
             raise ValueError(f"Unknown task {name!r}; {meant}.")
     return manager
+
+
+def no_code(folder: Path) -> None:
+    """Refuse task files that make lm-eval run Python, before they are read: a function of theirs, or another folder's.
+
+    Raises:
+        ValueError: such a file, and how to say that it is trusted.
+    """
+    import yaml
+
+    trust = f"if you trust it, set {TRUSTED}=1 in the environment"
+    for path in sorted(path for ending in ("*.yaml", "*.yml") for path in folder.rglob(ending)):
+        text = path.read_text(encoding="utf-8", errors="replace")
+        try:
+            tags = [token.value[1] for token in yaml.scan(text) if isinstance(token, yaml.TagToken)]
+        except yaml.YAMLError:
+            tags = ["function"] if "!function" in text else []
+        if "function" in tags:
+            raise ValueError(f"{path} would run Python of its own (!function); {trust}.")
+        for other in re.findall(r"^include:\s*['\"]?([^'\"\n]+)", text, re.MULTILINE):
+            if not (path.parent / other.strip()).resolve().is_relative_to(folder):
+                raise ValueError(f"{path} includes {other.strip()}, from outside {folder}; {trust}.")
 
 
 def load_tasks(

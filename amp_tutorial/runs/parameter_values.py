@@ -27,6 +27,7 @@ LEAST = {
     **dict.fromkeys(("shots", "calibration", "epochs", "rows_at_once", "batch"), 1),
     **dict.fromkeys(("calibration_length", "recovery_length", "window"), 2),
 }
+MOST = 10**7  # of any of them
 SIZES = ("smallest", "full")  # of a lesson's experiments
 SEEDS = 2**32  # how many there are for numpy
 
@@ -51,6 +52,9 @@ def refuse(notebook: str, parameters: Mapping[str, Any]) -> None:
 
 def _in_range(values: Mapping[str, Any]) -> None:
     """What holds for these names in every notebook of the course."""
+    for name, least in LEAST.items():
+        if name in values and not least <= values[name] <= MOST:
+            raise ValueError(f"{name}={values[name]} must be at least {least} and at most {MOST:,}.")
     if "seed" in values and not 0 <= values["seed"] < SEEDS:
         raise ValueError(f"seed={values['seed']} must be at least 0 and less than {SEEDS}.")
     if "ratio" in values and not 0 <= values["ratio"] < 1:
@@ -75,9 +79,6 @@ def sensible(settings: Mapping[str, Any], corpora: bool = True) -> None:
     for name, possible in CHOICES.items():
         if s[name] not in possible:
             raise ValueError(f"{name}={s[name]!r} must be one of {', '.join(map(repr, possible))}.")
-    for name, least in LEAST.items():
-        if s[name] < least:
-            raise ValueError(f"{name}={s[name]} must be at least {least}.")
     named(s["criterion"])
     widths = bool(s["heads"] or s["neurons"])
     if widths == bool(s["ratio"]) or not 0 <= s["ratio"] < 1:
