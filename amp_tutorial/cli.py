@@ -14,12 +14,12 @@ from importlib.metadata import version
 from typing import Any, NoReturn
 
 COMMANDS = {
-    "run": ("one run of a notebook", "amp_tutorial.runs.single_run"),
-    "sweep": ("every run of a grid, on this machine or a cluster", "amp_tutorial.runs.sweep"),
-    "table": ("published numbers beside those of your runs", "amp_tutorial.reports.table"),
-    "gather": ("the records of many runs as one table", "amp_tutorial.reports.gather"),
-    "fetch": ("a real model, by its name", "amp_tutorial.runs.fetch"),
-    "doctor": ("what this machine can do, and what to mend", "amp_tutorial.runs.doctor"),
+    "run": ("one run of a notebook", "amp_tutorial.runs.single_run", "--preset ci -p seed=1 --dry-run"),
+    "sweep": ("every run of a grid, on this machine or a cluster", "amp_tutorial.runs.sweep", "GRID.yaml --dry-run"),
+    "table": ("published numbers beside those of your runs", "amp_tutorial.reports.table", "--runs out/runs"),
+    "gather": ("the records of many runs as one table", "amp_tutorial.reports.gather", "out/runs --out out/table"),
+    "fetch": ("a real model, by its name", "amp_tutorial.runs.fetch", "smollm2-135m --dry-run"),
+    "doctor": ("what this machine can do, and what to mend", "amp_tutorial.runs.doctor", "--online"),
 }
 
 
@@ -40,11 +40,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"amp-tutorial {version('amp-tutorial')}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     modules: dict[str, Any] = {}
-    for name, (about, module) in COMMANDS.items():
+    for name, (about, module, example) in COMMANDS.items():
         sub = commands.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}.", allow_abbrev=False)
         if name in asked[:1]:  # the others' modules are not needed, so a fault in one stops no other
             modules[name] = importlib.import_module(module)
             modules[name].add_arguments(sub)
+            sub.formatter_class = argparse.RawDescriptionHelpFormatter
+            listed = getattr(modules[name], "listed", None)
+            sub.epilog = f"example: amp-tutorial {name} {example}" + (f"\n\n{listed(asked)}" if listed else "")
     options = parser.parse_args(asked)
     try:
         return int(modules[options.command].command(options))

@@ -89,11 +89,32 @@ def test_the_version_is_the_package_s(capsys: pytest.CaptureFixture) -> None:
 
 
 def test_a_fault_in_one_command_stops_no_other(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    monkeypatch.setitem(cli.COMMANDS, "sweep", ("a broken one", "amp_tutorial.runs.not_there"))
+    monkeypatch.setitem(cli.COMMANDS, "sweep", ("a broken one", "amp_tutorial.runs.not_there", ""))
     assert cli.main(["run", "--notebook", "gone"]) == 2
     with pytest.raises(SystemExit, match="0"):
         cli.main(["--help"])
     assert "a broken one" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", sorted(cli.COMMANDS))
+def test_help_ends_with_an_example_that_the_command_takes(command: str, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        cli.main([command, "--help"])
+    said = capsys.readouterr().out
+    (example,) = [line for line in said.splitlines() if line.startswith("example: ")]
+    taken = example.split()[3:]
+    assert example.split()[1:3] == ["amp-tutorial", command]
+    assert all(option in said.replace(example, "") for option in taken if option.startswith("-"))
+
+
+def test_help_of_run_lists_the_parameters_of_the_notebook(capsys: pytest.CaptureFixture) -> None:
+    for asked, expected in (([], 'criterion="amp"  amp, reversed'), (["--notebook", "01"], "ratio=0.3  share of")):
+        with pytest.raises(SystemExit, match="0"):
+            cli.main(["run", *asked, "--help"])
+        assert f"  {expected}" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["run", "--notebook", "gone", "--help"])
+    assert "No notebook is called 'gone'" in capsys.readouterr().out
 
 
 def test_a_run_that_another_process_holds_is_said_to_be(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

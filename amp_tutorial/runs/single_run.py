@@ -1,8 +1,9 @@
 """`amp-tutorial run`: one run of a notebook, into the same folders as a sweep's."""
 
 import argparse
+import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,17 @@ def given_by(options: argparse.Namespace, known: Mapping[str, Parameter]) -> dic
         if name == "preset" and (options.preset is not None or dict(pairs)[name] in names()):
             raise ValueError("-p preset is only a note for the record; name a parameter file with --preset.")
     return dict(pairs)
+
+
+def listed(asked: Sequence[str]) -> str:
+    """For --help: the parameters of the notebook that is asked for, with their defaults."""
+    name = asked[asked.index("--notebook") + 1] if "--notebook" in asked[:-1] else "reproduce"
+    try:
+        known = parameters_of(notebook_named(name))
+    except ValueError as error:
+        return str(error)
+    lines = [f"  {p.name}={json.dumps(p.default, ensure_ascii=False)}  {p.help}".rstrip() for p in known.values()]
+    return "\n".join([f"parameters of {name}, and their defaults:", *lines])
 
 
 def command(options: argparse.Namespace) -> int:
