@@ -1,5 +1,6 @@
 """A real model at hand: GGUF files, what can be fetched by a name, and a model of SmolLM2's shape."""
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -476,3 +477,29 @@ def test_the_real_model_cut_is_masked_and_saved_is_loaded(smollm2: tuple[PreTrai
     again, _ = amp.load(small.save(tmp_path / "small"))
     assert torch.equal(logits(again), logits(small.model))
     assert again.config.intermediate_size == 1017 and again.config.made_from == model.config.made_from
+
+
+def test_a_hub_that_does_not_answer_is_asked_once_and_not_for_each_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the function runs the libraries know that they are offline; afterwards they may ask again."""
+    from huggingface_hub import constants
+
+    asked: list[str] = []
+
+    def unreachable(request: Any, timeout: float) -> Any:
+        asked.append(request.full_url)
+        raise OSError("no network")
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(downloads, "_asked", [])
+    monkeypatch.setattr(downloads.urllib.request, "urlopen", unreachable)
+    offline = downloads.asked_once(lambda name: constants.HF_HUB_OFFLINE)
+    assert [offline("owner/name"), offline("owner/name")] == [True, True] and asked == [constants.ENDPOINT]
+    assert not offline(str(tmp_path)) and not offline("tiny-llama") and not constants.HF_HUB_OFFLINE
+    with pytest.raises(ValueError, match="Could not load 'nobody/nothing'"):
+        amp.load("nobody/nothing")
+    assert len(asked) == 1 and not constants.HF_HUB_OFFLINE
+    monkeypatch.setattr(downloads, "_asked", [(-1e9, False)])  # long ago
+    monkeypatch.setattr(downloads.urllib.request, "urlopen", lambda request, timeout: contextlib.nullcontext())
+    assert not offline("owner/name") and downloads.hub_answers()

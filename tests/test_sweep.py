@@ -140,7 +140,9 @@ def test_without_a_terminal_a_long_sweep_says_where_it_is(
     sweep(made(count=[1, 2]), tmp_path / "runs")
     said = [line for line in capsys.readouterr().out.splitlines() if line.endswith(" left") or " now at " in line]
     assert said[0] == "0 of 2 runs are over after 00:00, now at book count=1"
-    assert said[-1] == "1 of 2 runs are over after 00:00, now at book count=2, roughly 00:00 left"
+    assert said[-1] == "1 of 2 runs are over after 00:00, now at book count=2, roughly 00:01 left"  # a fake says 1 s
+    half = Summary(tmp_path, ok=2, finished=3, seconds=200.0)  # of two at a time: 100 s are gone, and 30 s since
+    assert sweeps._still(["a", "b"], half, 9, 130.0).endswith("after 02:10, now at a, b, roughly 02:50 left")
     monkeypatch.setattr(sweeps, "WORD", 60.0)
     sweep(made(count=[3]), tmp_path / "runs")
     assert "now at" not in capsys.readouterr().out

@@ -27,11 +27,13 @@ from ..files.checkpoints import (
     said_of,
     understood,
 )
+from ..files.downloads import asked_once
 from ..files.gguf_files import plain
 from ..files.older_names import add_older_names
 from .families import FAMILIES, family_of, older_names_of
 
 
+@asked_once
 def load(
     name: str | Path,
     device: str | None = None,
@@ -83,6 +85,7 @@ def without_weights(config: PreTrainedConfig, dtype: torch.dtype | None = None) 
     return model.eval()
 
 
+@asked_once
 def configuration(name: str | Path, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedConfig:
     """The configuration of a model, without its weights.
 

@@ -11,11 +11,16 @@ import re
 import shutil
 import subprocess
 import sys
+import time
+import urllib.error
+import urllib.request
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 from urllib.parse import unquote, urljoin, urlsplit
 
 from tqdm.auto import tqdm
@@ -208,3 +213,46 @@ def sha256(*paths: Path) -> str:
             while chunk := file.read(CHUNK):
                 digest.update(chunk)
     return digest.hexdigest()
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
+_asked: list[tuple[float, bool]] = []  # when the hub was asked last, and whether it answered
+
+
+def hub_answers(patience: float = 5.0, again: float = 60.0) -> bool:
+    """Whether the hub can be reached, as it was at most `again` seconds ago."""
+    from huggingface_hub import constants
+
+    if not _asked or time.monotonic() - _asked[-1][0] > again:
+        try:
+            with urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=patience):
+                found = True
+        except urllib.error.HTTPError:
+            found = True  # that is an answer
+        except (OSError, ValueError):
+            found = False
+        _asked[:] = [(time.monotonic(), found)]
+    return _asked[-1][1]
+
+
+def asked_once(function: Callable[P, T]) -> Callable[P, T]:
+    """For a function of a model's name: where the hub does not answer, what is cached is taken at once.
+
+    The libraries would ask for each file six times, a minute long.
+    """
+
+    @wraps(function)
+    def asking(*args: P.args, **kw: P.kwargs) -> T:
+        from huggingface_hub import constants
+
+        name = str(args[0] if args else kw.get("name", ""))
+        if constants.HF_HUB_OFFLINE or name.count("/") != 1 or os.path.exists(name) or hub_answers():
+            return function(*args, **kw)
+        constants.HF_HUB_OFFLINE = True
+        try:
+            return function(*args, **kw)
+        finally:
+            constants.HF_HUB_OFFLINE = False
+
+    return asking

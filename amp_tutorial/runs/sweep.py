@@ -33,6 +33,7 @@ class Summary:
     ok: int = 0  # executed by this sweep
     failed: int = 0
     finished: int = 0  # were there, or came from another sweep
+    seconds: float = 0.0  # that those executed took, one after the other
 
     @property
     def done(self) -> int:
@@ -162,9 +163,12 @@ def _execute(todo: Iterator[Job], workers: Workers, summary: Summary, bar: Any) 
 
 
 def _still(names: list[str], summary: Summary, total: int, seconds: float) -> str:
-    """Where there is no terminal: what is running, and how long the rest may take at the speed of what is over."""
-    each, left = seconds / max(summary.ok + summary.failed, 1), total - summary.done
-    rest = f", roughly {tqdm.format_interval(each * left)} left" if summary.ok + summary.failed else ""
+    """Where there is no terminal: what is running, and how long the rest may take if it takes what is over took."""
+    executed, rest = summary.ok + summary.failed, ""
+    if executed:
+        whole = summary.seconds / executed * (total - summary.done) / len(names)
+        under_way = seconds - summary.seconds / len(names)  # of those that are running
+        rest = f", roughly {tqdm.format_interval(max(0.0, whole - under_way))} left"
     so_far = f"{summary.done} of {total} runs are over after {tqdm.format_interval(seconds)}"
     return f"{so_far}, now at {', '.join(names)}{rest}"
 
@@ -178,6 +182,7 @@ def _skip(bar: Any, total: int, done: int) -> None:
 
 def _count(run: Job, outcome: Outcome, summary: Summary, bar: Any) -> None:
     setattr(summary, outcome.status, getattr(summary, outcome.status) + 1)
+    summary.seconds += outcome.seconds
     text = f"{outcome.status} {run.name} ({run.id}, {outcome.seconds:.0f} s)"
     if outcome.status == "failed":
         cell = f" in the cell {outcome.cell}" if outcome.cell else ""

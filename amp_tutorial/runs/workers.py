@@ -20,7 +20,8 @@ from .execute import Job, Outcome, execute
 from .functions import is_function
 from .package_code import code_sha256
 
-PATIENCE = 60  # seconds for a scheduler to answer, and for a first worker to come
+ANSWER = 10  # seconds for a scheduler to answer
+PATIENCE = 60  # seconds for a first worker to come
 
 
 class Workers(ABC):
@@ -128,9 +129,10 @@ class Cluster(Workers):
             raise ValueError('--scheduler needs Dask: pip install "amp-tutorial[cluster]"') from error
         self._address, self._out, self._limit = address, str(Path(out).absolute()), limit
         self._gpu = self._warned = False
-        print(f"Asking the Dask scheduler at {address}, for up to {patience:g} seconds.", flush=True)
+        answer = min(patience, ANSWER)
+        print(f"Asking the Dask scheduler at {address}, for up to {answer:g} seconds.", flush=True)
         try:
-            self._client = Client(address, timeout=patience, set_as_default=False)
+            self._client = Client(address, timeout=answer, set_as_default=False)
         except (OSError, ValueError, TypeError) as error:
             raise ValueError(
                 f"No Dask scheduler answers at {address}; start one with `dask scheduler`, and give its address."
