@@ -259,6 +259,7 @@ def test_a_number_that_is_not_finite_becomes_null_with_a_note(tmp_path: Path) ->
     ("content", "says"),
     [
         ('{"half', "cannot be read as JSON"),
+        ('{"schema": 2, "metrics": {"perplexity": {"value": NaN}}}', "as JSON: it holds NaN, which is no number"),
         ("[]", "schema None"),
         ('{"schema": 3}', "schema 3"),
         ('{"schema": true}', "schema True"),

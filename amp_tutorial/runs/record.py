@@ -214,13 +214,17 @@ def read(path: str | Path) -> dict[str, Any]:
         ValueError: no file, no JSON, or no valid record; the sentence names the file and what is wrong.
     """
     try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        found = json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_no_number)
     except OSError as error:
         raise ValueError(f"The record {path} can't be read: {error.strerror}.") from error
     except ValueError as error:
         raise ValueError(f"The record {path} cannot be read as JSON: {error}.") from error
     check(found, str(path))
     return dict(found)
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"it holds {name}, which is no number")
 
 
 def check(found: Any, name: str) -> None:
