@@ -37,6 +37,15 @@ OWN: dict[str, dict[str, Any]] = {
     "qwen3_moe": EXPERTS,
     "gpt_neox": dict(rope_parameters=HALF_TURNED),
     "stablelm": dict(rope_parameters=HALF_TURNED, num_key_value_heads=1, qk_layernorm=True),
+    "ministral": dict(sliding_window=6),
+    "exaone4": dict(sliding_window=6, sliding_window_pattern=2),
+    "olmo3": dict(sliding_window=6),
+    "cohere2": dict(sliding_window=6, logit_scale=1.0),
+    "cwm": dict(sliding_window=6),
+    "glm": dict(rope_parameters=HALF_TURNED),
+    "glm4": dict(rope_parameters=HALF_TURNED),
+    "vaultgemma": dict(sliding_window=6, query_pre_attn_scalar=8),
+    "gptj": dict(rotary_dim=4),
 }
 
 

@@ -19,7 +19,7 @@ GUIDE = read("CONTRIBUTING.md")
 CHECKS = {
     "criterion": (["tests/test_contribution.py"], 2),
     "family": (
-        ["tests/test_families.py", "tests/test_surgery.py", "tests/test_readme.py", "-k", "arcee or looked_up"],
+        ["tests/test_families.py", "tests/test_surgery.py", "tests/test_readme.py", "-k", "biogpt or looked_up"],
         8,
     ),
 }
@@ -34,8 +34,12 @@ def copied(folder: Path) -> Path:
     """The parts of the repository that the examples and their tests touch."""
     for name in ("amp_tutorial", "tests", "docs"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "data"))
+    (folder / "data").mkdir()
     for path in [*ROOT.glob("*.md"), ROOT / "pyproject.toml"]:
         shutil.copy(path, folder)
+    for path in (ROOT / "data").iterdir():
+        place = folder / "data" / path.name
+        shutil.copy(path, place) if path.is_file() else place.symlink_to(path)
     return folder
 
 

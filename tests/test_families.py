@@ -1,5 +1,8 @@
 """What the package reads off a model: counts, modules, costs. And that shape annotations are executed."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,9 @@ from helpers import (
     WHOLE,
     WITH_HEADS,
     Shape,
+    byte_tokenizer,
     covering,
+    equal,
     every,
     families,
     logits,
@@ -23,6 +28,7 @@ from helpers import (
     some_plan,
     tiny,
     traits,
+    weights,
 )
 from hypothesis import given
 from jaxtyping import TypeCheckError
@@ -30,8 +36,9 @@ from peft import LoraConfig, inject_adapter_in_model
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, LlamaConfig
 
 import amp_tutorial as amp
+from amp_tutorial.core import families as rows
 from amp_tutorial.core.criteria import projected_l1
-from amp_tutorial.core.families import family_of
+from amp_tutorial.core.families import Family, family_of
 
 
 def test_the_tests_know_every_family() -> None:
@@ -133,8 +140,8 @@ def test_llama_2_7b_has_the_published_number_of_parameters() -> None:
 
 
 def test_unknown_family_is_refused() -> None:
-    config = AutoConfig.for_model("olmo", hidden_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=20)
-    with pytest.raises(ValueError, match=r"'olmo' has no row in amp_tutorial.FAMILIES .*llama.*amp.Family\(query="):
+    config = AutoConfig.for_model("helium", hidden_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=20)
+    with pytest.raises(ValueError, match=r"'helium' has no row in amp_tutorial.FAMILIES .*llama.*amp.Family\(query="):
         amp.Anatomy.of(AutoModelForCausalLM.from_config(config))
 
 
@@ -267,3 +274,62 @@ def test_all_weights_of_the_blocks_belong_to_heads_to_neurons_or_to_none(shape: 
         assert heads.shape[1] == 4 * anatomy.head_dim * anatomy.hidden
     if not anatomy.family.no_neurons:
         assert neurons.shape[1] == (1 + len(anatomy.family.neurons_in)) * anatomy.hidden
+
+
+# Rows as YAML
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("families: {mine: {qurey: a}}", "The row 'mine' says 'qurey', no field of Family; known: query, key"),
+        ("families: {mine: {stream: {red: a}}}", "The row 'mine' says 'red', no field of Stream; known: reads"),
+        ("families: {mine: {programs: {vlm: a}}}", "The row 'mine' says 'vlm', no field of Programs"),
+        ("familes: {}", "rows.yaml is no table of families"),
+        ("families: [1]", "rows.yaml is no table of families"),
+        ("families: {mine: 3}", "rows.yaml is no table of families"),
+        ("{", "rows.yaml is no table of families"),
+    ],
+)
+def test_a_table_that_is_none_is_one_sentence(content: str, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "rows.yaml"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError, match=words) as caught:
+        rows.table(path)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="no table of families .No such file"):
+        rows.table(tmp_path / "gone.yaml")
+
+
+def test_rows_of_one_s_own_are_known_to_every_command(tmp_path: Path) -> None:
+    path = tmp_path / "rows.yaml"
+    path.write_text("families: {mine: {neurons_in: [mlp.a, mlp.a], norms: {q: query}, adds: 0.5}}", encoding="utf-8")
+    (mine,) = rows.table(path).values()
+    assert mine == Family(neurons_in=("mlp.a", "mlp.a"), norms=(("q", "query"),), adds=0.5)
+    code = "import amp_tutorial as amp; print(amp.FAMILIES['mine'].neurons_in, 'llama' in amp.FAMILIES)"
+    environment = os.environ | {rows.OWN: str(path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "('mlp.a', 'mlp.a') True\n"
+
+
+def test_a_row_that_does_not_name_all_that_shrinks_is_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """gpt_oss has a value for each head beside its matrices; a row without it made a folder that nothing loads."""
+    monkeypatch.setitem(amp.FAMILIES, "gpt_oss", Family(no_neurons="experts"))
+    config = AutoConfig.for_model(
+        "gpt_oss", vocab_size=259, hidden_size=32, intermediate_size=16, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, num_local_experts=2, num_experts_per_tok=1,
+        layer_types=["sliding_attention", "full_attention"],
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config)
+    before = weights(model)
+    plan = amp.keep(model, amp.score(model, [], "random"), heads=2)
+    said = r"sinks would be \(4,\) where GptOssForCausalLM wants \(2,\): the row 'gpt_oss' .* mend the row"
+    with pytest.raises(ValueError, match=said):
+        amp.prune(model, plan, inplace=True)
+    assert equal(weights(model), before), "nothing was cut"
+    source = amp.save(model, byte_tokenizer(), tmp_path / "dense")
+    with pytest.raises(ValueError, match=said):
+        amp.prune_folder(source, tmp_path / "out", plan=plan, progress=False)
+    assert not (tmp_path / "out").exists()

@@ -240,8 +240,7 @@ def test_settings_survive() -> None:
 
 
 def test_a_new_family_is_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "olmo" not in amp.FAMILIES
-    monkeypatch.setitem(amp.FAMILIES, "olmo", amp.Family())
+    monkeypatch.setitem(amp.FAMILIES, "olmo", amp.Family())  # in the place of its own
     model = tiny(Shape("olmo", groups=2, group_size=2))
     for unit in ("groups", "queries"):
         plan = some_plan(model, heads=2, neurons=11, unit=unit)

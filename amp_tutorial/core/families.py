@@ -1,11 +1,21 @@
 """Where heads, KV groups and neurons live in each model family. The rest of the package knows no family by name.
 
-To add a family, add a row to `FAMILIES`: the key is the `model_type` of its configuration. The tests run on every row.
+To add a family, add a row to `data/families.yaml`: the key is the `model_type` of its configuration. The tests run on
+every row.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
+
+import yaml
+
+from ..files.atomic import reason
+from ..files.paths import DATA
+
+OWN = "AMP_TUTORIAL_FAMILIES"  # names a YAML file with further rows, for whatever runs
 
 Kind = Literal["query", "shared", "neurons"]  # whose rows: of query heads, of key-value heads, of neurons
 
@@ -13,7 +23,7 @@ Kind = Literal["query", "shared", "neurons"]  # whose rows: of query heads, of k
 class Programs(NamedTuple):
     """Which widths other programs take from the configuration, as far as it was looked up (`measure/programs.py`)."""
 
-    transformers_4: str | None = None  # BOTH, or "heads" or "neurons" alone, or NEITHER; ABSENT: it is not read at all
+    transformers_4: str | None = None  # "heads neurons", one of both, or ""; ABSENT: it is not read at all
     vllm: str | None = None
     llama_cpp: str | None = None
 
@@ -69,74 +79,46 @@ class Family:
         yield from blocks.items()
 
 
-BOTH, NEITHER, ABSENT = "heads neurons", "", "absent"
-EVERYWHERE = Programs(BOTH, BOTH, BOTH)
-NO_HEADS_IN_GGUF = Programs(BOTH, BOTH, "neurons")
-NO_HEADS = Programs("neurons", "neurons", "neurons")
-FIXED = "its configuration has no head_dim: a head always has hidden_size / num_attention_heads dimensions"
-EXPERTS = "its MLP is a mixture of experts, which are left alone"
-LAYER_NORM = "its layer norms subtract the mean, so the stream cannot be turned; RMS norms are needed"
-OUTPUT_NORM = "its norms weigh what is written to the residual stream, and a weight there cannot be folded away"
+ABSENT = "absent"  # of a program that does not read the family at all
 EACH_LAYER = ("layer_types", "no_rope_layers")  # settings with one value for each layer
-QK_NORMS: tuple[tuple[str, Kind], ...] = (("self_attn.q_norm", "query"), ("self_attn.k_norm", "shared"))
-PACKED_QKV, PACKED_MLP = "self_attn.qkv_proj", "mlp.gate_up_proj"
-QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
-GATE_UP = ("mlp.gate_proj", "mlp.up_proj")
-ROUTED = ("mlp.gate", "mlp.experts.gate_up_proj")
 
 
-def _stream(attention: tuple[str, ...], mlp: tuple[str, ...], **other: Any) -> Stream:
-    return Stream((("input_layernorm", attention), ("post_attention_layernorm", mlp)), **other)
+def _plain(value: Any) -> Any:
+    """YAML's lists and mappings as the tuples that a row holds."""
+    if isinstance(value, list | dict):
+        return tuple(map(_plain, value)) if isinstance(value, list) else tuple((k, _plain(v)) for k, v in value.items())
+    return value
 
 
-LLAMA = _stream(QKV, GATE_UP)
+def row_of(kind: str, said: Mapping[str, Any]) -> Family:
+    """A row as YAML says it, with mappings for pairs; a ValueError for a name that is no field of `Family`."""
 
-# fmt: off
-FAMILIES = {
-    "llama": Family(any_head_count=False, stream=LLAMA, programs=EVERYWHERE, equal_type="mistral",
-                    equal_settings=(("sliding_window", None),), equal_unless=("attention_bias", "mlp_bias")),
-    "mistral": Family(stream=LLAMA, programs=EVERYWHERE),
-    "phi": Family(output="self_attn.dense", neurons_in=("mlp.fc1",), neurons_out="mlp.fc2", no_stream=LAYER_NORM,
-                  no_heads_with=("qk_layernorm",), programs=Programs(BOTH, BOTH, NEITHER)),
-    # In the long versions of Phi-3 there is one factor for each pair of dimensions of that head_dim.
-    "phi3": Family(query=PACKED_QKV, key=PACKED_QKV, value=PACKED_QKV, neurons_in=(PACKED_MLP, PACKED_MLP),
-                   no_heads_with=("rope_parameters.long_factor",), stream=_stream((PACKED_QKV,), (PACKED_MLP,)),
-                   programs=NO_HEADS_IN_GGUF),
-    "qwen2": Family(stream=LLAMA, programs=Programs(BOTH, "neurons", "neurons")),
-    "qwen3": Family(stream=LLAMA, programs=EVERYWHERE),
-    "gemma": Family(stream=replace(LLAMA, offset=1.0, root="embed_scale"), programs=EVERYWHERE),
-    "gemma2": Family(any_head_count=False, no_stream=OUTPUT_NORM, adds=0.0, programs=EVERYWHERE),
-    "gemma3_text": Family(any_head_count=False, no_stream=OUTPUT_NORM, adds=0.0, programs=EVERYWHERE),
-    "olmo2": Family(norms=QK_NORMS, spanning=True, no_stream=OUTPUT_NORM, adds=0.0, programs=NO_HEADS_IN_GGUF),
-    "granite": Family(stream=LLAMA, adds="residual_multiplier", programs=NO_HEADS_IN_GGUF),
-    "smollm3": Family(stream=LLAMA, programs=EVERYWHERE),
-    "starcoder2": Family(neurons_in=("mlp.c_fc",), neurons_out="mlp.c_proj", no_stream=LAYER_NORM,
-                         programs=NO_HEADS_IN_GGUF),
-    "cohere": Family(norms=QK_NORMS, no_stream=LAYER_NORM, programs=NO_HEADS_IN_GGUF),
-    # What experts write is not seen, so nothing is known of the whole that a layer adds.
-    "mixtral": Family(no_neurons=EXPERTS, adds=0.0, programs=EVERYWHERE, stream=_stream(
-        QKV, ROUTED, writes=("self_attn.o_proj", "mlp.experts.down_proj"), multiple=8)),
-    # A layer has one of the two MLPs.
-    "qwen3_moe": Family(no_neurons=EXPERTS, adds=0.0, programs=EVERYWHERE, stream=_stream(
-        QKV, GATE_UP + ROUTED, writes=("self_attn.o_proj", "mlp.down_proj", "mlp.experts.down_proj"), multiple=8),
-        older=(("num_local_experts", "num_experts"),)),
-    "gpt_neox": Family(no_heads=FIXED, layers="gpt_neox.layers", output="attention.dense", no_stream=LAYER_NORM,
-                       neurons_in=("mlp.dense_h_to_4h",), neurons_out="mlp.dense_4h_to_h", programs=NO_HEADS,
-                       older=(("rope_theta", "rotary_emb_base"), ("partial_rotary_factor", "rotary_pct"))),
-    "gpt2": Family(no_heads=FIXED, layers="transformer.h", output="attn.c_proj", neurons_in=("mlp.c_fc",),
-                   neurons_out="mlp.c_proj", width="n_inner", no_stream=LAYER_NORM,
-                   programs=Programs("neurons", "neurons", NEITHER)),
-    "opt": Family(no_heads=FIXED, layers="model.decoder.layers", output="self_attn.out_proj", neurons_in=("fc1",),
-                  neurons_out="fc2", width="ffn_dim", no_stream=LAYER_NORM,
-                  programs=Programs("neurons", "neurons", ABSENT)),
-    "stablelm": Family(no_heads=FIXED, no_stream=LAYER_NORM, programs=NO_HEADS),
-    # Falcon's layer adds attention's output into the MLP's in place, so what each writes is not seen apart.
-    "falcon": Family(adds=0.0, no_heads=FIXED, layers="transformer.h", output="self_attention.dense",
-                     width="ffn_hidden_size", neurons_in=("mlp.dense_h_to_4h",),
-                     neurons_out="mlp.dense_4h_to_h", no_stream=LAYER_NORM,
-                     programs=Programs("neurons", NEITHER, NEITHER)),
-}
-# fmt: on
+    def made(of: Any, given: Mapping[str, Any]) -> Any:
+        if unknown := sorted(given.keys() - of.__annotations__.keys()):
+            known = ", ".join(of.__annotations__)
+            raise ValueError(f"The row {kind!r} says {unknown[0]!r}, no field of {of.__name__}; known: {known}.")
+        return of(**{name: _plain(value) for name, value in given.items()})
+
+    parts = {"stream": Stream, "programs": Programs}
+    return made(Family, {name: made(parts[name], one) if name in parts else one for name, one in said.items()})
+
+
+def table(path: Path) -> dict[str, Family]:
+    """The rows of a YAML file, under `families`; what stands beside them is for anchors.
+
+    Raises:
+        ValueError: no such file, no YAML, or no rows as `row_of` reads them.
+    """
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))["families"]
+        return {kind: row_of(kind, said) for kind, said in found.items()}
+    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is no table of families ({reason(error)}); see data/families.yaml.") from error
+
+
+FAMILIES = table(DATA / "families.yaml")
+if OWN in os.environ:
+    FAMILIES |= table(Path(os.environ[OWN]))
 
 
 def family_of(config: object) -> Family:

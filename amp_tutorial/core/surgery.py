@@ -192,6 +192,8 @@ def prune(model: PreTrainedModel, plan: Plan, inplace: bool = False) -> Pruned:
     own = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}  # a tied weight has one name here
     source = {name: tensor for name, tensor in model.state_dict().items() if name in own}
     weights, names = {}, str if plan.layers is None else DEPTH[0].names(anatomy, plan)
+    small = without_weights(config, model.dtype)
+    check_shapes(anatomy, cuts, names, small)
     for name in list(source):
         tensor = source.pop(name).detach()
         new = names(name)
@@ -202,7 +204,6 @@ def prune(model: PreTrainedModel, plan: Plan, inplace: bool = False) -> Pruned:
             weights[new] = tensor if name in cuts or inplace else tensor.clone()
         if inplace and (name in cuts or not new):
             model.get_parameter_or_buffer(name).data = torch.empty(0, dtype=tensor.dtype)
-    small = without_weights(config, model.dtype)
     missing, unexpected = small.load_state_dict(weights, strict=False, assign=True)
     small.tie_weights()
     lost = [name for name in missing if dict(small.named_parameters(remove_duplicate=False))[name].is_meta]
@@ -262,6 +263,21 @@ def cuts_of(anatomy: Anatomy, plan: Plan, i: int) -> dict[str, Cut]:
     if not f.no_neurons:
         cut(f.neurons_out, 1, kept["neurons"])
     return found
+
+
+def check_shapes(anatomy: Anatomy, cuts: dict[str, Cut], names: Callable[[str], str], small: PreTrainedModel) -> None:
+    """Refuse, before any work, a row that does not name all that shrinks, by the shapes that there would be."""
+    after = {name: tensor.shape for name, tensor in small.state_dict().items()}
+    for name, tensor in anatomy.model.state_dict().items():
+        shape = list(tensor.shape)
+        if name in cuts:
+            axis, kept = cuts[name]
+            shape[axis] = len(kept)
+        if (new := names(name)) and tuple(shape) != tuple(after.get(new, ())):
+            raise ValueError(
+                f"{name} would be {tuple(shape)} where {type(small).__name__} wants {tuple(after.get(new, ()))}: the "
+                f"row {anatomy.model.config.model_type!r} of amp_tutorial.FAMILIES does not say so; mend the row."
+            )
 
 
 def fill_buffers(

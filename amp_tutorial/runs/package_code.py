@@ -6,12 +6,17 @@ count as another one. Everything else is taken as Python's parser reads it, in t
 
 import ast
 import hashlib
+import json
 from collections.abc import Collection, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ..files.paths import PACKAGE
+import yaml
+
+from ..files.paths import DATA, PACKAGE
+
+TABLE = DATA / "families.yaml"  # which matrices heads and neurons are in is code that was written as a table
 
 NUMBERS = ("files", "core", "measure", "methods", "scale")  # folders with code that can change a number
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
@@ -27,6 +32,7 @@ def code_sha256(folders: Sequence[str] = (".",)) -> str:
     for path in sorted(inside.union(PACKAGE.glob("*.py"))):
         name, seen = path.relative_to(PACKAGE).as_posix(), path.stat()
         digest.update(f"{name} {_module(path, seen.st_size, seen.st_mtime_ns)} ".encode())
+    digest.update(json.dumps(yaml.safe_load(TABLE.read_text(encoding="utf-8"))["families"]).encode())
     return digest.hexdigest()
 
 
