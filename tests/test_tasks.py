@@ -44,6 +44,16 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "tasks"
 
 
+@pytest.mark.parametrize("progress", [False, True])
+def test_a_bar_is_shown_only_when_asked(folder: Path, progress: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a notebook it would be a widget, which stays in no stored output."""
+    seen: list[bool] = []
+    bar = tasks.tqdm
+    monkeypatch.setattr(tasks, "tqdm", lambda **kw: (seen.append(kw["disable"]), bar(**kw))[1])
+    amp.accuracy(tiny(), byte_tokenizer(), "colours", folder=folder, progress=progress)
+    assert seen == [not progress]
+
+
 def test_names_in_words_and_lists() -> None:
     assert task_names(None) == task_names("tiny") == list(amp.TASKS)
     assert task_names("paper") == ["piqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge"]
@@ -126,7 +136,7 @@ def test_a_prompt_read_once_gives_what_each_answer_with_its_prompt_gives(shape: 
         return list(whole(rest, **how))
 
     plain = whole(asked, disable_tqdm=True)
-    found = _answers(harness, one_by_one, 3, asked, disable_tqdm=True)
+    found = _answers(harness, one_by_one, 3, False, asked)
     assert [greedy for _, greedy in found] == [greedy for _, greedy in plain]
     assert [value for value, _ in found] == pytest.approx([value for value, _ in plain], rel=1e-4)
     assert left == asked[-2:-1], "lm-eval truncates it"
@@ -147,7 +157,7 @@ def test_a_prompt_is_read_once_for_all_its_answers_and_those_of_one_length_toget
     with model.register_forward_pre_hook(
         lambda _, args, kw: read.append((kw.get("input_ids", *args)).shape), with_kwargs=True
     ):
-        _answers(harness, harness._loglikelihood_tokens, 8, asked, disable_tqdm=True)
+        _answers(harness, harness._loglikelihood_tokens, 8, False, asked)
     assert read == [(1, 4), (3, 1), (2, 3), (6, 1)], "the longest come first"
     many = list(_together(asked, range(9), 4))
     assert many == [[2, 5, 8], [0, 3, 6], [1, 4, 7]], "answers to one prompt are not parted"

@@ -132,7 +132,7 @@ def accuracy(
     with contextlib.nullcontext() if progress else contextlib.redirect_stderr(io.StringIO()):
         loaded = load_tasks(names, folder, change)
         wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, add_bos_token=True)
-        wrapped._loglikelihood_tokens = partial(_answers, wrapped, wrapped._loglikelihood_tokens, batch_size)
+        wrapped._loglikelihood_tokens = partial(_answers, wrapped, wrapped._loglikelihood_tokens, batch_size, progress)
         # `evaluate`, not `simple_evaluate`: that one seeds all generators anew and asks git for a commit.
         found = evaluate(
             wrapped,
@@ -162,6 +162,7 @@ def _answers(
     harness: Any,
     one_by_one: Callable[..., list[Likely]],
     batch: int,
+    progress: bool,
     requests: Sequence[Request],
     *args: Any,
     **kw: Any,
@@ -175,7 +176,7 @@ def _answers(
     plain, longest = kept_by_layer(harness.model), harness.max_length
     mine = [k for k, (_, prompt, answer) in enumerate(requests) if plain and len(prompt) + len(answer) <= longest]
     found: dict[int, Likely] = {}
-    with tqdm(total=len(mine), desc="Answers", disable=bool(kw.get("disable_tqdm"))) as bar:
+    with tqdm(total=len(mine), desc="Answers", disable=not progress) as bar:
         for some in _together(requests, mine, batch):
             for k, likely in zip(some, _read_once(harness, [requests[k] for k in some]), strict=True):
                 found[k] = likely

@@ -327,7 +327,8 @@ def tuned_claims(c: Contest) -> list[Claim]:
         if first and others:
             gaps = {name: c.rows[first, ratio].against(c.rows[name, ratio], metric) for _, name in others}
             number = "; ".join(f"of {c.labels[name][1]}'s perplexity {gap.ratio()}" for name, gap in gaps.items())
-            said = f"Ours is still ahead of all others after LoRA, {100 * ratio:g} %, {text}"
+            draws = "" if c.rows[first, ratio][metric].seeds > 1 else ", by one draw"
+            said = f"Ours is still ahead of all others after LoRA, {100 * ratio:g} %, {text}{draws}"
             found.append(Claim(said, _ahead([gap.turned for gap in gaps.values()]), number))
     return found
 

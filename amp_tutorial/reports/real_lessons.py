@@ -5,6 +5,7 @@ from collections.abc import Callable
 from ..measure.intervals import raised
 from ..runs import collection
 from .real import FOLDER, RATIO, Contest, digits, main_contest, sure, tiny_contest
+from .standings import System
 from .style import grid
 
 CRITERIA = {
@@ -49,16 +50,19 @@ def _exact(c: Contest) -> str:
 
 
 def _healed(c: Contest) -> str:
-    """What LoRA brings back of AMP's excess, at the ratio at which it was measured, and who is best after it."""
+    """What LoRA makes of AMP's excess, by the same draws, at the ratio at which it was measured; and the best after."""
     ratio = next((at for name, at in (c.tuned.rows if c.tuned else ()) if name == "amp-lora"), None)
     if c.tuned is None or ratio is None:
         return ""
     after = {name: c.tuned.excess(found).difference for (name, at), found in c.tuned.rows.items() if at == ratio}
-    best, cut = min(after, key=lambda name: after[name]), c.excess(c.rows["amp", ratio]).difference
-    return (
-        f"of AMP's excess of {cut:.2f} nats at {100 * ratio:g} % LoRA brings back {1 - after['amp-lora'] / cut:.0%}; "
-        f"the best after it is “{c.tuned.labels[best][1]}” with {after[best]:.2f}."
-    )
+    seeds = {r["parameters"]["seed"] for r in c.tuned.rows["amp-lora", ratio].records}
+    before = System([r for r in c.rows["amp", ratio].records if r["parameters"]["seed"] in seeds])
+    said = f"LoRA takes AMP's excess from {c.excess(before).difference:.2f} to {after['amp-lora']:.2f} nats"
+    if "mean accuracy" in before:
+        one, other = (100 * s["mean accuracy"].value for s in (before, c.tuned.rows["amp-lora", ratio]))
+        said += f" and its mean accuracy from {one:.0f} to {other:.0f} %"
+    best = min(after, key=lambda name: after[name])
+    return f"{said} at {100 * ratio:g} %; the least after it is {after[best]:.2f}, “{c.tuned.labels[best][1]}”."
 
 
 def _paired(c: Contest) -> str:
