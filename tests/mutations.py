@@ -305,7 +305,7 @@ FAULTS = (
     ),
     Fault(
         "padding that is not masked",
-        "core/data.py",
+        "files/batches.py",
         "[1] * len(row) + [0] * (width - len(row))",
         "[1] * width",
         "tests/test_data.py::test_padding_is_on_the_right_and_masked",
