@@ -1,6 +1,6 @@
 """Score every head and every neuron of a model in one forward pass; save the scores, and use them at any ratio."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from ..files.atomic import expanded, written_file
 from ..files.checkpoints import fingerprint
 from .anatomy import Anatomy, weight_of
 from .criteria import Criterion, Measure, named
-from .sums import Batch, Pass, Sums, held, one_pass
+from .sums import Batch, Pass, Sums, entering, held, one_pass
 
 
 @dataclass(frozen=True)
@@ -117,8 +117,7 @@ def score_many(
         raise ValueError(f"Scores by {own[0]!r} need gradients and have a pass of their own; leave forward=… out.")
     measures = [((c.heads, "heads"), (c.neurons, "neurons")) for c in chosen.values() if c.heads and c.neurons]
     anatomy, model_hash = Anatomy.of(model), fingerprint(model)
-    if len(own) + bool(measures) > 1 or isinstance(batches, Sequence | Mapping):
-        batches = held(model, batches)
+    batches = (held if len(own) + bool(measures) > 1 else entering)(model, batches)
     sums = Sums(anatomy, (measure for pair in measures for measure in pair))
     if measures:
         forward(anatomy, batches, sums, average)

@@ -171,12 +171,16 @@ def positions_of(model: Any) -> int | None:
     return model.config.max_position_embeddings if learned else None
 
 
-def held(model: Any, batches: Iterable[Any]) -> Sequence[Batch]:
-    """All batches, which are going to be read more than once, and each looked through before any work."""
-    found = batches if isinstance(batches, Sequence) else list(batches)
-    for batch in found:
+def entering(model: Any, batches: Any) -> Any:
+    """Batches as they come in, each looked through before any work; a stream is looked through while it is read."""
+    for batch in batches if isinstance(batches, Sequence | Mapping) else ():
         ids_and_mask(model, batch)
-    return found
+    return batches
+
+
+def held(model: Any, batches: Iterable[Any]) -> Sequence[Batch]:
+    """The same of batches that are going to be read more than once, so that a stream is held."""
+    return entering(model, batches if isinstance(batches, Sequence) else list(batches))
 
 
 def model_inputs(model: nn.Module, batch: Batch) -> dict[str, Any]:

@@ -126,10 +126,10 @@ def fit_budget(
     a_ratio(pruning_ratio)
     if trials < 1:
         raise ValueError(f"trials={trials} must be at least 1: that many candidates are made and judged.")
+    Options(polish=polish).check(Anatomy.of(model), None)
     batches = held(model, batches)
     if len(batches) < 2:
         raise ValueError(f"fit_budget keeps a batch apart to judge by; {len(batches)} given, give at least two.")
-    Options(polish=polish).check(Anatomy.of(model), None)
     apart = max(1, len(batches) // 4)
     if not all(any(_followed(batch).any() for batch in part) for part in (batches[:-apart], batches[-apart:])):
         raise ValueError("The batches to make candidates from, or the last quarter to judge them by, hold no text.")

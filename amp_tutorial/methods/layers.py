@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from ..core.anatomy import Anatomy, exact
 from ..core.plans import OF, Plan, a_ratio, counted, one_of, whole_plan
-from ..core.sums import Batch, evaluating, held
+from ..core.sums import Batch, entering, evaluating, held
 from .depth_and_width import with_layers
 from .similarity import METRICS
 from .whole_layers import Pass
@@ -98,10 +98,8 @@ def rank_layers(
         drawn = torch.rand(anatomy.layers, generator=torch.Generator().manual_seed(seed)).tolist()
         found = {i: drawn[i] for i in candidates}
     else:
-        if isinstance(batches, Sequence | Mapping):
-            held(model, batches)
         with evaluating(model):
-            passes = (Pass(anatomy, batch, kept) for batch in batches)
+            passes = (Pass(anatomy, batch, kept) for batch in entering(model, batches))
             if criterion == "influence":
                 found = _influence(passes, candidates)
             elif criterion == "perplexity":

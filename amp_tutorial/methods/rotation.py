@@ -1,7 +1,7 @@
 """The principal directions of the residual stream: what slicing turns it to."""
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..core.anatomy import Anatomy
-from ..core.sums import Batch, held
+from ..core.sums import Batch, entering
 from .layerwise import run_decoder
 from .projections import stream_of
 
@@ -67,13 +67,11 @@ def rotation(model: PreTrainedModel, batches: Iterable[Batch], decay: float = 1.
         UserWarning: fewer tokens than the hidden size.
     """
     anatomy, training = Anatomy.of(model), model.training
-    if isinstance(batches, Sequence | Mapping):
-        held(model, batches)
     moments = Moments(anatomy, decay)
     model.eval()
     try:
         with moments.watching(name for i in range(anatomy.layers) for name in moments.norms(i)):
-            for batch in batches:
+            for batch in entering(model, batches):
                 moments.begin(batch)
                 run_decoder(model, batch)
     finally:

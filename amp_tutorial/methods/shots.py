@@ -5,7 +5,7 @@ Any criterion can be used here, not TransAct's alone.
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from ..core.checkpoint import load, save
 from ..core.criteria import named
 from ..core.plans import Plan, keep
 from ..core.scores import score
-from ..core.sums import Batch, held
+from ..core.sums import Batch, entering
 from ..core.surgery import Pruned, prune
 from ..files.atomic import new_folder, write_json
 from ..files.checkpoints import fingerprint
@@ -180,9 +180,7 @@ def prune_in_shots(
         raise ValueError(f"Unknown average {average!r}; choose 'tokens' or 'prompts'.")
     if iter(batches) is batches:
         raise ValueError("batches can be read only once, and every shot reads them; give a list.")
-    if isinstance(batches, Sequence | Mapping):
-        held(model, batches)
-    left = widths(model, heads, neurons, shots, unit, combine)
+    left, batches = widths(model, heads, neurons, shots, unit, combine), entering(model, batches)
     how = dict(criterion=criterion, average=average, unit=unit, combine=combine, seed=seed)
     settings = dict(model=fingerprint(model), heads=left[-1][0], neurons=left[-1][1], shots=shots, **how)
     folder = None if out is None else _folder(Path(out), settings | {"recover": _said(recover)})
