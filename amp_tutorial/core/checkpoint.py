@@ -20,6 +20,7 @@ from ..files.checkpoints import (
     MismatchError,
     check_generation,
     located,
+    looked_through,
     matching,
     missing,
     pretrained,
@@ -52,8 +53,7 @@ def load(
     Raises:
         ValueError: what `configuration` and `readable` refuse, or weights that do not match the configuration.
     """
-    where = located(name)
-    readable(where)
+    readable(where := located(name))
     configuration(name, revision, trust_remote_code)  # refuses what cannot be pruned, before any weight is read
     source, gguf = pretrained(where)
     options = dict(revision=revision, trust_remote_code=trust_remote_code, **gguf)
@@ -96,7 +96,7 @@ def configuration(name: str | Path, revision: str | None = None, trust_remote_co
         ValueError: no such model, or one that cannot be pruned here: an encoder, an encoder-decoder, a quantised
             checkpoint, or one whose code comes with it and not with transformers.
     """
-    source, gguf = pretrained(located(name))
+    source, gguf = pretrained(looked_through(located(name)))
     try:
         stored = {} if gguf else PreTrainedConfig.get_config_dict(source, revision=revision)[0]
         kind = stored.get("model_type", "")

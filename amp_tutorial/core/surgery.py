@@ -188,12 +188,11 @@ def prune(model: PreTrainedModel, plan: Plan, inplace: bool = False) -> Pruned:
     anatomy = Anatomy.of(model)
     _fits(anatomy, plan)
     config = smaller_config(anatomy, plan)
-    cuts = {name: cut for i in plan.kept_layers for name, cut in cuts_of(anatomy, plan, i).items()}
     own = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}  # a tied weight has one name here
     source = {name: tensor for name, tensor in model.state_dict().items() if name in own}
     weights, names = {}, str if plan.layers is None else DEPTH[0].names(anatomy, plan)
     small = without_weights(config, model.dtype)
-    check_shapes(anatomy, cuts, names, small)
+    cuts = cuts_into(small, anatomy, plan, names)
     for name in list(source):
         tensor = source.pop(name).detach()
         new = names(name)
@@ -265,19 +264,20 @@ def cuts_of(anatomy: Anatomy, plan: Plan, i: int) -> dict[str, Cut]:
     return found
 
 
-def check_shapes(anatomy: Anatomy, cuts: dict[str, Cut], names: Callable[[str], str], small: PreTrainedModel) -> None:
-    """Refuse, before any work, a row that does not name all that shrinks, by the shapes that there would be."""
-    after = {name: tensor.shape for name, tensor in small.state_dict().items()}
+def cuts_into(small: PreTrainedModel, anatomy: Anatomy, plan: Plan, names: Callable[[str], str]) -> dict[str, Cut]:
+    """All that `cuts_of` says; a ValueError, before any work, if by a row's fault not all that shrinks is among it."""
+    cuts = {name: cut for i in plan.kept_layers for name, cut in cuts_of(anatomy, plan, i).items()}
+    wanted, found = {name: tuple(tensor.shape) for name, tensor in small.state_dict().items()}, {}
     for name, tensor in anatomy.model.state_dict().items():
-        shape = list(tensor.shape)
-        if name in cuts:
-            axis, kept = cuts[name]
-            shape[axis] = len(kept)
-        if (new := names(name)) and tuple(shape) != tuple(after.get(new, ())):
+        axis, kept = cuts.get(name, (-1, ()))
+        found[names(name)] = tuple(len(kept) if k == axis else n for k, n in enumerate(tensor.shape))
+    for name in sorted({*wanted, *found} - {""}):
+        if (would := found.get(name)) != (fits := wanted.get(name)):
             raise ValueError(
-                f"{name} would be {tuple(shape)} where {type(small).__name__} wants {tuple(after.get(new, ()))}: the "
-                f"row {anatomy.model.config.model_type!r} of amp_tutorial.FAMILIES does not say so; mend the row."
+                f"{name} would be {would} where {type(small).__name__} wants {fits}: the row "
+                f"{anatomy.model.config.model_type!r} of amp_tutorial.FAMILIES does not say so; mend the row."
             )
+    return cuts
 
 
 def fill_buffers(

@@ -50,9 +50,7 @@ def located(name: str | Path) -> Path:
         if (file := only_one(path)) is None:
             raise ValueError(f"{name} {_other_folder(path)}.")
         return file
-    if path.is_dir():
-        look_through(path)
-    elif name.endswith("/"):
+    if name.endswith("/") and not path.is_dir():
         name, path = name.rstrip("/"), Path(name)
     there = path.is_dir() or (path.suffix == ENDING and path.is_file())
     if not there and name not in KNOWN and (name.count("/") != 1 or name.startswith((".", "/", "~"))):
@@ -78,19 +76,20 @@ def _merge(path: Path) -> str:
     return f"merge it into its model first: amp.save(*amp.merged({str(path)!r}), FOLDER)"
 
 
-def look_through(folder: Path, adapter: bool = False) -> None:
-    """Refuse a folder that would be loaded as something else, or end in a traceback: nothing but small files is read.
+def looked_through(folder: Path) -> Path:
+    """The folder, unless it would be loaded as something else or end in a traceback; only small files are read of it.
 
-    Args:
-        adapter: the one that lies beside the model is going to be merged.
+    A GGUF file, or the id of a model that is not here, is given back as it is.
 
     Raises:
         ValueError: an adapter beside a model, which some ways of loading attach and others leave; JSON that is broken
             or no object; counts that are none; an index that leads out of the folder; pointers in place of weights.
     """
-    if (folder / ADAPTER).is_file() and not adapter:
+    if not folder.is_dir():
+        return folder
+    if (folder / ADAPTER).is_file():
         raise ValueError(f"{folder} holds {ADAPTER} beside a model; move the adapter away, or {_merge(folder)}.")
-    settings = _object(folder / "config.json")
+    settings = json_object(folder / "config.json")
     for name in COUNTS:
         value = settings.get(name)
         if isinstance(value, bool | str | float) or (isinstance(value, int) and not 1 <= value <= COUNTS[name]):
@@ -98,9 +97,9 @@ def look_through(folder: Path, adapter: bool = False) -> None:
                 f"{folder / 'config.json'} says {name}={value!r}; it must be a whole number from 1 to {COUNTS[name]:,}."
             )
     if (folder / "generation_config.json").is_file():
-        _object(folder / "generation_config.json")
+        json_object(folder / "generation_config.json")
     for index in sorted(folder.glob("*.safetensors.index.json")):
-        files = _object(index).get("weight_map")
+        files = json_object(index).get("weight_map")
         if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
             raise ValueError(f"{index} has no weight_map from names to files; fetch it again.")
         if outside := [file for file in files.values() if Path(file).name != file]:
@@ -108,9 +107,10 @@ def look_through(folder: Path, adapter: bool = False) -> None:
     for path in sorted(folder.glob("*.safetensors")):
         if path.stat().st_size < POINTER and path.read_bytes().startswith(b"version https://git-lfs"):
             raise ValueError(f"{path} is a pointer of git-lfs and no weights; fetch them there: git lfs pull.")
+    return folder
 
 
-def _object(path: Path) -> dict[str, Any]:
+def json_object(path: Path) -> dict[str, Any]:
     """What a file of JSON holds, if that is an object."""
     try:
         found = json.loads(path.read_text(encoding="utf-8-sig"))

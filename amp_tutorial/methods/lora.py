@@ -1,7 +1,6 @@
 """Recovery fine-tuning: a low-rank adapter (LoRA) is trained on the pruned model and merged back into it."""
 
 import copy
-import json
 import random
 import tempfile
 import time
@@ -24,7 +23,7 @@ from ..core.anatomy import Anatomy
 from ..core.checkpoint import load
 from ..files.atomic import expanded, reason
 from ..files.batches import padded
-from ..files.checkpoints import ADAPTER, look_through
+from ..files.checkpoints import ADAPTER, json_object
 from ..files.texts import pairs
 from .layerwise import weights_change
 
@@ -134,10 +133,7 @@ def recover(
             optimizer.step()
             optimizer.zero_grad()
             history.append({"step": float(step), "loss": value})
-    merged = tuned.merge_and_unload().eval()
-    for parameter in merged.parameters():
-        parameter.requires_grad_(True)
-    return Recovery(merged, history, sum(p.numel() for p in trainable), tokens, time.perf_counter() - started)
+    return Recovery(_whole(tuned), history, sum(p.numel() for p in trainable), tokens, time.perf_counter() - started)
 
 
 @contextmanager
@@ -241,14 +237,13 @@ def merged(
         raise ValueError(f"{folder} holds no adapter: {ADAPTER} and adapter_model.safetensors are needed.")
     with tempfile.TemporaryDirectory() as apart:
         if base is None and (path / "config.json").is_file():
-            look_through(path, adapter=True)
             for file in path.iterdir():  # the model without its adapter
                 if not file.name.startswith("adapter_"):
                     (Path(apart) / file.name).symlink_to(file.resolve())
             model, tokenizer = load(apart, device)
             model.name_or_path = tokenizer.name_or_path = str(path.resolve())  # what `save` may not overwrite
         else:
-            named = base or json.loads((path / ADAPTER).read_text(encoding="utf-8")).get("base_model_name_or_path")
+            named = base or json_object(path / ADAPTER).get("base_model_name_or_path")
             if not named:
                 raise ValueError(f"The adapter in {folder} does not say whose it is; give base=….")
             model, tokenizer = load(named, device)
@@ -257,7 +252,10 @@ def merged(
                 tuned = PeftModel.from_pretrained(model, path)
         except (ValueError, RuntimeError, KeyError, UserWarning) as error:
             raise ValueError(f"The adapter in {folder} is not for {model.name_or_path}: {reason(error)}.") from error
+    return _whole(tuned), tokenizer
+
+
+def _whole(tuned: PeftModel) -> PreTrainedModel:
+    """The stock model with its adapter merged into it; all of it can be trained again."""
     whole: PreTrainedModel = tuned.merge_and_unload().eval()
-    for parameter in whole.parameters():
-        parameter.requires_grad_(True)
-    return whole, tokenizer
+    return whole.requires_grad_(True)

@@ -21,7 +21,7 @@ from ..core.data import calibration
 from ..core.plans import Plan, whole_plan
 from ..core.scores import Scores, score
 from ..core.sums import Batch, held
-from ..core.surgery import _fits, check_shapes, cuts_of, smaller_config
+from ..core.surgery import _fits, cuts_into, smaller_config
 from ..files.atomic import new_folder
 from ..files.checkpoints import CHECKPOINT, check_generation, hash_of, located, missing
 from ..methods.depth_and_width import planned
@@ -219,11 +219,7 @@ def _small(folder: Folder, plan: Plan, hidden: int | None) -> tuple[Anatomy, Pre
         return without_weights(config, folder.model.dtype)
 
     cut = small = built(smaller_config(folder.anatomy, plan))
-    names = renumbered(folder.anatomy, plan)
-    if small.state_dict().keys() != {names(name) for name in folder.model.state_dict()} - {""}:
-        raise ValueError(f"{type(small).__name__} does not hold the same weights as {type(folder.model).__name__}.")
-    cuts = {name: cut for i in plan.kept_layers for name, cut in cuts_of(folder.anatomy, plan, i).items()}
-    check_shapes(folder.anatomy, cuts, names, small)
+    cuts_into(small, folder.anatomy, plan, renumbered(folder.anatomy, plan))
     anatomy = Anatomy.of(cut)
     if hidden is not None:
         roles(anatomy)
