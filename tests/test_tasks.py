@@ -49,7 +49,12 @@ def test_a_bar_is_shown_only_when_asked(folder: Path, progress: bool, monkeypatc
     """In a notebook it would be a widget, which stays in no stored output."""
     seen: list[bool] = []
     bar = tasks.tqdm
-    monkeypatch.setattr(tasks, "tqdm", lambda **kw: (seen.append(kw["disable"]), bar(**kw))[1])
+
+    def watched(**settings: Any) -> Any:
+        seen.append(settings["disable"])
+        return bar(**settings)
+
+    monkeypatch.setattr(tasks, "tqdm", watched)
     amp.accuracy(tiny(), byte_tokenizer(), "colours", folder=folder, progress=progress)
     assert seen == [not progress]
 

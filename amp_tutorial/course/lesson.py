@@ -6,7 +6,6 @@ In a lesson: `L = lesson.start("01_anatomy", dict(model=model, seed=seed, out=ou
 
 import ast
 import base64
-import difflib
 import io
 import json
 import os
@@ -33,6 +32,7 @@ from ..measure.tasks import load_tasks, task_names
 from ..reports.style import HATCHES, MARKERS, PALETTE  # noqa: F401, lessons take them from here
 from ..runs import collection
 from ..runs.parameter_values import refuse
+from ..runs.parameters import meant
 from ..runs.record import Record
 from . import exercises
 
@@ -285,9 +285,8 @@ def no_strays(known: Mapping[str, Any], cells: Sequence[str]) -> None:
             for statement in ast.parse(cell).body:
                 for target in statement.targets if isinstance(statement, ast.Assign) else ():
                     if isinstance(target, ast.Name) and target.id not in known:
-                        near = difflib.get_close_matches(target.id, known, 1)
-                        meant = f" Did you mean {near[0]}?" if near else ""
-                        raise ValueError(f"No parameter is called {target.id!r}.{meant} Known: {', '.join(known)}.")
+                        said = f"No parameter is called {target.id!r}.{meant(target.id, known)}"
+                        raise ValueError(f"{said} Known: {', '.join(known)}.")
 
 
 def widget(function: Callable[..., Any], **sliders: Any) -> None:

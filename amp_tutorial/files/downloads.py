@@ -18,12 +18,14 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import wraps
+from functools import lru_cache, wraps
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 from urllib.parse import unquote, urljoin, urlsplit
 
 from tqdm.auto import tqdm
+
+from .atomic import reason
 
 PYPI = "https://pypi.org/simple"
 CHUNK = 2**20
@@ -217,29 +219,32 @@ def sha256(*paths: Path) -> str:
 
 P = ParamSpec("P")
 T = TypeVar("T")
-_asked: list[tuple[float, bool]] = []  # when the hub was asked last, and whether it answered
 
 
-def hub_answers(patience: float = 5.0, again: float = 60.0) -> bool:
-    """Whether the hub can be reached, as it was at most `again` seconds ago."""
-    from huggingface_hub import constants
+def ask_hub(patience: float = 5.0) -> tuple[bool, str]:
+    """Whether the hub answers, and what is to be said of it: its status, or why not."""
+    try:
+        with urllib.request.urlopen(urllib.request.Request(hub_address(), method="HEAD"), timeout=patience):
+            return True, ""
+    except urllib.error.HTTPError as error:
+        return True, f"status {error.code}"
+    except (OSError, ValueError) as error:
+        return False, reason(error)
 
-    if not _asked or time.monotonic() - _asked[-1][0] > again:
-        try:
-            with urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=patience):
-                found = True
-        except urllib.error.HTTPError:
-            found = True  # that is an answer
-        except (OSError, ValueError):
-            found = False
-        _asked[:] = [(time.monotonic(), found)]
-    return _asked[-1][1]
+
+def hub_address() -> str:
+    return os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+
+
+@lru_cache(maxsize=1)
+def _answers(minute: int) -> bool:
+    return ask_hub()[0]
 
 
 def asked_once(function: Callable[P, T]) -> Callable[P, T]:
     """For a function of a model's name: where the hub does not answer, what is cached is taken at once.
 
-    The libraries would ask for each file six times, a minute long.
+    The libraries would ask for each file six times, and wait in between.
     """
 
     @wraps(function)
@@ -247,7 +252,9 @@ def asked_once(function: Callable[P, T]) -> Callable[P, T]:
         from huggingface_hub import constants
 
         name = str(args[0] if args else kw.get("name", ""))
-        if constants.HF_HUB_OFFLINE or name.count("/") != 1 or os.path.exists(name) or hub_answers():
+        if constants.HF_HUB_OFFLINE or name.count("/") != 1 or os.path.exists(name):
+            return function(*args, **kw)
+        if _answers(int(time.monotonic() // 60)):
             return function(*args, **kw)
         constants.HF_HUB_OFFLINE = True
         try:

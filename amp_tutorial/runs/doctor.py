@@ -14,19 +14,16 @@ import shutil
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
-from ..files.downloads import KNOWN, place_of
+from ..files.downloads import KNOWN, ask_hub, hub_address, place_of
 from ..files.paths import DATA
 from .this_machine import stale
 
-HUB = "https://huggingface.co"
 TASK_DATA = ("piqa", "hellaswag", "winogrande", "ai2_arc")  # as their folders in the cache of datasets are called
 
 
@@ -84,14 +81,11 @@ def hub() -> Iterator[Line]:
 def hub_asked(asked: bool) -> Iterator[Line]:
     if not asked:
         return
-    hub = os.environ.get("HF_ENDPOINT", HUB)
-    try:
-        with urllib.request.urlopen(urllib.request.Request(hub, method="HEAD"), timeout=5):
-            pass
-    except urllib.error.HTTPError as error:
-        yield Line("note", f"{hub} answers, with status {error.code}")
-    except (OSError, ValueError) as error:
-        yield Line("mend", f"{hub} cannot be reached ({first(error)}); work offline with: export HF_HUB_OFFLINE=1")
+    hub, (answers, said) = hub_address(), ask_hub()
+    if not answers:
+        yield Line("mend", f"{hub} cannot be reached ({said}); work offline with: export HF_HUB_OFFLINE=1")
+    elif said:
+        yield Line("note", f"{hub} answers, with {said}")
     else:
         yield Line("ok", f"{hub} can be reached")
 

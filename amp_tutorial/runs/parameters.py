@@ -10,7 +10,7 @@ import json
 import math
 import re
 import tokenize
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,14 +111,20 @@ def checked(known: Mapping[str, Parameter], given: Mapping[str, Any], where: str
     """
     for name, value in given.items():
         if name not in known:
-            near = difflib.get_close_matches(str(name), known, 1)
-            meant = f" Did you mean {near[0]}?" if near else ""
-            raise ValueError(f"{where}: no parameter is called {name!r}.{meant} Known: {', '.join(known)}.")
+            raise ValueError(
+                f"{where}: no parameter is called {name!r}.{meant(name, known)} Known: {', '.join(known)}."
+            )
         kind, example = known[name].kind, json.dumps(known[name].default, ensure_ascii=False)
         right = type(value) is kind or (kind is float and type(value) is int)
         if not right or (kind is float and not _finite(value)):
             raise ValueError(f"{where}: {name}={value!r} must be {KINDS[kind]}, such as {example}.")
     return {name: p.kind(given[name]) if name in given else p.default for name, p in known.items()}
+
+
+def meant(name: object, known: Iterable[str]) -> str:
+    """The known name that may have been meant, as a question; "" if none is near."""
+    near = difflib.get_close_matches(str(name), list(known), 1)
+    return f" Did you mean {near[0]}?" if near else ""
 
 
 def _finite(value: float) -> bool:
@@ -175,9 +181,8 @@ def preset(name: str) -> dict[str, Any]:
         ValueError: no such preset, or no flat mapping.
     """
     if name not in names():
-        near = difflib.get_close_matches(str(name), names(), 1)
-        meant = f" Did you mean {near[0]}?" if near else ""
-        raise ValueError(f"No preset is called {name!r}.{meant} There are {', '.join(names()) or 'none'}.")
+        there = ", ".join(names()) or "none"
+        raise ValueError(f"No preset is called {name!r}.{meant(name, names())} There are {there}.")
     path = PRESETS / f"{name}.yaml"
     found = read_yaml(path)
     if not isinstance(found, dict) or any(isinstance(value, dict | list) for value in found.values()):
