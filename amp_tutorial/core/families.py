@@ -116,9 +116,8 @@ def table(path: Path) -> dict[str, Family]:
         raise ValueError(f"{path} is no table of families ({reason(error)}); see data/families.yaml.") from error
 
 
-FAMILIES = table(DATA / "families.yaml")
-if OWN in os.environ:
-    FAMILIES |= table(Path(os.environ[OWN]))
+TABLES = [DATA / "families.yaml", *map(Path, filter(None, [os.environ.get(OWN)]))]
+FAMILIES = {kind: row for path in TABLES for kind, row in table(path).items()}
 
 
 def family_of(config: object) -> Family:

@@ -19,6 +19,7 @@ from ..files.atomic import write_bytes
 from ..files.paths import DATA
 from ..measure.comparisons import Comparison, compare_perplexity
 from ..measure.intervals import Interval, raised
+from ..methods.lora import RecoveryConfig
 from ..runs import collection
 from ..runs import record as records_of_runs
 from . import damage, leaderboard, measured, standings
@@ -185,7 +186,7 @@ def trained(c: Contest, ratio: float) -> str:
     spent = [r["metrics"]["recovery seconds"]["value"] / 60 for r in mine]
     return (
         f"Within a draw each is trained on the same {made['samples']} rows of Alpaca in the same order: "
-        f"{made['epochs']} epochs, rate {made['rate']:g}, rank 8 on all seven projections, "
+        f"{made['epochs']} epochs, rate {made['rate']:g}, rank {RecoveryConfig.rank} on all projections, "
         f"{labels / made['epochs']:,.0f} tokens of responses an epoch; {min(spent):.0f} to {max(spent):.0f} minutes on "
         "two cores. Measured in float32, as it was trained, on the windows of above."
     )

@@ -14,9 +14,8 @@ from typing import Any
 
 import yaml
 
-from ..files.paths import DATA, PACKAGE
-
-TABLE = DATA / "families.yaml"  # which matrices heads and neurons are in is code that was written as a table
+from ..core.families import TABLES
+from ..files.paths import PACKAGE
 
 NUMBERS = ("files", "core", "measure", "methods", "scale")  # folders with code that can change a number
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
@@ -32,7 +31,8 @@ def code_sha256(folders: Sequence[str] = (".",)) -> str:
     for path in sorted(inside.union(PACKAGE.glob("*.py"))):
         name, seen = path.relative_to(PACKAGE).as_posix(), path.stat()
         digest.update(f"{name} {_module(path, seen.st_size, seen.st_mtime_ns)} ".encode())
-    digest.update(json.dumps(yaml.safe_load(TABLE.read_text(encoding="utf-8"))["families"]).encode())
+    for table in TABLES:  # in which matrices heads and neurons are is code that was written as a table
+        digest.update(json.dumps(yaml.safe_load(table.read_text(encoding="utf-8"))["families"]).encode())
     return digest.hexdigest()
 
 
