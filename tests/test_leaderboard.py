@@ -578,7 +578,7 @@ def test_what_lora_healed_and_what_other_text_made_run_in_contests_of_their_own(
     assert "same 7 rows of Alpaca in the same order: 2 epochs, rate 0.0003, rank 8" in real.trained(c.tuned, 0.2)
     assert "510 tokens of responses an epoch; 15 to 17 minutes" in real.trained(c.tuned, 0.2)
     said = real_lessons._healed(c)
-    assert said.startswith("LoRA takes AMP's excess from 1.68 to 0.03 nats at 20 %; the least after it is 0.0")
+    assert said.startswith("LoRA takes AMP's excess log-perplexity from 1.68 to 0.03 nats at 20 %; the least after it")
     assert said.endswith("“OURS-POLISHED-LORA”.")
     assert real_lessons._healed(contest(ours=44.0)) == "", "what was not measured is not said"
     prompted = real.contest_of(found, lambda measured: True, real.PROMPTS)

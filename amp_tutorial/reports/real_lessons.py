@@ -57,7 +57,8 @@ def _healed(c: Contest) -> str:
     after = {name: c.tuned.excess(found).difference for (name, at), found in c.tuned.rows.items() if at == ratio}
     seeds = {r["parameters"]["seed"] for r in c.tuned.rows["amp-lora", ratio].records}
     before = System([r for r in c.rows["amp", ratio].records if r["parameters"]["seed"] in seeds])
-    said = f"LoRA takes AMP's excess from {c.excess(before).difference:.2f} to {after['amp-lora']:.2f} nats"
+    was = c.excess(before).difference
+    said = f"LoRA takes AMP's excess log-perplexity from {was:.2f} to {after['amp-lora']:.2f} nats"
     if "mean accuracy" in before:
         one, other = (100 * s["mean accuracy"].value for s in (before, c.tuned.rows["amp-lora", ratio]))
         said += f" and its mean accuracy from {one:.0f} to {other:.0f} %"
