@@ -1,6 +1,7 @@
 """Functions in the place of notebooks: what they can be told, what their code is, and how they run and fail."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -36,7 +37,7 @@ def unused(x):
 def work(*, x: int = 1, row: str = "one", how: str = "well", log_file: str = "", out: str = "out") -> None:
     KEPT.append(x)
     print("said", x)
-    if log_file:
+    if log_file and how != "vanish":
         with open(log_file, "a") as file:
             file.write(f"{os.getpid()} {len(KEPT)}\\n")
     if how == "raise":
@@ -47,6 +48,8 @@ def work(*, x: int = 1, row: str = "one", how: str = "well", log_file: str = "",
         os._exit(7)
     if how == "wait":
         time.sleep(600)
+    if how == "vanish":
+        os.rename(log_file, log_file + "-away")
     record = Record("work", dict(x=x, out=out))
     record.metric("perplexity", SCALE * ROWS[row](x))
     record.write(Path(out) / "record.json")
@@ -194,6 +197,23 @@ def test_a_failure_is_kept_and_stops_no_other(how: str, error: str, at: str, mod
     assert execute.execute(execute.job(WORK, values | dict(how="well")), tmp_path / "out").status == "ok"
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".locks", *sorted(
         [execute.job(WORK, values | dict(how="well")).id, "failed"])]  # fmt: skip
+
+
+def test_a_drive_that_vanishes_is_said_and_the_same_command_goes_on(module: Path, tmp_path: Path) -> None:
+    """As of a session on Colab whose results lie on a mounted drive: nothing is made in its place."""
+    drive, away = tmp_path / "drive", tmp_path / "drive-away"
+    first, lost, third = (
+        execute.job(WORK, dict(x=x, row="one", how=how, log_file=str(drive) if how == "vanish" else "", out="out"))
+        for x, how in ((1, "well"), (2, "vanish"), (3, "well"))
+    )
+    assert execute.execute(first, drive / "runs").status == "ok"
+    for job in (lost, third):
+        outcome = execute.execute(job, drive / "runs")
+        assert outcome.status == "failed" and "is no longer there (a drive that was unmounted?)" in outcome.error
+    assert not (drive / "runs" / ".locks").exists() and not (drive / "runs" / third.id).exists()
+    shutil.rmtree(drive, ignore_errors=True)  # what the lost run wrote into the empty place itself
+    away.rename(drive)
+    assert [execute.execute(job, drive / "runs").status for job in (first, third)] == ["finished", "ok"]
 
 
 def test_code_that_was_changed_is_loaded_anew(module: Path, tmp_path: Path) -> None:

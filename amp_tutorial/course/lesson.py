@@ -31,6 +31,7 @@ from ..files.texts import text_source, texts
 from ..measure.tasks import load_tasks, task_names
 from ..reports.style import HATCHES, MARKERS, PALETTE  # noqa: F401, lessons take them from here
 from ..runs import collection
+from ..runs.fetch import OF_LESSONS
 from ..runs.parameter_values import refuse
 from ..runs.parameters import meant
 from ..runs.record import Record
@@ -105,7 +106,8 @@ class Lesson:
             ValueError: a text or a task that is not to be had.
         """
         real = configuration(self.parameters["model"]).vocab_size > configuration("tiny-llama").vocab_size
-        text, tasks = text or ("c4" if real else "tinyworld"), tasks or ("paper" if real else "tiny")
+        others = OF_LESSONS if real else dict(text="tinyworld", tasks="tiny")
+        text, tasks = text or others["text"], tasks or others["tasks"]
         for split in ("calibration", "validation"):
             texts(text, split)
         if real:

@@ -32,6 +32,10 @@ from .parameters import FOLDERS
 
 RECORD, FAILURE = "record.json", "failure.txt"
 CHANGED = "this package's code or the notebook was changed since; the same command runs it as it is now"
+GONE = (
+    "{} is no longer there (a drive that was unmounted?); once it is, the same command goes on, and keeps what it holds"
+)
+WRITTEN: set[Path] = set()  # folders of runs that this process found or made
 
 
 @dataclass(frozen=True)
@@ -117,11 +121,14 @@ def writable(out: str | Path) -> Path:
         ValueError: nothing can be written there.
     """
     out = Path(out).expanduser().absolute()
+    if out in WRITTEN and not (out / ".locks").is_dir():  # made anew, it would hide what the drive will bring back
+        raise ValueError(GONE.format(out))
     try:
         (out / ".locks").mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=out).close()
     except OSError as error:
         raise ValueError(f"Cannot write into {out}: {error.strerror}; name another folder with --out.") from error
+    WRITTEN.add(out)
     return out
 
 
@@ -180,6 +187,8 @@ def _run(
         ended = call(job.notebook, part, given, limit, environment)
     else:
         ended = execute_notebook(Path(job.notebook), part, given, limit, environment, progress, told=told)
+    if not (out / ".locks").is_dir():
+        return Outcome(job.id, "failed", error=GONE.format(out))
     error, record = ended.error, None
     try:
         record = _only_record(part)

