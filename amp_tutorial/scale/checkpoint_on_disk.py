@@ -1,6 +1,5 @@
 """A checkpoint read and written part by part: its model is built without weights, and parts get theirs for a while."""
 
-import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -29,7 +28,7 @@ from ..core.checkpoint import configuration
 from ..core.families import family_of, older_names_of
 from ..core.surgery import tied
 from ..files.atomic import reason, write_json
-from ..files.checkpoints import matching, readable
+from ..files.checkpoints import json_object, matching, readable
 from ..files.older_names import add_older_names
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -161,10 +160,7 @@ def _files(source: Path) -> list[Path]:
         return [source / WEIGHTS]
     if not (source / INDEX).is_file():
         raise ValueError(f"{source} holds neither {WEIGHTS} nor {INDEX}.")
-    try:
-        names = sorted(set(json.loads((source / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{source / INDEX} is not an index of safetensors; fetch it again.") from error
+    names = sorted(set(json_object(source / INDEX)["weight_map"].values()))
     missing = [name for name in names if not (source / name).is_file()]
     if missing:
         raise ValueError(f"{source / missing[0]} is missing ({len(missing)} of {len(names)} files are); fetch it.")
