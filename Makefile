@@ -1,6 +1,6 @@
 # Two commands: `make course` runs every lesson, `make test` the test suite. Both build .venv first, once.
 # Without make:  python3 -m venv .venv
-#                .venv/bin/pip install -c constraints.txt -e ".[test]"
+#                .venv/bin/pip install -c constraints.txt -e ".[lab,test]"
 #                .venv/bin/python -m amp_tutorial.course.run       (or: .venv/bin/python -m pytest)
 
 PYTHON ?= python3
@@ -14,7 +14,7 @@ BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: course test test-all test-threads lab notebooks docs results leaderboard real benchmarks constraints venv clean
+.PHONY: course test test-all test-threads platforms lab notebooks docs results leaderboard real benchmarks constraints venv wheel clean
 
 course: .venv/installed
 	$(BIN)/python -m amp_tutorial.course.run $(if $(MODELS),--models $(MODELS)) --lessons $(LESSONS) --out $(OUT) --jobs $(JOBS)
@@ -30,6 +30,10 @@ test-all: .venv/installed
 # The numerical tests once more, with two threads in one process
 test-threads: .venv/installed
 	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -m "numerics and not slow and not grid"
+
+# The first cell and two lessons on Colab and Kaggle, rebuilt from their lists; some minutes, and a package index
+platforms: .venv/installed
+	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -m platforms tests/test_platforms.py
 
 lab: .venv/installed
 	$(BIN)/jupyter lab notebooks
@@ -79,9 +83,13 @@ venv: .venv/installed
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed; name one with: make PYTHON=/path/to/python3.11"; exit 1; }
 	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[test]"
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[lab,test]"
 	touch $@
 
+# What a machine without this repository installs, Colab's and Kaggle's first: code, data, models, in one file
+wheel: .venv/installed
+	$(BIN)/pip wheel --disable-pip-version-check --no-deps --no-build-isolation -w dist .
+
 clean:
-	rm -rf .venv $(OUT) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv dist $(OUT) .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

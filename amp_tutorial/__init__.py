@@ -4,7 +4,18 @@ files ← core ← measure ← methods ← scale ← runs ← reports ← course
 those to the left of it.
 """
 
-# Names are listed in `__init__.pyi` and loaded at their first use.
+from importlib.metadata import version
+from typing import Any
+
 import lazy_loader
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+# Names are listed in `__init__.pyi` and loaded at their first use.
+_loaded, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+
+
+def __getattr__(name: str) -> Any:
+    if not name.startswith("_") and (here := version("transformers")).partition(".")[0] != "5":
+        raise ImportError(
+            f"amp_tutorial needs transformers 5, and {here} is here; install another: pip install 'transformers>=5,<6'."
+        )
+    return _loaded(name)

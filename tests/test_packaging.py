@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
-from amp_tutorial.course.sources import address
+import amp_tutorial
 from amp_tutorial.files.paths import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -92,7 +92,7 @@ def test_conda_gets_the_same_environment() -> None:
     assert environment["name"] == PROJECT["name"]
     *conda, pip = environment["dependencies"]
     assert conda == [f"python{PROJECT['requires-python']}", "pip"]
-    assert pip["pip"] == ["--constraint constraints.txt", "--editable .[test]"]
+    assert pip["pip"] == ["--constraint constraints.txt", "--editable .[lab,test]"]
 
 
 def test_hosted_ci_runs_the_python_versions_promised() -> None:
@@ -107,7 +107,7 @@ def test_hosted_ci_runs_the_python_versions_promised() -> None:
 
 def test_make_has_the_commands_and_readme_and_ci_use_them() -> None:
     rules = set(re.findall(r"^([\w./]+):(?!=)", read("Makefile"), re.MULTILINE))
-    assert {"course", "test", "lab", "notebooks", "results", "clean"} <= rules
+    assert {"course", "test", "lab", "notebooks", "results", "wheel", "clean"} <= rules
     assert "make course" in read("README.md") and "make test" in read("README.md")
     script = read(".ci/run")
     assert all(step in script for step in ("make test", "ruff check", "ruff format --check", "mypy"))
@@ -136,7 +136,7 @@ def test_citation_names_the_three_papers() -> None:
 
 
 def test_the_address_stands_in_one_place() -> None:
-    slug = "/".join(address().rstrip("/").split("/")[-2:])
+    slug = "/".join(PROJECT["urls"]["Repository"].rstrip("/").split("/")[-2:])
     holders = {
         path.relative_to(ROOT).as_posix()
         for path in repository_files()
@@ -183,3 +183,10 @@ print(amp.DATA, len(scores.heads))
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "installed"), "HF_HUB_OFFLINE": "1"}
     asked = subprocess.run(command, cwd=built, env=environment, capture_output=True, text=True)
     assert asked.returncode == 0 and "peak, recover" in asked.stdout, asked.stderr[-2000:]
+
+
+@pytest.mark.parametrize("here", ["4.57.6", "6.0.0"])
+def test_another_transformers_is_refused_at_the_first_use(here: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(amp_tutorial, "version", lambda _: here)
+    with pytest.raises(ImportError, match=rf"needs transformers 5, and {here} is here; install another: pip install "):
+        amp_tutorial.__getattr__("load")

@@ -65,26 +65,31 @@ def test_the_same_source_gives_the_same_notebook(monkeypatch: pytest.MonkeyPatch
     assert one == two
     assert [cell.id for cell in one.cells] == [f"07_title-{i:02d}" for i in range(6)]
     assert one.cells[1].source.endswith("It takes 8 minutes.")
-    assert sources.address() in one.cells[2].source and "ADDRESS" not in one.cells[2].source
+    assert one.cells[2].source == sources.setup() and "SOURCE" not in one.cells[2].source
     folded = one.cells[4].source
     assert folded.count("<details>") == folded.count("</details>") == 3
     assert "Heads live in the columns." in folded
     assert "```python\ndef columns(weight: Tensor, n: int) -> Tensor:" in folded
 
 
-def run_setup(folder: Path, monkeypatch: pytest.MonkeyPatch, fails: int = 0) -> list[list[str]]:
+PLACES = "amp_tutorial-0.1.0-py3-none-any.whl"
+
+
+def run_setup(folder: Path, monkeypatch: pytest.MonkeyPatch, address: str = "", said: str = "") -> list[list[str]]:
     """Run the setup cell in a folder, where the package can't be imported; return the commands that it ran."""
     ran: list[list[str]] = []
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(sources, "address", lambda: address)
 
     def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
         ran.append(command)
-        return subprocess.CompletedProcess(command, fails, "", "ERROR: torch 1.0 is too old")
+        installs = "install" in command
+        return subprocess.CompletedProcess(command, int(bool(said and installs)), "numpy==1.0\ntorch==2.0+cu1\n", said)
 
     monkeypatch.setattr(subprocess, "run", run)
-    exec(sources.SETUP.replace("ADDRESS", "https://example.org/x"), {})
+    exec(sources.setup(), {})
     return ran
 
 
@@ -96,20 +101,74 @@ def test_setup_in_a_clone_installs_nothing(monkeypatch: pytest.MonkeyPatch, tmp_
     assert sys.path[0] == str(tmp_path)
 
 
-def test_setup_elsewhere_installs_the_package_and_keeps_torch(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
+def test_a_clone_without_what_it_needs_names_it_and_offers_the_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    ((*pip, package),) = run_setup(tmp_path, monkeypatch)
-    assert package == "git+https://example.org/x"
-    assert pip[:4] == [sys.executable, "-m", "pip", "install"]
+    """The line adds and replaces nothing: all that pip lists is a constraint."""
+    (tmp_path / "amp_tutorial").mkdir()
+    (tmp_path / "amp_tutorial" / "__init__.py").touch()
+    monkeypatch.setattr(this_machine, "requires", lambda _: ["numpy>=1", "no-such-thing>=1", "no-other; extra == 'x'"])
+    with pytest.raises(RuntimeError, match=r"Missing: no-such-thing>=1\..*again:\n%pip install") as caught:
+        run_setup(tmp_path, monkeypatch)
+    keep, wanted = str(caught.value).split("--constraint ")[1].split(" ", 1)
+    assert wanted == "'no-such-thing>=1'" and "numpy==1.0" in Path(keep).read_text(encoding="utf-8")
+
+
+def test_a_machine_with_too_old_a_package_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(this_machine, "requires", lambda _: ["numpy>=999", "no-such-thing"])
+    with pytest.raises(RuntimeError, match=r"do not fit: numpy>=999 \(here: \d.*nothing was replaced"):
+        this_machine.checked()
+
+
+@pytest.mark.parametrize("name", [PLACES, "amp_tutorial-main.zip"])
+@pytest.mark.parametrize("address", ["", "https://example.org/x"])
+def test_setup_elsewhere_installs_what_was_brought_and_keeps_all_there_is(
+    name: str, address: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / name).touch()
+    listed, pip = run_setup(tmp_path, monkeypatch, address)
+    assert listed[-2:] == ["list", "--format=freeze"] and pip[-1] == str(tmp_path / name)
+    assert pip[:3] == [sys.executable, "-m", "pip"] and "--upgrade" not in pip
     kept = Path(pip[pip.index("--constraint") + 1]).read_text(encoding="utf-8").splitlines()
-    assert f"torch=={torch.__version__}" in kept
+    assert kept == ["numpy==1.0", "torch==2.0+cu1"]
     assert f"torch {torch.__version__}" in capsys.readouterr().out, "it says what it chose"
 
 
-def test_setup_says_what_pip_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match=r"Nothing was installed\. With .*torch==.* kept, pip says: .*too old"):
-        run_setup(tmp_path, monkeypatch, fails=1)
+def test_without_a_file_the_address_is_taken_and_without_one_it_is_said(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert run_setup(tmp_path, monkeypatch, "https://example.org/x")[1][-1] == "git+https://example.org/x"
+    with pytest.raises(
+        RuntimeError, match=r"no public address yet\. Upload its wheel \(`make wheel`.*run this cell again"
+    ):
+        run_setup(tmp_path, monkeypatch)
+    assert sources.badge("00_quick_tour").startswith("*On Colab or Kaggle:* upload")
+    monkeypatch.setattr(sources, "address", lambda: "https://github.com/owner/course")
+    assert "](https://colab.research.google.com/github/owner/course/blob/main/notebooks/" in sources.badge(
+        "00_quick_tour"
+    )
+
+
+def test_setup_says_what_stands_in_the_way(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / PLACES).touch()
+    pip = "amp-tutorial 0.1.0 depends on torch>=2.8\n    The user requested (constraint) torch==2.0"
+    with pytest.raises(
+        RuntimeError, match=r"Nothing was installed: torch==2\.0 stands in the way, and stays.*pip says"
+    ):
+        run_setup(tmp_path, monkeypatch, said=pip)
+    with pytest.raises(
+        RuntimeError, match=r"Nothing was installed: what the machine has is kept; pip says: no network"
+    ):
+        run_setup(tmp_path, monkeypatch, said="no network")
+
+
+@pytest.mark.parametrize("name", ["ipython", "ipykernel", "psutil"])
+def test_a_kernel_whose_packages_were_replaced_is_not_restarted(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Colab's shell expects IPython 7: whoever restarts with a newer one has no kernel any more."""
+    module = importlib.import_module(this_machine.MODULES.get(name, name))
+    monkeypatch.setattr(module, "__version__", "1.0.0")
+    with pytest.raises(RuntimeError, match=rf"may not start again\. First put back .*%pip install {name}==1\.0\.0\)"):
+        this_machine.checked()
 
 
 def test_a_library_replaced_under_a_running_session_asks_for_a_restart(monkeypatch: pytest.MonkeyPatch) -> None:

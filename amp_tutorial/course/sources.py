@@ -26,24 +26,38 @@ WORDS_PER_MINUTE = 100  # slow, as technical text is read with pauses to predict
 
 SETUP = """\
 # Setup: uses this repository or an installed package; elsewhere (Colab, Kaggle) it installs the package first.
-import importlib.metadata, importlib.util, pathlib, subprocess, sys, tempfile
+import importlib.util, pathlib, re, subprocess, sys, tempfile
 
 if importlib.util.find_spec("amp_tutorial") is None:
-    here = pathlib.Path.cwd()
-    clone = next((p for p in (here, *here.parents) if (p / "amp_tutorial" / "__init__.py").is_file()), None)
+    here, given = pathlib.Path.cwd(), pathlib.Path("/kaggle/input")
+    places = [here, *here.parents, *given.glob("*"), *given.glob("*/*")]
+    clone = next((p for p in places if (p / "amp_tutorial" / "__init__.py").is_file()), None)
+    files = [f for p in places for kind in ("whl", "zip") for f in sorted(p.glob(f"amp_tutorial*.{kind}"))]
+    source = str(files[0]) if files else "SOURCE"
     if clone is not None:
         sys.path.insert(0, str(clone))
-    else:  # what the machine has of these stays as it is
-        keep = [f"{d.name}=={d.version}" for d in importlib.metadata.distributions() if d.name in ("torch", "numpy")]
-        pins = pathlib.Path(tempfile.mkdtemp()) / "keep.txt"
-        pins.write_text("\\n".join(keep))
-        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--constraint", str(pins)]
-        done = subprocess.run([*pip, "git+ADDRESS"], capture_output=True, text=True)
+    elif not source:
+        raise RuntimeError("NOWHERE")
+    else:  # what the machine has stays as it is, to the last package: its kernel stands on some of them
+        pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+        has = subprocess.run([*pip, "list", "--format=freeze"], capture_output=True, text=True, check=True).stdout
+        keep = pathlib.Path(tempfile.mkdtemp()) / "keep.txt"
+        keep.write_text(has)
+        command = [*pip, "install", "--quiet", "--constraint", str(keep), source]
+        done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
-            raise RuntimeError(f"Nothing was installed. With {' and '.join(keep)} kept, pip says: {done.stderr[-800:]}")
-        from amp_tutorial.runs import this_machine
+            ways = ", ".join(dict.fromkeys(re.findall(r"\\(constraint\\) (\\S+)", done.stdout + done.stderr)))
+            said = f"{ways} stands in the way, and stays as it is" if ways else "what the machine has is kept"
+            raise RuntimeError(f"Nothing was installed: {said}; pip says: {done.stderr[-800:]}")
+        importlib.invalidate_caches()
+    from amp_tutorial.runs import this_machine
 
-        this_machine.checked()  # that what is loaded is what is installed, before anything is fetched"""
+    this_machine.checked()  # that all it needs is here, and what is loaded is what is installed"""
+
+NOWHERE = (
+    "This course has no public address yet. Upload its wheel (`make wheel` writes dist/amp_tutorial-….whl; all in it)"
+    " or a zip of the repository beside this notebook, and run this cell again."
+)
 
 
 @dataclass
@@ -63,9 +77,27 @@ class Source:
 
 
 def address() -> str:
-    """The repository's address, from its one place."""
+    """The repository's address, from its one place; empty as long as that names nobody."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    return str(project["urls"]["Repository"])
+    found = str(project["urls"]["Repository"])
+    return "" if "/OWNER/" in found else found
+
+
+def setup() -> str:
+    """The first code cell of every notebook."""
+    return SETUP.replace("SOURCE", f"git+{address()}" if address() else "").replace("NOWHERE", NOWHERE)
+
+
+def badge(stem: str) -> str:
+    """The line above a lesson's title: how to open it on Colab."""
+    if not address():
+        return (
+            "*On Colab or Kaggle:* upload this notebook and, beside it, the course's wheel (`make wheel`); it has no "
+            "public address yet that a badge could open."
+        )
+    link = address().replace("https://github.com/", "https://colab.research.google.com/github/")
+    picture = "https://colab.research.google.com/assets/colab-badge.svg"
+    return f"[![Open in Colab]({picture})]({link}/blob/main/notebooks/{stem}.ipynb)"
 
 
 def parse(text: str) -> Source:
@@ -116,17 +148,11 @@ def fold(match: re.Match[str]) -> str:
 
 def notebook(source: Source, stem: str, minutes: int = 0) -> NotebookNode:
     """The unexecuted notebook; the same source always gives the same cells with the same ids."""
-    link = address().replace("https://github.com/", "https://colab.research.google.com/github/")
-    badge = (
-        "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
-        f"({link}/blob/main/notebooks/{stem}.ipynb)"
-    )
     first, *rest = source.cells
     if not (first.kind == "markdown" and first.source.startswith("# ")):
         raise ValueError(f"{stem}: the first cell must be markdown that begins with the title as a heading.")
-    setup = Cell("code", SETUP.replace("ADDRESS", address()), ["setup"])
     cells = []
-    for index, cell in enumerate([Cell("markdown", badge), first, setup, *rest]):
+    for index, cell in enumerate([Cell("markdown", badge(stem)), first, Cell("code", setup(), ["setup"]), *rest]):
         text = cell.source
         if cell.kind == "markdown":
             text = PLACEHOLDER.sub(fold, text).replace("{{minutes}}", str(minutes))

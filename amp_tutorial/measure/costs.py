@@ -7,10 +7,13 @@ weights. Time is measured.
 import copy
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+import transformers
+from packaging.version import Version
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -30,7 +33,20 @@ class Flops:
         return f"{self.prefill / 1e9:.3g} GFLOP to read the text, {self.decode / 1e9:.3g} GFLOP for the next token"
 
 
+@contextmanager
+def on_meta() -> Iterator[None]:
+    """Let a model run there: before 5.4 transformers asks torch whether "meta" has autocast on, which torch refuses."""
+    asked = torch.is_autocast_enabled
+    if Version(transformers.__version__) < Version("5.4"):
+        torch.is_autocast_enabled = lambda *kind: kind != ("meta",) and asked(*kind)
+    try:
+        yield
+    finally:
+        torch.is_autocast_enabled = asked
+
+
 @torch.no_grad()
+@on_meta()
 def flops(model: PreTrainedModel | PreTrainedConfig, length: int, batch: int = 1) -> Flops:
     """Count the operations of reading `length` tokens, and of one token after them, as torch counts them.
 
@@ -54,6 +70,7 @@ def flops(model: PreTrainedModel | PreTrainedConfig, length: int, batch: int = 1
 
 
 @torch.no_grad()
+@on_meta()
 def kv_cache_bytes(
     model: PreTrainedModel | PreTrainedConfig, tokens: int, batch: int = 1, dtype: torch.dtype | None = None
 ) -> int:

@@ -54,7 +54,7 @@ def energy(country: str | None = None, factor: float | None = None) -> Iterator[
         from codecarbon import OfflineEmissionsTracker
         from codecarbon.input import DataSource
     except ImportError as error:
-        raise ImportError("Energy needs codecarbon; install it with: pip install 'amp-tutorial[energy]'.") from error
+        raise ImportError("Energy needs codecarbon; install it with: pip install codecarbon.") from error
     used = Energy(factor=factor or 0.0, grid="as given")
     if country is not None:
         table = DataSource().get_global_energy_mix_data()

@@ -10,6 +10,7 @@ import importlib
 import json
 import os
 import platform
+import shlex
 import shutil
 import sys
 import tempfile
@@ -22,7 +23,7 @@ from typing import NamedTuple
 
 from ..files.downloads import KNOWN, ask_hub, hub_address, place_of
 from ..files.paths import DATA
-from .this_machine import stale
+from . import this_machine
 
 TASK_DATA = ("piqa", "hellaswag", "winogrande", "ai2_arc")  # as their folders in the cache of datasets are called
 
@@ -106,7 +107,6 @@ def tasks() -> Iterator[Line]:
         yield Line("ok", f"data of the paper's tasks is cached in {cache}")
 
 
-PACKAGE = "amp-tutorial"
 ROOMY = 5 * 10**9  # bytes of RAM and disk that the embedded models and a few results want
 OPTIONAL = {"distributed": "cluster", "dask-jobqueue": "cluster", "codecarbon": "energy"}
 
@@ -150,7 +150,7 @@ def lines(out: Path, online: bool = False) -> Iterator[Line]:
         try:
             yield from check()
         except Exception as error:  # whatever is broken is what the doctor is for
-            yield Line("mend", f"{name}: could not be looked at ({first(error)}); run: pip install -U {PACKAGE}")
+            yield Line("mend", f"{name}: could not be looked at ({first(error)}); install this package anew")
 
 
 def _imported(name: str) -> ModuleType | Exception:
@@ -181,22 +181,26 @@ def _transformers(transformers: ModuleType | Exception | None) -> Iterator[Line]
 
 
 def _requirements() -> Iterator[Line]:
-    """Installed versions against the ranges that the installed package asks for."""
-    from packaging.requirements import Requirement
-
-    wanted = [Requirement(text) for text in metadata.requires(PACKAGE) or []]
-    wanted = [r for r in wanted if r.marker is None or r.marker.evaluate({"extra": ""})]
-    good, wrong = [], []
-    for requirement in sorted(wanted, key=lambda r: r.name.lower()):
-        found = _installed(requirement.name)
-        if found is None or not requirement.specifier.contains(found, prereleases=True):
-            wrong.append(f"{requirement} ({found or 'missing'})")
-        else:
-            good.append(f"{requirement.name} {found}")
-    if wrong:
-        names = " ".join(f"'{text.split(' (')[0]}'" for text in wrong)
-        yield Line("mend", f"requirements not met: {', '.join(wrong)}; run: pip install {names}")
-    yield Line("ok", f"requirements met: {', '.join(good)}")
+    """Installed versions against the ranges that this package asks for; no advice replaces what a kernel stands on."""
+    unmet = this_machine.unmet()
+    good = [r for r in this_machine.requirements() if str(r) not in unmet]
+    of_kernel = {str(r) for r in this_machine.requirements() if r.name.lower() in this_machine.KERNEL}
+    if missing := [text for text, there in unmet.items() if there is None]:
+        run = f"pip list --format=freeze > keep.txt && pip install -c keep.txt {shlex.join(missing)}"
+        yield Line(
+            "mend", f"requirements not met: {', '.join(missing)} (missing); to add and replace nothing run: {run}"
+        )
+    if old := {text: there for text, there in unmet.items() if there is not None and text not in of_kernel}:
+        told = ", ".join(f"{text} ({there})" for text, there in old.items())
+        yield Line("mend", f"requirements not met: {told}; run: pip install {shlex.join(old)}")
+    if old := {text: there for text, there in unmet.items() if there is not None and text in of_kernel}:
+        told = ", ".join(f"{text} ({there})" for text, there in old.items())
+        yield Line(
+            "mend",
+            f"requirements not met: {told}; a kernel stands on it: leave it, and install into a new environment, "
+            "run: python3 -m venv .venv",
+        )
+    yield Line("ok", f"requirements met: {', '.join(f'{r.name} {_installed(r.name)}' for r in good)}")
 
 
 def _installed(name: str) -> str | None:
@@ -212,12 +216,12 @@ def _optional() -> Iterator[Line]:
         if found:
             yield Line("ok", f"{name} {found} (optional, for {extra})")
         else:
-            yield Line("note", f"{name} is not installed (optional): pip install '{PACKAGE}[{extra}]'")
+            yield Line("note", f"{name} is not installed (optional): pip install {name}")
 
 
 def _versions() -> Iterator[Line]:
     """A package that was upgraded after it had been imported: the old one goes on running."""
-    if old := stale():
+    if old := this_machine.stale():
         yield Line("mend", f"{', '.join(old)}: restart the kernel, or run: pip install --force-reinstall <package>")
     else:
         yield Line("ok", "loaded versions are the installed ones")

@@ -1,29 +1,26 @@
 """What runs a run: its device, its packages, the peak of its memory. Nothing here imports torch before it has to.
 
 A notebook service loads some libraries before the first cell. If pip then replaces one, the old one goes on running,
-and fails much later, in the middle of a download for example. So the lessons' first cell looks at once (`checked`).
+and fails much later, in the middle of a download for example; if it replaces one that the kernel stands on, no kernel
+starts again. So the lessons' first cell adds and never replaces, and then looks at once (`checked`).
 """
 
 import os
 import platform
+import shlex
 import shutil
+import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError, version
+import tempfile
+import tomllib
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("amp-tutorial", "torch", "transformers", "peft", "lm-eval", "datasets", "numpy")
-LIBRARIES = (  # that a notebook service may have loaded: module and distribution have one name
-    "numpy",
-    "torch",
-    "safetensors",
-    "tokenizers",
-    "huggingface_hub",
-    "transformers",
-    "datasets",
-    "accelerate",
-    "peft",
-)
+PACKAGE = "amp-tutorial"
+PACKAGES = (PACKAGE, "torch", "transformers", "peft", "lm-eval", "datasets", "numpy")
+KERNEL = ("ipython", "ipykernel", "ipywidgets", "jupyter-client", "traitlets", "tornado", "psutil", "pyzmq")
+MODULES = {"ipython": "IPython", "pyyaml": "yaml", "pyzmq": "zmq"}  # where a distribution's module has another name
 
 GPU = "allocated on the GPU, since the stage began"
 STAGE = "resident in this process, since the stage began"
@@ -103,29 +100,89 @@ def device_name(asked: str = "") -> str:
     return f"CPU, {platform.machine()}"
 
 
-def stale() -> list[str]:
-    """Libraries that run in another version than the one installed: "transformers 4.57.1 (installed: 5.23.0)"."""
-    found = []
-    for library in LIBRARIES:
-        loaded = getattr(sys.modules.get(library), "__version__", None)
+def requirements() -> list[Any]:
+    """What this package asks for, as `packaging` reads it: of the installed package, or of the clone that this is."""
+    from packaging.requirements import Requirement
+
+    try:
+        texts = requires(PACKAGE) or []
+    except PackageNotFoundError:
+        project = Path(__file__).parents[2] / "pyproject.toml"
+        texts = tomllib.loads(project.read_text(encoding="utf-8"))["project"]["dependencies"]
+    wanted = map(Requirement, texts)
+    return [r for r in wanted if r.marker is None or r.marker.evaluate({"extra": ""})]
+
+
+def unmet() -> dict[str, str | None]:
+    """Requirements that this machine does not meet, "numpy>=1.26", with the version that it has, None without any."""
+    found: dict[str, str | None] = {}
+    for requirement in requirements():
+        try:
+            there = version(requirement.name)
+        except PackageNotFoundError:
+            found[str(requirement)] = None
+            continue
+        if not requirement.specifier.contains(there, prereleases=True):
+            found[str(requirement)] = there
+    return found
+
+
+def addition(missing: list[str]) -> str:
+    """The line of a notebook that adds packages and replaces none: all that there is becomes a constraint."""
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "list", "--format=freeze"]
+    keep = Path(tempfile.mkdtemp()) / "keep.txt"
+    keep.write_text(subprocess.run(pip, capture_output=True, text=True, check=True).stdout, encoding="utf-8")
+    return f"%pip install --constraint {keep} {shlex.join(missing)}"
+
+
+def replaced() -> dict[str, tuple[str, str]]:
+    """Libraries that run in another version than the one installed, by name: the loaded and the installed version."""
+    found = {}
+    for library in dict.fromkeys([*(r.name.lower() for r in requirements()), *KERNEL]):
+        module = sys.modules.get(MODULES.get(library, library.replace("-", "_")))
+        loaded = vars(module).get("__version__") if module else None  # asking a module for it may warn
         try:
             installed = version(library)
         except PackageNotFoundError:
             continue
-        if loaded is not None and loaded.partition("+")[0] != installed.partition("+")[0]:
-            found.append(f"{library} {loaded} (installed: {installed})")
+        if isinstance(loaded, str) and loaded.partition("+")[0] != installed.partition("+")[0]:
+            found[library] = (loaded, installed)
     return found
+
+
+def stale() -> list[str]:
+    """The same as texts: "transformers 4.57.1 (installed: 5.23.0)"."""
+    return [f"{library} {loaded} (installed: {installed})" for library, (loaded, installed) in replaced().items()]
 
 
 def checked() -> None:
     """Say what was chosen.
 
     Raises:
-        RuntimeError: a library that is loaded was replaced since.
+        RuntimeError: a requirement is not met, or a library that is loaded was replaced since.
     """
-    if old := stale():
+    if lacks := unmet():
+        missing = [text for text, there in lacks.items() if there is None]
+        if len(missing) < len(lacks):
+            old = ", ".join(f"{text} (here: {there})" for text, there in lacks.items() if there is not None)
+            raise RuntimeError(
+                f"This machine has packages that do not fit: {old}. Its kernel may stand on them, so nothing "
+                "was replaced: take a machine, or a virtual environment, in which they may change."
+            )
         raise RuntimeError(
-            f"Restart this session, then run from the first cell again: {', '.join(old)} was loaded before pip "
+            f"Missing: {', '.join(missing)}. In a new cell this adds them and replaces nothing; then run this cell "
+            f"again:\n{addition(missing)}"
+        )
+    others = replaced()
+    if kernels := {name: loaded for name, (loaded, _) in others.items() if name in KERNEL}:
+        back = " ".join(f"{name}=={loaded}" for name, loaded in kernels.items())
+        raise RuntimeError(
+            f"The kernel stands on {', '.join(kernels)}, which pip replaced while it ran: it may not start again. "
+            f"First put back what was there (%pip install {back}), then restart this session."
+        )
+    if others:
+        raise RuntimeError(
+            f"Restart this session, then run from the first cell again: {', '.join(stale())} was loaded before pip "
             "replaced it. Nothing has been fetched."
         )
     import torch

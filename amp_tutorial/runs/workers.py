@@ -126,7 +126,7 @@ class Cluster(Workers):
         try:
             from distributed import Client
         except ImportError as error:
-            raise ValueError('--scheduler needs Dask: pip install "amp-tutorial[cluster]"') from error
+            raise ValueError("--scheduler needs Dask: pip install dask distributed dask-jobqueue") from error
         self._address, self._out, self._limit = address, str(Path(out).absolute()), limit
         self._gpu = self._warned = False
         answer = min(patience, ANSWER)

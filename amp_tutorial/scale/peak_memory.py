@@ -28,6 +28,7 @@ from ..core.checkpoint import without_weights
 from ..core.criteria import named
 from ..core.plans import Plan
 from ..core.sums import CHUNK, CHUNK_ON_GPU, Sums, one_pass
+from ..measure.costs import on_meta
 from ..measure.tasks import kept_by_layer
 from ..methods.lora import adapted, summed_loss
 from ..methods.repair_layer import Options, Refits
@@ -98,7 +99,7 @@ class _Fused(TorchFunctionMode):
 @contextmanager
 def counting(*held: nn.Module) -> Iterator[Alive]:
     """Count what is alive while the context lasts, beside these models."""
-    with Alive(*held) as alive, _Fused():
+    with Alive(*held) as alive, _Fused(), on_meta():
         yield alive
 
 
