@@ -330,7 +330,11 @@ ADAPTED = json.dumps(dict(peft_type="LORA", base_model_name_or_path="tiny-llama"
         ("hidden_size=-1; it must be", dict(hidden_size=-1)),
         ("hidden_size='32'; it must be", dict(hidden_size="32")),
         ("num_hidden_layers=1000000; it must be a whole number from 1 to 10,000", dict(num_hidden_layers=10**6)),
-        ("The hidden size .32. is not a multiple.*in config.json", dict(model_type="llama", num_attention_heads=7)),
+        (
+            "hidden_size=32 is no multiple of .*=7, and head_dim",
+            dict(model_type="llama", num_attention_heads=7, head_dim=0),
+        ),
+        ("=7 is no multiple of num_key_value_heads=", dict(model_type="llama", num_attention_heads=7)),
         ("'rms_norm_eps' expected float, got str", dict(rms_norm_eps="1e-6")),
         ("`layer_types` .99..*in config.json", dict(model_type="qwen3", layer_types=["full_attention"] * 99)),
         ("hidden_act='foo' in config.json is no activation", dict(hidden_act="foo")),

@@ -15,7 +15,14 @@ from typing import Any
 import pytest
 import torch
 from helpers import EVERY_FAMILY, KNOWN, TEXT, Shape, byte_tokenizer, equal, logits, some_plan, tiny, weights
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    MistralConfig,
+    PreTrainedModel,
+)
 
 import amp_tutorial as amp
 from amp_tutorial.core.checkpoint import configuration
@@ -50,6 +57,84 @@ def test_a_configuration_needs_no_weights(tmp_path: Path) -> None:
     tiny(Shape("mistral")).config.save_pretrained(tmp_path)
     assert configuration(tmp_path).model_type == "mistral"
     assert configuration("tiny-phi").model_type == "phi"
+
+
+def wrapped(kind: str, folder: Path, **text: Any) -> PreTrainedModel:
+    """A multimodal model of that kind with small random weights, saved; its decoder's settings are the text's."""
+    empty = CONFIG_MAPPING[kind]()
+    inner = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, vocab_size=260)
+    inner |= dict(num_key_value_heads=2, head_dim=8, model_type=empty.get_text_config(decoder=True).model_type)
+    eye = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28)
+    eye |= dict(patch_size=14, model_type=empty.vision_config.model_type)
+    config = CONFIG_MAPPING[kind](text_config=inner | dict(pad_token_id=0) | text, vision_config=eye)
+    for name in ("image_token_id", "image_token_index", "video_token_id"):
+        if hasattr(config, name):
+            setattr(config, name, 3)
+    torch.manual_seed(0)
+    whole: PreTrainedModel = AutoModelForImageTextToText.from_config(config).eval()
+    whole.save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return whole
+
+
+WRAPPERS = dict(
+    gemma3="Gemma3ForCausalLM", mistral3="MistralForCausalLM", llava="LlamaForCausalLM", smolvlm="LlamaForCausalLM",
+    idefics3="LlamaForCausalLM", internvl="Qwen2ForCausalLM", llava_onevision="Qwen2ForCausalLM",
+    video_llama_3="Qwen2ForCausalLM", qianfan_ocr="Qwen3ForCausalLM",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", WRAPPERS)
+def test_of_a_multimodal_model_the_text_model_is_taken_out(kind: str, tmp_path: Path) -> None:
+    """All its weights, none of them random: what it says of a text is what the whole one says, to the last bit."""
+    whole = wrapped(kind, tmp_path / "whole")
+    with pytest.warns(
+        UserWarning, match=f"its text model is taken out, a {WRAPPERS[kind]}; what sees or hears is left"
+    ):
+        model, tokenizer = amp.load(tmp_path / "whole", device="cpu")
+    assert type(model).__name__ == WRAPPERS[kind] == configuration(tmp_path / "whole").architectures[0]
+    ids = torch.randint(5, 250, (2, 12))
+    batch = dict(input_ids=ids, attention_mask=torch.ones_like(ids))
+    assert torch.equal(model(**batch).logits, whole(**batch).logits)
+    small = amp.prune(model, amp.plan(model, amp.score(model, [batch]), pruning_ratio=0.1)).model
+    amp.save(small, tokenizer, tmp_path / "small")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "small").eval()
+    assert type(again).__name__ == WRAPPERS[kind] and torch.equal(again(**batch).logits, small(**batch).logits)
+    with pytest.raises(ValueError, match=r"is multimodal; take its text model out first: amp\.save\(\*amp\.load"):
+        amp.prune_folder(tmp_path / "whole", tmp_path / "out", 0.1, text=[TEXT, TEXT])
+
+
+def test_a_text_model_that_transformers_has_not_alone_is_refused(tmp_path: Path) -> None:
+    wrapped("qwen2_vl", tmp_path)
+    with pytest.raises(ValueError, match="not a decoder by itself: transformers has no class for qwen2_vl_text alone"):
+        amp.load(tmp_path)
+
+
+def test_a_llama_whose_heads_do_not_divide_its_hidden_size_is_a_mistral(tmp_path: Path) -> None:
+    """As of kanana-nano: transformers' own LlamaConfig refuses what other programs write."""
+    config = MistralConfig(
+        hidden_size=40, intermediate_size=48, num_hidden_layers=2, num_attention_heads=6, num_key_value_heads=2,
+        head_dim=8, vocab_size=260, sliding_window=None, rope_theta=5e5,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    same = AutoModelForCausalLM.from_config(config).eval()
+    same.save_pretrained(tmp_path / "llama")
+    byte_tokenizer().save_pretrained(tmp_path / "llama")
+    path = tmp_path / "llama" / "config.json"
+    told = json.loads(path.read_text()) | dict(model_type="llama", architectures=["LlamaForCausalLM"])
+    del told["sliding_window"]
+    path.write_text(json.dumps(told))
+    model, tokenizer = amp.load(tmp_path / "llama", device="cpu")
+    ids = torch.randint(5, 250, (2, 12))
+    assert type(model).__name__ == "MistralForCausalLM" and torch.equal(model(ids).logits, same(ids).logits)
+    amp.save(model, tokenizer, tmp_path / "saved")
+    assert torch.equal(AutoModelForCausalLM.from_pretrained(tmp_path / "saved").eval()(ids).logits, same(ids).logits)
+    amp.prune_folder(tmp_path / "llama", tmp_path / "small", 0.1, text=[TEXT, TEXT], progress=False)
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "small").num_parameters() < same.num_parameters()
+    for change, said in ((dict(head_dim=None), "head_dim is not said"), (dict(attention_bias=True), "with biases")):
+        path.write_text(json.dumps(told | change))
+        with pytest.raises(ValueError, match=said):
+            amp.load(tmp_path / "llama")
 
 
 def small_llama(tied: bool = False, dtype: str = "float32", **settings: Any) -> PreTrainedModel:

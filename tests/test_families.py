@@ -141,8 +141,20 @@ def test_llama_2_7b_has_the_published_number_of_parameters() -> None:
 
 def test_unknown_family_is_refused() -> None:
     config = AutoConfig.for_model("helium", hidden_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=20)
-    with pytest.raises(ValueError, match=r"'helium' has no row in amp_tutorial.FAMILIES .*llama.*amp.Family\(query="):
+    with pytest.raises(ValueError, match=r"'helium' has no row in amp_tutorial\.FAMILIES\.") as caught:
         amp.Anatomy.of(AutoModelForCausalLM.from_config(config))
+    assert str(caught.value).endswith(
+        "Its layers are named as those of llama: try amp.FAMILIES['helium'] = amp.FAMILIES['llama']."
+    )
+
+
+@pytest.mark.parametrize("kind", ["bloom", "mpt", "bert", "mamba", "granitemoehybrid"])
+def test_a_family_named_like_none_is_told_how_to_write_a_row(kind: str) -> None:
+    with pytest.raises(
+        ValueError, match=rf"'{kind}' has no row.*amp\.FAMILIES\['{kind}'\] = .*docs/families"
+    ) as caught:
+        family_of(AutoConfig.for_model(kind))
+    assert len(str(caught.value)) <= 200
 
 
 @pytest.mark.parametrize("kind", ["t5", "bart", "whisper"])

@@ -5,7 +5,6 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedConfig,
@@ -19,9 +18,10 @@ from ..files.checkpoints import (
     CHECKPOINT,
     MismatchError,
     check_generation,
+    decoder,
+    decoder_config,
     located,
     looked_through,
-    matching,
     missing,
     pretrained,
     readable,
@@ -47,6 +47,7 @@ def load(
     Args:
         name: an embedded model ("tiny-llama", "tiny-llama-gqa", "tiny-phi"), "smollm2-135m" (see `fetch`), a local
             folder, a GGUF file (4-bit weights are made float32; `config.made_from` says so), or a hub id "owner/name".
+            Of a multimodal model the text model is taken out, with a warning that says so.
         device: "cpu", "cuda", …; the first GPU if there is one, by default.
         dtype: as stored in the checkpoint by default.
 
@@ -54,19 +55,14 @@ def load(
         ValueError: what `configuration` and `readable` refuse, or weights that do not match the configuration.
     """
     readable(where := located(name))
-    configuration(name, revision, trust_remote_code)  # refuses what cannot be pruned, before any weight is read
+    config = configuration(name, revision, trust_remote_code)  # refuses what cannot be pruned, before a weight is read
     source, gguf = pretrained(where)
     options = dict(revision=revision, trust_remote_code=trust_remote_code, **gguf)
     try:
-        model = matching(
-            name,
-            lambda: AutoModelForCausalLM.from_pretrained(
-                source, dtype=dtype or "auto", use_safetensors=True, output_loading_info=True, **options
-            ),
-        )
+        model = decoder(name, source, config, dtype=dtype or "auto", **options)
         if gguf:
             plain(model, where)
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        tokenizer = AutoTokenizer.from_pretrained(source, config=config, **options)
         for stored in () if trust_remote_code else (vars(model.config), tokenizer.init_kwargs):
             stored.pop("auto_map", None)
     except MismatchError:
@@ -106,7 +102,7 @@ def configuration(name: str | Path, revision: str | None = None, trust_remote_co
                 f"it brings code of its own ({code}; auto_map in its config.json), which is never run here, and only "
                 "architectures that transformers itself has can be pruned"
             )
-        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code, **gguf)
+        config = decoder_config(source, stored, revision=revision, trust_remote_code=trust_remote_code, **gguf)
         understood(config)
         if not trust_remote_code:
             vars(config).pop("auto_map", None)  # what is saved is stock code's
@@ -117,9 +113,11 @@ def configuration(name: str | Path, revision: str | None = None, trust_remote_co
         family_of(config)  # says why not
     named, decoders = config.architectures or [], set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
     if named and kind not in FAMILIES and not decoders & set(named) and not trust_remote_code:
-        raise ValueError(
-            f"{str(name)!r} is a {named[0]} ({kind}), not a decoder that predicts a next token; only those are pruned."
+        inner = config.get_text_config(decoder=True).model_type
+        why = (
+            "that predicts a next token" if inner == kind else f"by itself: transformers has no class for {inner} alone"
         )
+        raise ValueError(f"{str(name)!r} is a {named[0]} ({kind}), not a decoder {why}; only those are pruned.")
     return config
 
 

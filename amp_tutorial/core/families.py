@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 import yaml
 
 from ..files.atomic import reason
+from ..files.checkpoints import alike
 from ..files.paths import DATA
 
 OWN = "AMP_TUTORIAL_FAMILIES"  # names a YAML file with further rows, for whatever runs
@@ -134,13 +135,12 @@ def family_of(config: object) -> Family:
         if inner in FAMILIES:
             raise ValueError(
                 f"Model type {kind!r} has no row in amp_tutorial.FAMILIES. Its text model is of type {inner!r}: "
-                "load that alone."
+                "load that alone, as amp.load does."
             )
-        raise ValueError(
-            f"Model type {kind!r} has no row in amp_tutorial.FAMILIES (by config.model_type); those with one: "
-            f"{', '.join(FAMILIES)}. Add amp.FAMILIES[{kind!r}] = amp.Family(query=…, key=…, value=…, output=…, "
-            "neurons_in=…, neurons_out=…, layers=…) with its modules' names."
-        )
+        way = f"Give it one with its modules' names, amp.FAMILIES[{kind!r}] = amp.Family(…): docs/families.md."
+        if like := alike(config, FAMILIES):
+            way = f"Its layers are named as those of {like}: try amp.FAMILIES[{kind!r}] = amp.FAMILIES[{like!r}]."
+        raise ValueError(f"Model type {kind!r} has no row in amp_tutorial.FAMILIES. {way}")
     return FAMILIES[kind]
 
 

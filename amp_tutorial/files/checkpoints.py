@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +181,110 @@ def tokenizer_of(name: str | Path) -> Any:
         return AutoTokenizer.from_pretrained(source, **gguf)
     except (OSError, ValueError) as error:
         raise ValueError(f"No tokenizer was found in {str(name)!r} ({reason(error)}); give tokenizer=….") from error
+
+
+def alike(config: Any, families: Mapping[str, Any]) -> str:
+    """The first of these families that lose heads and neurons whose modules' names such a model has; "" if none."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+    except Exception:  # no decoder, or one that asks for more than its configuration
+        return ""
+    there = {name for name, _ in model.named_modules()}
+    for kind, row in families.items():
+        names = (row.query, row.key, row.value, row.output, *row.neurons_in, row.neurons_out)
+        if not (row.no_heads or row.no_neurons) and all(f"{row.layers}.0.{name}" in there for name in names):
+            return kind
+    return ""
+
+
+def text_inside(config: Any) -> Any | None:
+    """The configuration of a multimodal model's decoder, if transformers has a class for that alone; else None."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as DECODERS
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as WRAPPERS
+
+    text = config.get_text_config(decoder=True)
+    if text is config or config.model_type not in WRAPPERS or text.model_type not in DECODERS:
+        return None
+    if config.is_encoder_decoder or text.is_encoder_decoder:
+        return None
+    text.architectures = [DECODERS[text.model_type]]
+    text.tie_word_embeddings = getattr(config, "tie_word_embeddings", text.tie_word_embeddings)  # what the whole says
+    text.dtype = text.dtype or config.dtype
+    text.name_or_path = config.name_or_path
+    return text
+
+
+def decoder_config(source: str, stored: Mapping[str, Any], **options: Any) -> Any:
+    """The configuration of the decoder in a checkpoint: of all of it, or of a multimodal one its text model's.
+
+    A LLaMA whose heads do not divide its hidden size, which its own class refuses, is a Mistral without a window.
+
+    Args:
+        stored: what config.json says.
+
+    Raises:
+        ValueError: what transformers refuses; such a LLaMA with biases, which no stock class has.
+    """
+    from transformers import AutoConfig, MistralConfig
+
+    heads, hidden = stored.get("num_attention_heads"), stored.get("hidden_size")
+    if stored.get("model_type") == "llama" and isinstance(heads, int) and isinstance(hidden, int) and hidden % heads:
+        if not stored.get("head_dim"):
+            raise ValueError(
+                f"hidden_size={hidden} is no multiple of num_attention_heads={heads}, and head_dim is not said"
+            )
+        if heads % (groups := stored.get("num_key_value_heads") or heads):
+            raise ValueError(f"num_attention_heads={heads} is no multiple of num_key_value_heads={groups}")
+        if stored.get("attention_bias") or stored.get("mlp_bias"):
+            raise ValueError(f"its {heads} heads do not divide {hidden}, and no stock class has that with biases")
+        as_mistral = dict(model_type="mistral", architectures=["MistralForCausalLM"], sliding_window=None)
+        return MistralConfig.from_dict({**stored, **as_mistral}, name_or_path=source)
+    config = AutoConfig.from_pretrained(source, **options)
+    return text_inside(config) or config
+
+
+def decoder(name: str | Path, source: str, config: Any, **options: Any) -> Any:
+    """The model of `decoder_config` with its weights.
+
+    Raises:
+        MismatchError: weights are missing, unexpected, or of another shape.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig
+
+    how = dict(use_safetensors=True, output_loading_info=True, **options)
+    asked = {key: options[key] for key in ("revision", "trust_remote_code") if key in options}
+    gguf = "gguf_file" in options
+    if (
+        not gguf
+        and PreTrainedConfig.get_config_dict(source, **asked)[0].get("model_type") == "llama" != config.model_type
+    ):
+        return matching(name, lambda: AutoModelForCausalLM.from_pretrained(source, config=config, **how))
+    if gguf or text_inside(AutoConfig.from_pretrained(source, **asked)) is None:
+        return matching(name, lambda: AutoModelForCausalLM.from_pretrained(source, **how))
+    whole = matching(name, lambda: AutoModelForImageTextToText.from_pretrained(source, **how))
+    text = text_inside(whole.config)
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(text)
+    parts = list(whole.modules())
+    if inside := [part for part in parts if type(part) is type(model)]:
+        model = inside[0]
+    else:
+        [part] = [part for part in parts if type(part) is type(model.base_model)]
+        setattr(model, model.base_model_prefix, part)
+        model.set_output_embeddings(whole.get_output_embeddings())
+        model.config = part.config = text  # one object, as its layers look into it
+    model.generation_config = whole.generation_config
+    warnings.warn(
+        f"{name} is a {type(whole).__name__}: its text model is taken out, a {type(model).__name__}; what sees or "
+        "hears is left behind.",
+        stacklevel=3,
+    )
+    return model
 
 
 def made_from(where: Path) -> str | None:

@@ -45,12 +45,16 @@ class Folder:
 
     def __init__(self, source: Path) -> None:
         config = configuration(source)
+        if "text_config" in json_object(source / "config.json") and config.get_text_config() is config:
+            raise ValueError(
+                f"{source} is multimodal; take its text model out first: amp.save(*amp.load(SOURCE), FOLDER)."
+            )
         self.source, self.family = source, family_of(config)
         files = _files(source)
         self.tokenizer: PreTrainedTokenizerBase | None = None
         try:
             if any(path for pattern in TOKENIZER for path in source.glob(pattern)):
-                self.tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+                self.tokenizer = AutoTokenizer.from_pretrained(source, config=config, trust_remote_code=False)
             stored = {key: (tensor, path) for path in files for key, tensor in blank(path).items()}
         except (OSError, ValueError, SafetensorError) as error:
             raise ValueError(f"Could not load {str(source)!r}: {reason(error)}.") from error
