@@ -19,6 +19,7 @@ from .measure.tasks import CHANCE, PAPER_TASKS, TASKS, Accuracy, Measured, accur
 from .methods import CRITERIA, Plan, masked, score_many
 from .methods.budget import Search
 from .methods.depth_and_width import plan_jointly, plan_with_layers, with_layers
+from .methods.experts import drop_experts, score_experts
 from .methods.hidden_size import Rotation, rotation
 from .methods.layers import LAYER_CRITERIA, rank_layers
 from .methods.lora import Recovery, RecoveryConfig, merged
@@ -57,10 +58,10 @@ __all__ = [
     "Accuracy", "Anatomy", "Comparison", "Criterion", "Energy", "Family", "Fits", "Fitted", "Flops", "Has", "Interval",
     "Measured", "Needs", "OverBudget", "Perplexity", "Plan", "Preview", "Pruned", "PrunedFolder", "Record", "Recovery",
     "RecoveryConfig", "Repaired", "Rotation", "Scores", "Search", "Shot",
-    "accuracy", "calibration", "check", "compare", "drop_layers", "energy", "estimate", "fit_budget", "flops", "has",
-    "interval", "keep", "kv_cache_bytes", "latency", "load", "masked", "merged", "needs_of", "output_metric",
-    "over_processes", "perplexity", "perplexity_text", "plan", "plan_jointly", "plan_layers", "plan_with_layers",
-    "preview", "prune", "prune_and_fold", "prune_folder", "prune_in_shots", "rank_layers", "recover", "repair",
-    "robustness", "rotation", "save", "score", "score_many", "shared_product", "size", "slice_hidden", "text_source",
-    "texts", "widths_at", "with_layers",
+    "accuracy", "calibration", "check", "compare", "drop_experts", "drop_layers", "energy", "estimate", "fit_budget",
+    "flops", "has", "interval", "keep", "kv_cache_bytes", "latency", "load", "masked", "merged", "needs_of",
+    "output_metric", "over_processes", "perplexity", "perplexity_text", "plan", "plan_jointly", "plan_layers",
+    "plan_with_layers", "preview", "prune", "prune_and_fold", "prune_folder", "prune_in_shots", "rank_layers",
+    "recover", "repair", "robustness", "rotation", "save", "score", "score_experts", "score_many", "shared_product",
+    "size", "slice_hidden", "text_source", "texts", "widths_at", "with_layers",
 ]  # fmt: skip

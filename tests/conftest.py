@@ -25,7 +25,7 @@ NUMERICS = {
     "test_eliminate",
     "test_layers",
     "test_refit",
-    "test_similarity",
+    "test_reference",
     "test_slicing",
 }
 

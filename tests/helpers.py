@@ -34,6 +34,7 @@ OWN: dict[str, dict[str, Any]] = {
     "gemma3_text": dict(sliding_window=6, query_pre_attn_scalar=8, sliding_window_pattern=2),
     "cohere": dict(use_qk_norm=True, logit_scale=1.0),
     "mixtral": EXPERTS,
+    "qwen2_moe": EXPERTS | dict(shared_expert_intermediate_size=16),
     "qwen3_moe": EXPERTS,
     "gpt_neox": dict(rope_parameters=HALF_TURNED),
     "stablelm": dict(rope_parameters=HALF_TURNED, num_key_value_heads=1, qk_layernorm=True),

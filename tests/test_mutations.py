@@ -90,6 +90,13 @@ FAULTS = (
         "tests/test_layers.py::test_consensus_adds_the_ranks_of_masked_features",
         "07",
     ),
+    Fault(
+        "the experts that write most go",
+        "methods/experts.py",
+        "values.argsort(descending=True, stable=True)",
+        "values.argsort(descending=False, stable=True)",
+        "tests/test_experts.py::test_an_expert_that_writes_nothing_goes_first",
+    ),
     # Repair and slicing
     Fault(
         "a ridge towards zero",

@@ -175,7 +175,7 @@ EXPERTS = every([name for name in KNOWN if amp.FAMILIES[name].no_neurons])
 @pytest.mark.parametrize(
     ("shape", "part", "other", "reason"),
     [(s, "heads", "neurons", "its configuration has no head_dim") for s in FIXED]
-    + [(s, "neurons", "heads", "its MLP is a mixture of experts, which are left alone") for s in EXPERTS],
+    + [(s, "neurons", "heads", "its MLP is a mixture of experts, which go whole (drop_experts)") for s in EXPERTS],
     ids=lambda value: value.family if isinstance(value, Shape) else "",
 )
 def test_what_a_family_cannot_lose_is_said(shape: Shape, part: str, other: str, reason: str) -> None:
