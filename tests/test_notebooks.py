@@ -17,8 +17,8 @@ from nbformat import NotebookNode
 
 import amp_tutorial as amp
 from amp_tutorial.course import exercises, lesson, run
-from amp_tutorial.course.build import COMPARED, faults, stored_differs
-from amp_tutorial.course.sources import Source, parse
+from amp_tutorial.course.build import faults, stored_differs
+from amp_tutorial.course.sources import COMPARED, Source, parse
 from amp_tutorial.files.paths import NOTEBOOKS, ROOT, SOURCES, STATIC
 
 EVERY = sorted(p.stem for p in SOURCES.glob("*.py"))
@@ -317,7 +317,7 @@ def nbval(notebook: Path) -> subprocess.CompletedProcess[str]:
             sys.executable,
             "-m",
             "pytest",
-            "--nbval-lax",
+            "--nbval",
             "--nbval-current-env",
             "-q",
             "-p",

@@ -78,6 +78,7 @@ def test_the_loss_counts_labels_only(rows: Path) -> None:
 
 
 @pytest.mark.parametrize("shape", EVERY_FAMILY, ids=KNOWN)
+@pytest.mark.filterwarnings("error:.is_gradient_checkpointing:FutureWarning")  # peft still asks for it
 def test_every_projection_is_adapted_and_merged_into_a_stock_model(shape: Shape, rows: Path, tmp_path: Path) -> None:
     """Attention and MLP, packed or not, whether the family can lose them or not; experts and routers stay."""
     dense = tiny(shape)

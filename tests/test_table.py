@@ -201,6 +201,24 @@ def test_a_seed_counts_once_and_the_earlier_run_is_named(tmp_path: Path) -> None
     assert "0000000000000002/record.json: the same run" in found.folder.left_out[0]
 
 
+def test_no_interval_of_an_accuracy_leaves_its_scale_and_guessing_is_told(tmp_path: Path) -> None:
+    """Over few seeds Student's t reaches further; a picture has a line for what guessing gives."""
+    for seed, value in ((0, 0.99), (1, 0.90)):
+        one = amp.Record("reproduce", dict(model="m", ratio=0.2, seed=seed))
+        items = "1" * round(100 * value) + "0" * round(100 - 100 * value)
+        one.metric("tuned/piqa", value, n=100, items=items, chance=0.5)
+        one.metric("tuned/mean accuracy", value, of=["tuned/piqa"])
+        one.metric("parameters removed", 0.2)
+        put(tmp_path, one)
+    found = table.read(tmp_path)
+    told = found.groups[0].metric("tuned/mean accuracy")
+    assert told is not None and told.high == 1.0 and 0 <= (told.low or 0) < 0.9
+    assert found.groups[0].chance("tuned/mean accuracy") == 0.5 and found.groups[0].chance("tuned/piqa") is None
+    assert "Guessing has a mean accuracy of 50.0 %" in found.own() and "accuracy.png" in found.pictures
+    assert found.markdown().index("## Our runs") < found.markdown().index("## Published numbers")
+    assert "<details><summary>" in found.published() and " not run</summary>" in found.published()
+
+
 # What a folder holds
 
 

@@ -17,10 +17,9 @@ from nbformat import NotebookNode
 from ..files.atomic import written_file
 from ..files.paths import NOTEBOOKS, ROOT, SOURCES
 from ..runs.notebooks import execute_notebook
-from .sources import Source, notebook, parse
+from .sources import COMPARED, Source, notebook, parse
 
 LIMIT = 3600  # seconds for a lesson
-COMPARED = "# NBVAL_CHECK_OUTPUT"  # first line of a cell whose output nbval compares
 
 
 def execute(nb: NotebookNode) -> float:

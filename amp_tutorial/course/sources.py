@@ -22,6 +22,8 @@ from . import exercises
 
 CELL = re.compile(r"^# %%\s*(?P<markdown>\[markdown\])?\s*(?:tags=(?P<tags>\[.*\]))?\s*$")
 PLACEHOLDER = re.compile(r"^\{\{(hint|solution):(\w+)\}\}$", re.MULTILINE)
+COMPARED = "# NBVAL_CHECK_OUTPUT"  # first line of a cell whose output nbval compares
+UNCOMPARED = "nbval-ignore-output"  # the tag of all others, so that plain nbval passes as its lax form does
 WORDS_PER_MINUTE = 100  # slow, as technical text is read with pauses to predict and to try
 
 SETUP = """\
@@ -161,7 +163,9 @@ def notebook(source: Source, stem: str, minutes: int = 0) -> NotebookNode:
                     f"{stem}: cell {index} holds an unknown placeholder: {text[text.index('{{') :][:40]!r}."
                 )
         new = nbformat.v4.new_markdown_cell if cell.kind == "markdown" else nbformat.v4.new_code_cell
-        cells.append(new(text, id=f"{stem}-{index:02d}", metadata={"tags": cell.tags} if cell.tags else {}))
+        free = cell.kind == "code" and not text.startswith(COMPARED)  # times, and last digits of another machine
+        tags = [*cell.tags, *([UNCOMPARED] if free else [])]
+        cells.append(new(text, id=f"{stem}-{index:02d}", metadata={"tags": tags} if tags else {}))
     metadata = {
         "title": source.title,
         "minutes": minutes,

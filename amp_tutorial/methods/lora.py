@@ -170,7 +170,8 @@ def adapted(model: PreTrainedModel, rank: int = 8, alpha: int = 16, dropout: flo
         target_modules=sorted(linear),
         task_type="CAUSAL_LM",
     )
-    tuned: PeftModel = get_peft_model(copy.deepcopy(model), adapter)
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # peft asks for what transformers renamed
+        tuned: PeftModel = get_peft_model(copy.deepcopy(model), adapter)
     return tuned
 
 

@@ -19,6 +19,7 @@ ASIDE = 0.35  # points of the horizontal axis by which lines stand beside each o
 
 Point = tuple[float, Interval]
 Drawn = dict[tuple[str, str], list[Point]]  # of a line (label, stage): its points
+Panels = dict[str, tuple[Drawn, Interval | None, float | None]]  # of a model: lines, the dense model, guessing
 
 
 def drawn(groups: Sequence[Group]) -> dict[str, tuple[bytes, str]]:
@@ -56,31 +57,35 @@ def _said(key: str, value: Any) -> str:
     return f"{key.replace('_', ' ')} {value}"
 
 
-def _panels(groups: Sequence[Group], base: str, scale: int) -> dict[str, tuple[Drawn, Interval | None]]:
-    """Of each model its lines, sorted by what was removed, and the dense model's value where it was measured."""
-    panels: dict[str, tuple[Drawn, Interval | None]] = {}
+def _panels(groups: Sequence[Group], base: str, scale: int) -> Panels:
+    """Of each model its lines, sorted by what was removed, and what the dense model and guessing have, where known."""
+    panels: Panels = {}
     for group, label in zip(groups, _labels(groups), strict=True):
         model, removed = str(group.parameters.get("model", "")), group.removed
-        lines, dense = panels.get(model, ({}, None))
+        lines, dense, chance = panels.get(model, ({}, None, None))
         for stage in LINES:
             found = group.metric(f"{stage}/{base}" if stage else base)
             if found and math.isfinite(found.value) and removed is not None:
                 lines.setdefault((label, stage), []).append((100 * removed, found.scaled(scale)))
+            guessed = group.chance(f"{stage}/{base}" if stage else base)
+            chance = chance if guessed is None else scale * guessed
         first = group.metric(f"dense/{base}")
         dense = dense or (first.scaled(scale) if first and math.isfinite(first.value) else None)
         if lines:
-            panels[model] = ({key: sorted(points, key=lambda p: p[0]) for key, points in lines.items()}, dense)
+            panels[model] = ({key: sorted(points, key=lambda p: p[0]) for key, points in lines.items()}, dense, chance)
     return dict(sorted(panels.items()))
 
 
-def _picture(panels: dict[str, tuple[Drawn, Interval | None]], title: str) -> bytes:
-    keys = list(dict.fromkeys(key for lines, _ in panels.values() for key in lines))
+def _picture(panels: Panels, title: str) -> bytes:
+    keys = list(dict.fromkeys(key for lines, *_ in panels.values() for key in lines))
     labels = list(dict.fromkeys(label for label, _ in keys))
     fig, axes = plt.subplots(1, len(panels), figsize=(3.6 + 2.6 * len(panels), 4), sharey=True, squeeze=False)
     shown: dict[str, Any] = {}
     percent = title.endswith("%")
     top = 100.0 if percent else math.inf  # an interval over few seeds can reach further; the table has it whole
-    for axis, (model, (lines, dense)) in zip(axes[0], panels.items(), strict=True):
+    for axis, (model, (lines, dense, chance)) in zip(axes[0], panels.items(), strict=True):
+        if chance is not None:
+            shown["guessing"] = axis.axhline(chance, color="0.5", linestyle="-.", linewidth=1)
         if dense is not None:
             shown["dense"] = axis.axhline(dense.value, color="black", linestyle="--", linewidth=1)
         for label, stage in sorted(lines, key=keys.index):
@@ -89,7 +94,7 @@ def _picture(panels: dict[str, tuple[Drawn, Interval | None]], title: str) -> by
             colour, aside = PALETTE[k % len(PALETTE)], ASIDE * (k - (len(labels) - 1) / 2)
             values = [p.value for _, p in points]
             down = [
-                0.0 if p.low is None else max(v - max(p.low, 0.0), 0.0)
+                0.0 if p.low is None else max(v - max(p.low, 0.0 if percent else 1.0), 0.0)  # no perplexity is below 1
                 for v, (_, p) in zip(values, points, strict=True)
             ]
             up = [
@@ -115,14 +120,15 @@ def _picture(panels: dict[str, tuple[Drawn, Interval | None]], title: str) -> by
     return png.getvalue()
 
 
-def _alt(panels: dict[str, tuple[Drawn, Interval | None]], base: str, scale: int) -> str:
+def _alt(panels: Panels, base: str, scale: int) -> str:
     """What is drawn, and the best and the worst of each model where most was removed."""
     said = []
-    for model, (lines, _) in panels.items():
+    for model, (lines, _, chance) in panels.items():
         last = max(points[-1][0] for points in lines.values())
         there = [(points[-1][1].value, f"{label} {stage}".strip())
                  for (label, stage), points in lines.items() if points[-1][0] > last - 0.5]  # fmt: skip
         best, worst = sorted(there, reverse=scale == 100)[0], sorted(there, reverse=scale == 100)[-1]
         ends = [f"{value:.3g}{' %' * (scale == 100)} ({label})" for value, label in dict.fromkeys((best, worst))]
-        said.append(f"{model or 'one model'} with {last:.0f} % removed: {' to '.join(ends)}")
+        guessing = "" if chance is None else f", guessing {chance:.3g} %"
+        said.append(f"{model or 'one model'} with {last:.0f} % removed: {' to '.join(ends)}{guessing}")
     return f"Lines of {base} against the share of parameters removed, with 95 % intervals. {'; '.join(said)}."

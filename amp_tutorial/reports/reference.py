@@ -182,6 +182,7 @@ def _check(found: Any, schema: dict[str, Any], where: str) -> None:
         raise ValueError(f"{where}{inside}: {error.message}.")
 
 
+NOT_RUN = "not run"
 NEAR = 0.005  # shares of parameters removed that count as the same
 
 
@@ -200,7 +201,7 @@ def joined(entry: Entry, groups: Sequence[Group]) -> list[Row]:
     """The rows of a published number: one for each group that is comparable; if none is, for each that tried."""
     tried = [_row(entry, group) for group in groups if _answers(entry, group)]
     comparable = [row for row in tried if not row.verdict.startswith("not comparable")]
-    rows = comparable or tried or [Row(entry, "not run")]
+    rows = comparable or tried or [Row(entry, NOT_RUN)]
     return [row for i, row in enumerate(rows) if row not in rows[:i]]
 
 

@@ -22,7 +22,7 @@ from . import groups, reference
 from .groups import BASES, REMOVED, Folder, Group, setting, varying
 from .measured import is_perplexity
 from .plots import drawn
-from .reference import Entry, Paper, Row
+from .reference import NOT_RUN, Entry, Paper, Row
 from .style import BLANK, STAR, cell, grid, sure
 
 STAGES = ("dense", "untuned", "tuned", "")  # "": a record of one measurement
@@ -37,7 +37,7 @@ PAGE = """<!DOCTYPE html>
 <head>
 <meta charset="utf-8"/>
 <meta name="viewport" content="width=device-width, initial-scale=1"/>
-<title>Published numbers and ours</title>
+<title>Our runs, and published numbers</title>
 <style>
 body {{ font-family: sans-serif; margin: 2em auto; max-width: 72em; padding: 0 1em; line-height: 1.45; }}
 table {{ border-collapse: collapse; margin: 1em 0; font-size: 0.9em; }}
@@ -85,9 +85,19 @@ class Table:
             lines += [f"### {paper.title}", "", f"<{paper.link}>", ""] if paper.link else [f"### {paper.title}", ""]
             for block in paper.blocks:
                 ids = {entry.id for entry in block.entries}
+                rows = [row for row in self.rows[paper.name] if row.entry.id in ids]
                 lines += [f"**{block.title}.** {block.about}".strip(), ""]
-                lines += grid(HEAD, [_published(row) for row in self.rows[paper.name] if row.entry.id in ids])
-                lines += [""]
+                if run := [_published(row) for row in rows if row.verdict != NOT_RUN]:
+                    lines += [*grid(HEAD, run), ""]
+                if folded := [_published(row) for row in rows if row.verdict == NOT_RUN]:
+                    lines += [
+                        f"<details><summary>{len(folded)} not run</summary>",
+                        "",
+                        *grid(HEAD, folded),
+                        "",
+                        "</details>",
+                        "",
+                    ]
             if paper.not_found:
                 lines += [f"Not found, and so in no row: {'; '.join(paper.not_found)}.", ""]
         return "\n".join([*lines, LEGEND])
@@ -106,13 +116,18 @@ class Table:
             said += [sure(group.metric(name), is_perplexity(name), scale) for name, _, scale in measures]
             lines.append([*said, cell("; ".join(group.notes))] if any(g.notes for g in self.groups) else said)
         header += ["mixed"] if any(group.notes for group in self.groups) else []
-        return "\n".join([*grid(header, lines), "", LEGEND])
+        guessing = {name: {group.chance(name) for group in self.groups} - {None} for name, _, _ in measures}
+        chances = sorted(
+            {f"{100 * value:.1f} %" for found in guessing.values() for value in found if value is not None}
+        )
+        told = [f"Guessing has a mean accuracy of {' or '.join(chances)}, by the tasks.", ""] if chances else []
+        return "\n".join([*grid(header, lines), "", *told, LEGEND])
 
     def markdown(self) -> str:
         """The whole table, its pictures beside it."""
         images = [f"![{cell(alt)}]({name})\n" for name, (_, alt) in self.pictures.items()]
-        parts = ["# Published numbers and ours", self.summary(), "## Published numbers", self.published()]
-        return "\n\n".join([*parts, "## Our runs", self.own(), *images]).rstrip() + "\n"
+        parts = ["# Our runs, and published numbers", self.summary(), "## Our runs", self.own(), *images]
+        return "\n\n".join([*parts, "## Published numbers", self.published()]).rstrip() + "\n"
 
     def html(self) -> str:
         """The same as a page of its own."""

@@ -1,7 +1,7 @@
 # lesson: The table
 # reading: 8
 # %% [markdown]
-# # The table: published numbers beside ours
+# # The table: our runs, and published numbers beside them
 #
 # A paper reports 61.02. You ran something, and it says 60.4. Is that the same? This notebook puts published numbers and
 # records of runs side by side, and says of each pair what can be said. It runs nothing itself: all it reads are
@@ -24,6 +24,21 @@ display(Markdown(found.summary()))
 # %% [markdown]
 # A file that is no valid record is named above and left out; nothing is deleted. A run that failed has no number.
 #
+# ## Our runs
+#
+# One row for each set of parameters; what is the same in all rows is not shown. The seeds are averaged.
+# %%
+display(Markdown(found.own()))
+# %% [markdown]
+# The same as pictures: what is left against what was removed, with a line for each criterion. An interval over
+# few seeds is wide, even where the seeds hardly differ. Points at one ratio stand a little aside of each other.
+# %%
+for png, alt in found.pictures.values():
+    data = {"image/png": base64.b64encode(png).decode(), "text/plain": alt}
+    display(data, metadata={"image/png": {"alt": alt}}, raw=True)
+if not found.pictures:
+    print("Nothing was measured yet that a picture could show.")
+# %% [markdown]
 # ## What a row needs before you believe it
 #
 # **The same quantity.** A mean accuracy over five tasks is another quantity than one over six, and a model before
@@ -50,24 +65,9 @@ display(Markdown(found.summary()))
 #
 # ## Published numbers
 #
-# Most rows say *not run*, because most of these runs need a GPU and days. That is what such a table should say.
+# Most rows were not run, because most of these runs need a GPU and days; they are folded below each block.
 # %%
 display(Markdown(found.published()))
-# %% [markdown]
-# ## Our runs
-#
-# One row for each set of parameters; what is the same in all rows is not shown. The seeds are averaged.
-# %%
-display(Markdown(found.own()))
-# %% [markdown]
-# The same as pictures: what is left against what was removed, with a line for each criterion. An interval over
-# few seeds is wide, even where the seeds hardly differ. Points at one ratio stand a little aside of each other.
-# %%
-for png, alt in found.pictures.values():
-    data = {"image/png": base64.b64encode(png).decode(), "text/plain": alt}
-    display(data, metadata={"image/png": {"alt": alt}}, raw=True)
-if not found.pictures:
-    print("Nothing was measured yet that a picture could show.")
 # %% [markdown]
 # ## To keep
 #
