@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -13,7 +14,13 @@ import jaxtyping
 import pytest
 import torch
 from helpers import PLAIN, TEXT, Shape, batch, byte_tokenizer, equal, hooks, prompts, some_plan, tiny, weights
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+)
 
 import amp_tutorial as amp
 from amp_tutorial.files import checkpoints
@@ -538,3 +545,97 @@ def test_a_loss_that_is_not_finite(here: Path) -> None:
 def test_padding_alone_is_no_text(here: Path) -> None:
     nothing = {name: torch.zeros((2, 3), dtype=torch.long) for name in ("input_ids", "attention_mask")}
     refused(here, "hold no tokens", lambda: amp.score(tiny(), [nothing]))
+
+
+# What people bring, and what happens: docs/library.md shows both columns (`reports/pages.py`), and each row is run.
+BROUGHT = (
+    ("a quantised checkpoint: GPTQ, AWQ, bitsandbytes", "prune its full-precision original and quantise that"),
+    ("weights in pickles alone", "has its weights only as pickles"),
+    (
+        "a pointer of git-lfs in place of weights",
+        "is a pointer of git-lfs and no weights; fetch them there",
+    ),
+    ("the cache of the hub", "is the cache of the hub; give the id of a model, owner/name"),
+    ("an adapter of PEFT alone", "holds an adapter alone; merge it into its model first: amp.save"),
+    ("an adapter beside a model", "move the adapter away, or merge it into its model first"),
+    (
+        "a `PeftModel` in memory",
+        "holds adapters beside the weights; merge them first: model = model.merge_and_unload()",
+    ),
+    ("a compiled model", "This model is compiled: give the one inside, model._orig_mod"),
+    ("a model in `DataParallel`", "is no model of transformers: give the one inside, model.module"),
+    ("a classifier", "does not predict a next token; load it with AutoModelForCausalLM, or by amp.load"),
+    ("an encoder-decoder", "is an encoder-decoder; only decoders are pruned here"),
+    (
+        "a family without a row",
+        "Its layers are named as those of llama: try",
+    ),
+    ("code of its own (`auto_map`)", "which is never run here"),
+    ("`config.json` that is a list", "holds a list and no object with settings; fetch it again"),
+    ("an index of weights that leads out of its folder", "out of its folder; weights must lie beside their index"),
+    ("a batch alone, in place of a list", "as if one batch were a list of them: give a list of mappings"),
+    (
+        "a mask of 1 and 2, as packing makes",
+        "Packed texts go into rows of their own, and an additive mask is (mask == 0)",
+    ),
+    ("ids beyond the embedding", "take the tokenizer that belongs to the model"),
+    ("NaN among the weights", "are NaN or infinite; score in float32 or bfloat16, and check the checkpoint"),
+)
+
+
+def brought(what: str, here: Path) -> object:
+    """Bring it; whatever is loaded or scored comes back."""
+    folder = amp.save(tiny(), TOKENIZER, here / "saved")
+    model = idle() if "NaN" not in what else tiny()
+    if what.startswith("a quantised"):
+        edit(folder, quantization_config=QUANTISED["gptq"])
+    elif what.startswith("weights in pickles"):
+        (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    elif what.startswith("a pointer"):
+        (folder / "model.safetensors").write_text(POINTER)
+    elif what.startswith("the cache"):
+        (here / "hub" / "models--a--b").mkdir(parents=True)
+        folder = here / "hub"
+    elif what.startswith("an adapter"):
+        (folder / "adapter_config.json").write_text(ADAPTED)
+        if what.endswith("alone"):
+            (folder / "config.json").unlink()
+    elif what.startswith("an encoder-decoder"):
+        edit(folder, model_type="t5")
+    elif what.startswith("a family"):
+        edit(folder, model_type="helium", architectures=["HeliumForCausalLM"])
+        return amp.Anatomy.of(AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder)))
+    elif what.startswith("code of its own"):
+        edit(folder, model_type="own", auto_map=CUSTOM)
+    elif what.startswith("`config.json`"):
+        (folder / "config.json").write_text("[1]")
+    elif what.startswith("an index"):
+        (folder / "model.safetensors.index.json").write_text(OUTSIDE)
+    elif what.startswith("a `PeftModel`"):
+        from peft import LoraConfig, get_peft_model
+
+        return amp.score(get_peft_model(model, LoraConfig(target_modules=["q_proj"])), BATCHES)
+    elif what.startswith("a compiled"):
+        return amp.score(torch.compile(model), BATCHES)
+    elif what.startswith("a model in"):
+        return amp.score(torch.nn.DataParallel(model), BATCHES)
+    elif what.startswith("a classifier"):
+        return amp.score(AutoModelForSequenceClassification.from_config(model.config), BATCHES)
+    elif what.startswith("a batch alone"):
+        return amp.score(model, BATCHES[0])
+    elif what.startswith("a mask"):
+        return amp.score(model, [BATCHES[0] | dict(attention_mask=2 * BATCHES[0]["attention_mask"])])
+    elif what.startswith("ids"):
+        return amp.score(model, [BATCHES[0] | dict(input_ids=BATCHES[0]["input_ids"] + 10**6)])
+    elif what.startswith("NaN"):
+        model.get_parameter("model.layers.0.mlp.down_proj.weight").data[0, 0] = torch.nan
+        return amp.score(model, BATCHES)
+    return amp.load(folder)
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+@pytest.mark.parametrize(("what", "happens"), BROUGHT, ids=[what for what, _ in BROUGHT])
+def test_what_people_bring_gets_the_sentence_that_the_docs_show(what: str, happens: str, here: Path) -> None:
+    with pytest.raises(ValueError, match=re.escape(happens)) as caught:
+        brought(what, here)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400

@@ -5,6 +5,7 @@ A part stands between `<!-- NAME:begin -->` and `<!-- NAME:end -->`. Numbers in 
 """
 
 import argparse
+import ast
 import json
 import sys
 from collections.abc import Callable
@@ -161,6 +162,14 @@ def preset_costs() -> str:
     return "\n".join(lines)
 
 
+def brought() -> str:
+    """What people bring and what happens, from the test that runs each row."""
+    tree = ast.parse((ROOT / "tests" / "test_bad_input.py").read_text(encoding="utf-8"))
+    [rows] = [n.value for n in tree.body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "BROUGHT"]
+    lines = [f"| {what} | “… {happens} …” |" for what, happens in ast.literal_eval(rows)]
+    return "\n".join(["| what is brought | refused at once, with a sentence that says |", "|---|---|", *lines])
+
+
 PARTS: dict[tuple[str, str], Part] = {
     ("README.md", "real"): real.front,
     ("README.md", "picture"): lambda: f"{picture('')}\n\n{results_sentence()}",
@@ -171,6 +180,7 @@ PARTS: dict[tuple[str, str], Part] = {
     ("docs/real.md", "real"): real.page,
     ("docs/real.md", "lessons"): real_lessons.page,
     ("docs/families.md", "families"): families_table,
+    ("docs/library.md", "brought"): brought,
     ("docs/researchers.md", "costs"): preset_costs,
     ("docs/architecture.md", "architecture"): architecture.listing,
     ("docs/api.md", "api"): api_reference.reference,
