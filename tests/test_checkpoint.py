@@ -104,6 +104,20 @@ def test_of_a_multimodal_model_the_text_model_is_taken_out(kind: str, tmp_path: 
         amp.prune_folder(tmp_path / "whole", tmp_path / "out", 0.1, text=[TEXT, TEXT])
 
 
+@pytest.mark.filterwarnings("ignore:.*its text model is taken out")
+@pytest.mark.parametrize("kind", ["aya_vision", "cohere2_vision", "paligemma"])
+def test_of_some_the_text_class_computes_otherwise_than_the_whole(kind: str, tmp_path: Path) -> None:
+    """The documentation names them: logits are scaled in the text class alone, or a prompt looks ahead in the whole."""
+    whole = wrapped(kind, tmp_path)
+    model, _ = amp.load(tmp_path, device="cpu")
+    ids = torch.randint(5, 250, (2, 12))
+    batch = dict(input_ids=ids, attention_mask=torch.ones_like(ids))
+    mine, theirs = model(**batch).logits, whole(**batch).logits
+    assert not torch.equal(mine, theirs)
+    if kind != "paligemma":
+        assert torch.equal(mine, theirs * model.config.logit_scale)
+
+
 def test_a_text_model_that_transformers_has_not_alone_is_refused(tmp_path: Path) -> None:
     wrapped("qwen2_vl", tmp_path)
     with pytest.raises(ValueError, match="not a decoder by itself: transformers has no class for qwen2_vl_text alone"):

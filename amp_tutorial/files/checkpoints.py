@@ -253,19 +253,24 @@ def decoder(name: str | Path, source: str, config: Any, **options: Any) -> Any:
     Raises:
         MismatchError: weights are missing, unexpected, or of another shape.
     """
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig
+    from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
-    how = dict(use_safetensors=True, output_loading_info=True, **options)
-    asked = {key: options[key] for key in ("revision", "trust_remote_code") if key in options}
-    gguf = "gguf_file" in options
-    if (
-        not gguf
-        and PreTrainedConfig.get_config_dict(source, **asked)[0].get("model_type") == "llama" != config.model_type
-    ):
-        return matching(name, lambda: AutoModelForCausalLM.from_pretrained(source, config=config, **how))
-    if gguf or text_inside(AutoConfig.from_pretrained(source, **asked)) is None:
-        return matching(name, lambda: AutoModelForCausalLM.from_pretrained(source, **how))
+    how, kind = dict(use_safetensors=True, output_loading_info=True, **options), config.model_type
+    if "gguf_file" not in options:
+        asked = {key: options[key] for key in ("revision", "trust_remote_code") if key in options}
+        kind = PreTrainedConfig.get_config_dict(source, **asked)[0].get("model_type", kind)
+    if kind == "llama" != config.model_type:
+        how["config"] = config
+    elif kind != config.model_type and text_inside(AutoConfig.from_pretrained(source, **asked)) is not None:
+        return _taken_out(name, source, how)
+    return matching(name, lambda: AutoModelForCausalLM.from_pretrained(source, **how))
+
+
+def _taken_out(name: str | Path, source: str, how: Mapping[str, Any]) -> Any:
+    """The text model of a multimodal one, made of the very modules of the whole."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
     whole = matching(name, lambda: AutoModelForImageTextToText.from_pretrained(source, **how))
     text = text_inside(whole.config)
     with torch.device("meta"):
@@ -282,7 +287,7 @@ def decoder(name: str | Path, source: str, config: Any, **options: Any) -> Any:
     warnings.warn(
         f"{name} is a {type(whole).__name__}: its text model is taken out, a {type(model).__name__}; what sees or "
         "hears is left behind.",
-        stacklevel=3,
+        stacklevel=4,
     )
     return model
 

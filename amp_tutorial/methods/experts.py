@@ -67,9 +67,9 @@ def score_experts(
 ) -> dict[int, Float[Tensor, " experts"]]:
     """How much each expert does on some text; higher is more important, padding is left out.
 
-    "reap" (Lasby et al. 2025, arXiv 2510.13999 [abstract]): the mean, over the tokens that are routed to expert e, of
-    g_e(x)·‖f_e(x)‖₂, with the router's weight g_e, as the layer uses it, and what the expert writes f_e. An expert that
-    no token is routed to has 0. "frequency": the share of tokens that are routed to it.
+    "reap" (Lasby et al. 2025, arXiv 2510.13999 [second-hand]): the mean, over the tokens that are routed to expert e,
+    of g_e(x)·‖f_e(x)‖₂, with the router's weight g_e, as the layer uses it, and what the expert writes f_e. An expert
+    that no token is routed to has 0. "frequency": the share of tokens that are routed to it.
 
     Args:
         model: a causal language model with experts; it is not changed.
@@ -170,11 +170,10 @@ def drop_experts(model: PreTrainedModel, scores: Mapping[int, Tensor], keep: int
         stay = torch.tensor(kept[i], device=router.weight.device)
         for module in (router, experts):
             for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
-                if len(tensor) == count:  # router: a row, or a bias, of each; experts: a matrix of each
+                if tensor.ndim and len(tensor) == count:  # of each expert a row or bias of the router, a matrix
                     data = tensor.detach().index_select(0, stay)
-                    setattr(
-                        module, name, nn.Parameter(data, tensor.requires_grad) if name in module._parameters else data
-                    )
+                    learned = isinstance(tensor, nn.Parameter)
+                    setattr(module, name, nn.Parameter(data, tensor.requires_grad) if learned else data)
             for name in COUNTS:
                 if getattr(module, name, None) == count:
                     setattr(module, name, keep)
