@@ -6,7 +6,7 @@ are never averaged silently, a number that was not measured is None, and a file 
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -107,8 +107,7 @@ class Group:
         """The first of these metrics that the records have; None if none has."""
         for name in names:
             if having := [run.record for run in self.runs if name in run.record["metrics"]]:
-                found = measured.over(having, name)
-                return _a_share(found) if found and name.endswith("accuracy") else found
+                return measured.over(having, name)
         return None
 
     def chance(self, name: str) -> float | None:
@@ -136,12 +135,6 @@ class Group:
             found += [f"{package} {' and '.join(versions)}"] if len(versions) > 1 else []
         devices = sorted({str(r.record.get("device")) for r in self.runs})
         return (*self.mixed, *found, *([" and ".join(devices)] if len(devices) > 1 else []))
-
-
-def _a_share(interval: Interval) -> Interval:
-    """Between 0 and 1: over few seeds an interval by Student's t can reach further, an accuracy can't."""
-    low, high = (None if end is None else min(max(end, 0.0), 1.0) for end in (interval.low, interval.high))
-    return replace(interval, low=low, high=high)
 
 
 def grouped(folder: Folder, mix: bool = False) -> list[Group]:

@@ -7,6 +7,7 @@ seeds, or the one that the record brings, and comparisons are of such intervals.
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ..measure import comparisons, intervals
@@ -39,10 +40,17 @@ def over(records: Sequence[Record], name: str) -> Interval | None:
     if len(set(values)) == 1:
         return _of_one(found[0], name, len(found))
     if not is_perplexity(name):
-        return intervals.over_seeds(values)
+        interval = intervals.over_seeds(values)
+        return _a_share(interval) if name.endswith("accuracy") else interval
     logs = intervals.over_seeds([math.log(value) for value in values])
     low, high = (None if end is None else intervals.raised(end) for end in (logs.low, logs.high))
     return Interval(intervals.raised(logs.value), low, high, "seeds", logs.n, logs.seeds)
+
+
+def _a_share(interval: Interval) -> Interval:
+    """Between 0 and 1: over few seeds an interval by Student's t can reach further, an accuracy can't."""
+    low, high = (None if end is None else min(max(end, 0.0), 1.0) for end in (interval.low, interval.high))
+    return replace(interval, low=low, high=high)
 
 
 def compared(a: Sequence[Record], b: Sequence[Record], name: str) -> Comparison:

@@ -116,10 +116,8 @@ class Table:
             said += [sure(group.metric(name), is_perplexity(name), scale) for name, _, scale in measures]
             lines.append([*said, cell("; ".join(group.notes))] if any(g.notes for g in self.groups) else said)
         header += ["mixed"] if any(group.notes for group in self.groups) else []
-        guessing = {name: {group.chance(name) for group in self.groups} - {None} for name, _, _ in measures}
-        chances = sorted(
-            {f"{100 * value:.1f} %" for found in guessing.values() for value in found if value is not None}
-        )
+        guessed = {group.chance(name) for group in self.groups for name, *_ in measures} - {None}
+        chances = [f"{100 * value:.1f} %" for value in sorted(filter(None, guessed))]
         told = [f"Guessing has a mean accuracy of {' or '.join(chances)}, by the tasks.", ""] if chances else []
         return "\n".join([*grid(header, lines), "", *told, LEGEND])
 
