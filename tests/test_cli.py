@@ -11,10 +11,8 @@ from filelock import FileLock
 from helpers import RECORD, small
 
 from amp_tutorial import cli
-from amp_tutorial.files import texts
 from amp_tutorial.files.paths import ROOT
-from amp_tutorial.measure import tasks
-from amp_tutorial.runs import execute, fetch, single_run
+from amp_tutorial.runs import execute, fetch, parameter_values, single_run
 from amp_tutorial.runs.parameters import checked, notebook_named, parameters_of
 
 
@@ -130,16 +128,16 @@ def test_a_run_that_another_process_holds_is_said_to_be(tmp_path: Path, capsys: 
 def test_prefetch_fetches_what_is_read_and_runs_nothing(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert cli.main(["run", "--preset", "ci", "--prefetch", "--out", str(tmp_path / "out")]) == 0
     said = capsys.readouterr().out
-    assert "The model tiny-llama is here." in said and "The text tinyworld is here (recovery)." in said
-    assert "The data of the tasks tiny_tool" in said and not list(tmp_path.iterdir())
+    assert "The model tiny-llama is here." in said and "recovery_text=tinyworld" in said
+    assert "tasks=tiny" in said and not list(tmp_path.iterdir())
 
 
 def test_prefetch_for_a_lesson_on_another_model_takes_what_that_would_read(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     read: list[tuple[str, str]] = []
-    monkeypatch.setattr(texts, "rows", lambda source, split: read.append((source, split)))
-    monkeypatch.setattr(tasks, "load_tasks", lambda names, folder: read.append((names, folder)))
+    monkeypatch.setattr(parameter_values, "rows", lambda source, split: read.append((source, split)))
+    monkeypatch.setattr(parameter_values, "load_tasks", lambda names, folder: read.append((names, folder)))
     shown = list(fetch.all_of(dict(model=str(tmp_path), text="", responses="", tasks="", task_folder="", out="out")))
     assert read == [("c4", "calibration"), ("c4", "validation"), ("alpaca", "recovery"), ("paper", "")]
     assert shown[0] == f"The model {tmp_path} is here."

@@ -31,8 +31,7 @@ from ..files.texts import text_source, texts
 from ..measure.tasks import load_tasks, task_names
 from ..reports.style import HATCHES, MARKERS, PALETTE  # noqa: F401, lessons take them from here
 from ..runs import collection
-from ..runs.fetch import OF_LESSONS
-from ..runs.parameter_values import refuse
+from ..runs.parameter_values import OF_LESSONS, refuse
 from ..runs.parameters import meant
 from ..runs.record import Record
 from . import exercises

@@ -20,14 +20,6 @@ from .this_machine import free_disk
 
 SPARE = 2**26  # bytes of disk beside the files themselves: tokenizer, directories, what a file system rounds up
 SOURCES = ("hub", "wheel")
-READ = dict(  # which splits are read of a text, by the parameter that names it; the last two are lessons'
-    calibration_text=["calibration"],
-    recovery_text=["recovery"],
-    perplexity_text=["validation"],
-    text=["calibration", "validation"],
-    responses=["recovery"],
-)
-OF_LESSONS = dict(text="c4", responses="alpaca", tasks="paper")  # with a model of more words than the tiny world's
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -76,8 +68,7 @@ def all_of(parameters: Mapping[str, Any]) -> Iterator[str]:
     Raises:
         ValueError: one of them is not to be had; what has come before it stays.
     """
-    from ..files.texts import rows, text_source  # with torch, which no command needs to start
-    from ..measure.tasks import load_tasks, task_names
+    from .parameter_values import OF_LESSONS, READ, at_hand  # with torch, which no command needs to start
 
     name, s = str(parameters["model"]), dict(parameters)
     if name in KNOWN:
@@ -92,14 +83,10 @@ def all_of(parameters: Mapping[str, Any]) -> Iterator[str]:
     yield f"The model {name} is here."
     if "text" in s and not embedded(name):  # what a lesson takes for a model of more words than the tiny world's
         s |= {key: value for key, value in OF_LESSONS.items() if s.get(key) == ""}
-    for key, splits in READ.items():
-        if s.get(key) and not (key == "recovery_text" and s.get("recovery") != "lora"):
-            for split in splits:
-                rows(text_source(str(s[key]), s.get("local_copies", "")), split)
-            yield f"The text {s[key]} is here ({', '.join(splits)})."
-    if (tasks := s.get("tasks") or "none") != "none":
-        load_tasks(tasks, s.get("task_folder", ""))
-        yield f"The data of the tasks {', '.join(task_names(tasks))} is here."
+    s = {key: value for key, value in s.items() if value or key not in {*READ, "tasks"}}  # embedded where empty
+    at_hand(s)
+    read = [f"{key}={s[key]}" for key in (*READ, "tasks") if key in s]
+    yield f"So is what it reads: {', '.join(read) or 'the tiny world'}."
 
 
 def from_hub(known: Known, dry_run: bool = False) -> Path:

@@ -14,6 +14,14 @@ from ..files.texts import CORPORA, rows, text_source
 from ..measure.tasks import PAPER_TASKS, known_tasks, load_tasks, task_names
 from . import functions
 
+READ = dict(  # which splits are read of a text, by the parameter that names it; the last two are lessons'
+    calibration_text=["calibration"],
+    perplexity_text=["validation"],
+    recovery_text=["recovery"],
+    text=["calibration", "validation"],
+    responses=["recovery"],
+)
+OF_LESSONS = dict(text="c4", responses="alpaca", tasks="paper")  # with a model of more words than the tiny world's
 CHOICES = {
     "unit": ("groups", "queries"),
     "repair": ("none", "solve", "choose"),
@@ -116,15 +124,17 @@ def at_hand(settings: Mapping[str, Any]) -> None:
     """
     for source, split in _texts(settings):
         rows(source, split)
-    if settings["tasks"] != "none":
-        load_tasks(settings["tasks"], settings["task_folder"])
+    if settings.get("tasks", "none") != "none":
+        load_tasks(settings["tasks"], settings.get("task_folder", ""))
 
 
 def _texts(s: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The sources that a run reads, each with the split."""
-    named = {"calibration_text": "calibration", "perplexity_text": "validation"}
-    named |= {"recovery_text": "recovery"} if s["recovery"] == "lora" else {}
-    return [(text_source(s[name], s["local_copies"]), split) for name, split in named.items()]
+    named = {name: splits for name, splits in READ.items() if name in s}
+    if s.get("recovery") != "lora":
+        named.pop("recovery_text", None)
+    copies = s.get("local_copies", "")
+    return [(text_source(s[name], copies), split) for name, splits in named.items() for split in splits]
 
 
 @lru_cache(maxsize=64)
