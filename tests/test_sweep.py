@@ -5,6 +5,7 @@ What a killed process leaves is in test_reliability.py, with real notebooks.
 
 import argparse
 import json
+import re
 import threading
 import time
 import tracemalloc
@@ -44,7 +45,7 @@ class Fake:
     def __init__(self) -> None:
         self.names: list[str] = []
         self.noting = True
-        self.seconds = 0.0  # that each takes
+        self.wait: Callable[[], None] | None = None  # what each waits for
         self.results: dict[str, list[str]] = {}  # name → what becomes of it, in turn; then ok
         self.lock, self.running, self.most = threading.Lock(), 0, 0
 
@@ -55,7 +56,8 @@ class Fake:
             self.running += 1
             self.most = max(self.most, self.running)
             status = (self.results.get(job.name) or ["ok"]).pop(0)
-        time.sleep(self.seconds)
+        if self.wait:
+            self.wait()
         if status == "ok":
             (Path(out) / job.id).mkdir(parents=True)
             (Path(out) / job.id / "record.json").write_text(json.dumps({"status": "ok"}))
@@ -135,15 +137,31 @@ def test_a_run_that_another_process_has_is_looked_at_again(made: Made, fake: Fak
 def test_without_a_terminal_a_long_sweep_says_where_it_is(
     made: Made, fake: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    lines: list[str] = []
+    still = sweeps._still
+
+    def noted(*given: Any) -> str:
+        lines.append(still(*given))
+        return lines[-1]
+
+    monkeypatch.setattr(sweeps, "_still", noted)
     monkeypatch.setattr(sweeps, "WORD", 0.0)
-    fake.seconds = 0.05  # POLL is 0.01
+
+    def until_said() -> None:  # however slow this machine is: each run lasts until a line was written about it
+        start = f"{len(fake.names) - 1} of 2 runs are over"
+        while not any(line.startswith(start) for line in list(lines)):
+            time.sleep(0.001)
+
+    fake.wait = until_said
     sweep(made(count=[1, 2]), tmp_path / "runs")
-    said = [line for line in capsys.readouterr().out.splitlines() if line.endswith(" left") or " now at " in line]
-    assert said[0] == "0 of 2 runs are over after 00:00, now at book count=1"
-    assert said[-1] == "1 of 2 runs are over after 00:00, now at book count=2, roughly 00:01 left"  # a fake says 1 s
+    assert set(lines) <= set(capsys.readouterr().out.splitlines())
+    first, last = (re.sub(r"\d\d:\d\d", "mm:ss", line) for line in (lines[0], lines[-1]))
+    assert first == "0 of 2 runs are over after mm:ss, now at book count=1"
+    assert last == "1 of 2 runs are over after mm:ss, now at book count=2, roughly mm:ss left"
     half = Summary(tmp_path, ok=2, finished=3, seconds=200.0)  # of two at a time: 100 s are gone, and 30 s since
     assert sweeps._still(["a", "b"], half, 9, 130.0).endswith("after 02:10, now at a, b, roughly 02:50 left")
     monkeypatch.setattr(sweeps, "WORD", 60.0)
+    fake.wait = None
     sweep(made(count=[3]), tmp_path / "runs")
     assert "now at" not in capsys.readouterr().out
 
