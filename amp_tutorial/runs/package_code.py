@@ -24,7 +24,7 @@ DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 def code_sha256(folders: Sequence[str] = (".",)) -> str:
     """One hash over the modules in folders of the package and those beside the folders; by default over all of them.
 
-    A module is read again when its size or time of change is another.
+    A module or table is read again when its size or time of change is another.
     """
     digest = hashlib.sha256()
     inside = {path for folder in folders for path in (PACKAGE / folder).rglob("*.py")}
@@ -32,13 +32,19 @@ def code_sha256(folders: Sequence[str] = (".",)) -> str:
         name, seen = path.relative_to(PACKAGE).as_posix(), path.stat()
         digest.update(f"{name} {_module(path, seen.st_size, seen.st_mtime_ns)} ".encode())
     for table in TABLES:  # in which matrices heads and neurons are is code that was written as a table
-        digest.update(json.dumps(yaml.safe_load(table.read_text(encoding="utf-8"))["families"]).encode())
+        seen = table.stat()
+        digest.update(_table(table, seen.st_size, seen.st_mtime_ns))
     return digest.hexdigest()
 
 
 @cache
 def _module(path: Path, size: int, changed: int) -> str:
     return meaning_sha256(path.read_text(encoding="utf-8"))
+
+
+@cache
+def _table(path: Path, size: int, changed: int) -> bytes:
+    return json.dumps(yaml.safe_load(path.read_text(encoding="utf-8"))["families"]).encode()
 
 
 def meaning_sha256(source: str) -> str:
