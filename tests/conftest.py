@@ -3,7 +3,9 @@
 import os
 import signal
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -16,6 +18,7 @@ if threading.current_thread() is threading.main_thread():
 import jaxtyping
 import pytest
 import torch
+from beartype import BeartypeConf, beartype
 from hypothesis import HealthCheck, Phase, settings
 
 ROOT = Path(__file__).parents[1]
@@ -29,11 +32,13 @@ NUMERICS = {
     "test_slicing",
 }
 
+executed: Callable[..., Any] = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int will do for a float
+
 # Of the modules that say shapes: a call takes some 0.1 ms more, and elsewhere mypy knows as much.
 if not os.environ.get("TESTS_OF_A_FAULT"):  # and to read them all takes longer than such a test
     shaped = [path for path in (ROOT / "amp_tutorial").rglob("*.py") if "from jaxtyping" in path.read_text("utf-8")]
     modules = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in shaped]
-    jaxtyping.install_import_hook(modules, "annotations.executed")  # before the first import of the package
+    jaxtyping.install_import_hook(modules, "conftest.executed")  # before the first import of the package
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 settings.register_profile(

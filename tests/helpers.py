@@ -26,6 +26,7 @@ TEXT = "Anna has the red kite and Ben has the blue ball. The red kite belongs to
 BIASES = ("attention_bias", "mlp_bias", "use_bias", "enable_bias", "use_qkv_bias", "bias")  # whatever a family calls it
 DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop", "dropout")
 EXPERTS = dict(num_local_experts=4, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16)
+LOCAL = dict(num_local_experts=4, num_experts_per_tok=2)
 HALF_TURNED: dict[str, Any] = dict(rope_type="default", rope_theta=100.0, partial_rotary_factor=0.5)
 # What a tiny model of the family needs, or what makes it do all that the family can (a window shorter than a prompt).
 OWN: dict[str, dict[str, Any]] = {
@@ -47,7 +48,22 @@ OWN: dict[str, dict[str, Any]] = {
     "glm4": dict(rope_parameters=HALF_TURNED),
     "vaultgemma": dict(sliding_window=6, query_pre_attn_scalar=8),
     "gptj": dict(rotary_dim=4),
+    "gpt_neo": dict(window_size=6),
+    "lfm2": dict(block_auto_adjust_ff_dim=False, num_key_value_heads=1),
+    "bitnet": dict(num_key_value_heads=1),
+    "doge": dict(num_key_value_heads=1, keep_window_size=64),
+    "granitemoehybrid": dict(num_local_experts=0, mamba_n_heads=4, mamba_d_state=8, mamba_n_groups=1),
+    "granite_swa": dict(sliding_window=6),
+    "gpt_oss": LOCAL | dict(sliding_window=6),
+    "glm4_moe": EXPERTS | dict(n_routed_experts=4, n_group=1, topk_group=1, first_k_dense_replace=1),
+    "ernie4_5_moe": EXPERTS | dict(moe_num_experts=4, moe_k=2, moe_num_shared_experts=1),
+    "granitemoe": LOCAL,
+    "phimoe": LOCAL | dict(sliding_window=None),
 }
+
+
+# Families with two kinds of layers: here they take turns.
+MIXED = {"lfm2": ("conv", "full_attention"), "granitemoehybrid": ("linear_attention", "full_attention")}
 
 
 @dataclass(frozen=True)
@@ -170,8 +186,12 @@ def shapes(draw: st.DrawFn, families: Sequence[str] = KNOWN, dtypes: Sequence[st
 @torch.no_grad()
 def tiny(shape: Shape = PLAIN, seed: int = 0, vocabulary: int = VOCABULARY, **settings: Any) -> PreTrainedModel:
     """An untrained model whose weights, biases and norms are all random, so that none can be forgotten unseen."""
-    row = FAMILIES[shape.family]
-    heads = {} if row.no_heads else dict(num_key_value_heads=shape.groups, head_dim=shape.head_dim)
+    row, places = FAMILIES[shape.family], range(shape.layers)
+    heads: dict[str, Any] = {} if row.no_heads else dict(num_key_value_heads=shape.groups, head_dim=shape.head_dim)
+    if kinds := MIXED.get(shape.family):  # so many as it has layers
+        heads["layer_types"] = [kinds[i % 2] for i in places]
+    if shape.family == "gpt_neo":
+        heads["attention_types"] = [[[("global", "local")[i % 2]], 1] for i in places]
     config = AutoConfig.for_model(
         shape.family,
         vocab_size=vocabulary,
@@ -180,14 +200,11 @@ def tiny(shape: Shape = PLAIN, seed: int = 0, vocabulary: int = VOCABULARY, **se
         num_attention_heads=shape.heads,
         max_position_embeddings=1024,
         tie_word_embeddings=shape.tied,
-        bos_token_id=0,
-        eos_token_id=1,
-        pad_token_id=2,
         **{row.width: shape.neurons},
         **heads,
         **dict.fromkeys(BIASES, shape.bias),
         **dict.fromkeys(DROPOUTS, 0.0),
-        **OWN.get(shape.family, {}) | settings,
+        **dict(bos_token_id=0, eos_token_id=1, pad_token_id=2) | OWN.get(shape.family, {}) | settings,
     )
     model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, shape.dtype))
     generator = torch.Generator().manual_seed(seed)

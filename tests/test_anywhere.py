@@ -219,7 +219,8 @@ def test_gradient_checkpointing_trains_alike(shape: Shape) -> None:
     small.gradient_checkpointing_enable()
     assert small.is_gradient_checkpointing
     found = gradients(small)
-    assert found.keys() == wanted.keys() == {name for name, _ in small.named_parameters()}
+    learned = {name for name, _ in small.named_parameters() if "correction" not in name}  # a router's has no gradient
+    assert found.keys() == wanted.keys() == learned
     for name in found:
         torch.testing.assert_close(found[name], wanted[name], rtol=1e-5, atol=1e-6)
     scores = amp.score(dense, BATCHES)

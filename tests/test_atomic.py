@@ -18,8 +18,8 @@ from test_checkpoint import killed, largest_file, weights
 
 import amp_tutorial as amp
 from amp_tutorial.core.checkpoint import CHECKPOINT
+from amp_tutorial.files import PACKAGE
 from amp_tutorial.files.atomic import new_folder, write_json, write_text, written_file
-from amp_tutorial.files.paths import PACKAGE
 
 TENSORS = {"a": torch.ones(1000)}
 

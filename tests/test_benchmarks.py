@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from amp_tutorial.files.paths import ROOT
+from amp_tutorial.files import ROOT
 
 MEASURED = ("scoring", "surgery", "speed", "gpu")
 

@@ -34,7 +34,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrain
 
 import amp_tutorial as amp
 from amp_tutorial.course import run
-from amp_tutorial.files.paths import NOTEBOOKS
+from amp_tutorial.files import NOTEBOOKS
 from amp_tutorial.measure.check import Preview, matmul_speed
 
 

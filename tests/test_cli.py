@@ -11,7 +11,7 @@ from filelock import FileLock
 from helpers import RECORD, small
 
 from amp_tutorial import cli
-from amp_tutorial.files.paths import ROOT
+from amp_tutorial.files import ROOT
 from amp_tutorial.runs import execute, fetch, parameter_values, single_run
 from amp_tutorial.runs.parameters import checked, notebook_named, parameters_of
 

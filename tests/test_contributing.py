@@ -12,7 +12,7 @@ import pytest
 import yaml
 from test_packaging import PROJECT, pins, read
 
-from amp_tutorial.files.paths import ROOT
+from amp_tutorial.files import ROOT
 
 GUIDE = read("CONTRIBUTING.md")
 # Of each example: what is run in the copy, and of its tests how many there are at least.

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from amp_tutorial.files.paths import ROOT
+from amp_tutorial.files import ROOT
 from amp_tutorial.runs import doctor, this_machine
 
 SCRIPT = """

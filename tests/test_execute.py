@@ -15,7 +15,7 @@ import pytest
 from filelock import FileLock
 from helpers import RECORD, small
 
-from amp_tutorial.files.paths import ROOT
+from amp_tutorial.files import ROOT
 from amp_tutorial.runs import execute, notebooks, package_code
 from amp_tutorial.runs import record as records
 from amp_tutorial.runs.parameters import checked, parameters_of

@@ -14,9 +14,18 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import amp_tutorial as amp
 from amp_tutorial.core.sums import model_inputs
-from amp_tutorial.methods.experts import EXPERT_CRITERIA, mixtures
+from amp_tutorial.methods.experts import ALWAYS_TWO, EXPERT_CRITERIA, mixtures
 
-MIXTURES = ["mixtral", "qwen2_moe", "qwen3_moe"]
+MIXTURES = [
+    "mixtral",
+    "qwen2_moe",
+    "qwen3_moe",
+    "gpt_oss",
+    "glm4_moe",
+    "ernie4_5_moe",
+    "granitemoe",
+    "phimoe",
+]
 BATCHES = [batch(prompts(), left=left) for left in (False, True)]
 
 
@@ -27,26 +36,27 @@ def said(model: PreTrainedModel, given: dict[str, Tensor]) -> Tensor:
 
 @contextmanager
 def shut(model: PreTrainedModel, kept: dict[int, list[int]]) -> Iterator[None]:
-    """Routers see −∞ for the experts that go: written anew, by the weights of the router alone."""
-    forwards = {}
+    """Routers see −∞ for the experts that go, right where their own code multiplies; corrections cannot lift it."""
+    corrected, linear = copy.deepcopy(model.state_dict()), nn.functional.linear
+    gone = {}
     for i, (router, _) in mixtures(model).items():
-        gone = torch.ones(len(router.weight), dtype=torch.bool)
-        gone[kept[i]] = False
+        gone[router.weight.data_ptr()] = torch.ones(len(router.weight), dtype=torch.bool)
+        gone[router.weight.data_ptr()][kept[i]] = False
+        for name, tensor in [*router.named_parameters(), *router.named_buffers()]:
+            if "correction" in name:
+                tensor.data[..., gone[router.weight.data_ptr()]] = -torch.inf
 
-        def forward(x: Tensor, router: Any = router, gone: Tensor = gone) -> tuple[Tensor, Tensor, Tensor]:
-            scores = nn.functional.linear(x.reshape(-1, x.shape[-1]), router.weight).masked_fill(gone, -torch.inf)
-            chosen = scores.softmax(-1, dtype=torch.float32).topk(min(router.top_k, int((~gone).sum())))
-            normed = model.config.model_type == "mixtral" or router.norm_topk_prob
-            values = chosen.values / chosen.values.sum(-1, keepdim=True) if normed else chosen.values
-            return scores, values.to(x.dtype), chosen.indices
+    def seen(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        found = linear(x, weight, bias)
+        hidden = gone.get(weight.data_ptr())
+        return found if hidden is None or weight.ndim != 2 else found.masked_fill(hidden, -torch.inf)
 
-        forwards[router] = router.forward
-        router.forward = forward  # type: ignore[assignment]
+    nn.functional.linear = seen  # type: ignore[assignment]
     try:
         yield
     finally:
-        for router, own in forwards.items():
-            router.forward = own  # type: ignore[assignment]
+        nn.functional.linear = linear
+        model.load_state_dict(corrected)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -55,12 +65,16 @@ def shut(model: PreTrainedModel, kept: dict[int, list[int]]) -> Iterator[None]:
 def test_the_cut_model_is_the_dense_one_with_routers_that_see_fewer(
     family: str, keep: int, dtype: str, tmp_path: Path
 ) -> None:
+    if family in ALWAYS_TWO:
+        keep = max(2, keep)
     model = tiny(Shape(family, layers=2, dtype=dtype))
     before = copy.deepcopy(model.state_dict())
     result = amp.drop_experts(model, amp.score_experts(model, BATCHES), keep)
     assert equal(before, model.state_dict()), "the dense model is left alone"
     kept = result.report.kept
-    assert str(result.report) == f"{keep} of {len(mixtures(model)[0][0].weight)} experts stay in each of 2 layers"
+    [(router, experts), *others] = mixtures(model).values()  # of some families the first layer has none
+    layers = 1 + len(others)
+    assert str(result.report) == f"{keep} of {len(router.weight)} experts stay in each of {layers} layers"
     with shut(model, kept):
         wanted = [said(model, each) for each in BATCHES]
     found = [said(result.model, each) for each in BATCHES]
@@ -68,9 +82,8 @@ def test_the_cut_model_is_the_dense_one_with_routers_that_see_fewer(
     for one, other in zip(found, wanted, strict=True):
         torch.testing.assert_close(one, other, **close)
     gone = sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in result.model.parameters())
-    router, experts = mixtures(model)[0]
-    of_one = sum(p[0].numel() for p in [*experts.parameters(), *router.parameters()])
-    assert gone == 2 * (len(router.weight) - keep) * of_one
+    of_one = sum(p.numel() // len(router.weight) for p in [*experts.parameters(), *router.parameters()])
+    assert gone == layers * (len(router.weight) - keep) * of_one
     amp.save(result.model, byte_tokenizer(), tmp_path / "small")
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "small", dtype="auto").eval()
     assert all(torch.equal(said(again, each), one) for each, one in zip(BATCHES, found, strict=True))
@@ -88,9 +101,14 @@ def test_scores_are_those_of_a_plain_loop(family: str) -> None:
     def look(i: int, module: Any, args: tuple[Tensor, ...]) -> None:
         for x, chosen, weights, real in zip(*args, masks[-1].flatten().tolist(), strict=True):
             for e, weight in zip(chosen.tolist(), weights.tolist(), strict=True):
-                gate, up = (module.gate_up_proj[e] @ x).chunk(2)
+                if hasattr(module, "gate_up_proj_bias"):  # GPT-OSS: the other way round
+                    both = module._apply_gate(x @ module.gate_up_proj[e] + module.gate_up_proj_bias[e])
+                    written = both @ module.down_proj[e] + module.down_proj_bias[e]
+                else:
+                    gate, up = (module.gate_up_proj[e] @ x).chunk(2)
+                    written = module.down_proj[e] @ (module.act_fn(gate) * up)
                 if real:
-                    seen[i].append((e, weight * float((module.down_proj[e] @ (module.act_fn(gate) * up)).norm())))
+                    seen[i].append((e, weight * float(written.norm())))
 
     hooks = [e.register_forward_pre_hook(lambda m, a, i=i: look(i, m, a)) for i, (_, e) in mixtures(model).items()]
     for each in BATCHES:
@@ -136,6 +154,10 @@ def test_what_cannot_be_done_is_said() -> None:
     for wrong in ({0: scores[0]}, {0: scores[0], 1: scores[1][:2]}, {0: scores[0], 1: scores[1] * torch.nan}):
         with pytest.raises(ValueError, match="Give a score for each expert of each layer"):
             amp.drop_experts(model, wrong, 2)
+    for family in ALWAYS_TWO:
+        two = tiny(Shape(family, layers=2))
+        with pytest.raises(ValueError, match=f"The routers of a {family} look for two experts always; keep at least 2"):
+            amp.drop_experts(two, amp.score_experts(two, BATCHES), 1)
     mixtures(model)[0][1].down_proj.data[0] = torch.nan
     with pytest.raises(ValueError, match="not finite"):
         amp.score_experts(model, BATCHES)

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from amp_tutorial.files.paths import ROOT
+from amp_tutorial.files import ROOT
 from amp_tutorial.runs import execute, functions, grid, identity, package_code
 from amp_tutorial.runs import record as records
 from amp_tutorial.runs.sweep import records_of, sweep

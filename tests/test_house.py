@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 import amp_tutorial
-from amp_tutorial.files.paths import ROOT
+from amp_tutorial.files import ROOT
 
 PACKAGE = Path(amp_tutorial.__file__).parent
 # Older calls wrap those of the five folders before them, and go with the next version.

@@ -10,7 +10,7 @@ from helpers import small
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amp_tutorial.files.paths import NOTEBOOKS
+from amp_tutorial.files import NOTEBOOKS
 from amp_tutorial.runs import execute, identity, package_code, parameters
 from amp_tutorial.runs import record as records
 from amp_tutorial.runs.parameters import checked, parameters_of

@@ -17,7 +17,7 @@ from torch import Tensor
 import amp_tutorial as amp
 from amp_tutorial.core.checkpoint import configuration
 from amp_tutorial.core.plans import whole_plan
-from amp_tutorial.files.paths import DATA
+from amp_tutorial.files import DATA
 from amp_tutorial.measure import intervals
 from amp_tutorial.methods import slicegpt
 from amp_tutorial.reports import boards, damage, leaderboard, measurements, real, real_lessons, standings, systems

@@ -13,7 +13,7 @@ import pytest
 from helpers import grid
 
 from amp_tutorial.course import run
-from amp_tutorial.files.paths import NOTEBOOKS, ROOT
+from amp_tutorial.files import NOTEBOOKS, ROOT
 from amp_tutorial.runs import notebooks
 
 

@@ -19,7 +19,7 @@ import amp_tutorial as amp
 from amp_tutorial.course import exercises, lesson, run
 from amp_tutorial.course.build import faults, stored_differs
 from amp_tutorial.course.sources import COMPARED, Source, parse
-from amp_tutorial.files.paths import NOTEBOOKS, ROOT, SOURCES, STATIC
+from amp_tutorial.files import NOTEBOOKS, ROOT, SOURCES, STATIC
 
 EVERY = sorted(p.stem for p in SOURCES.glob("*.py"))
 LESSONS = [stem for stem in EVERY if re.match(r"\d\d_", stem)]

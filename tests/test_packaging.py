@@ -17,7 +17,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 import amp_tutorial
-from amp_tutorial.files.paths import ROOT
+from amp_tutorial.files import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 NEEDED = [Requirement(r) for r in PROJECT["dependencies"]]

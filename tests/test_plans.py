@@ -174,7 +174,7 @@ EXPERTS = every([name for name in KNOWN if amp.FAMILIES[name].no_neurons])
 
 @pytest.mark.parametrize(
     ("shape", "part", "other", "reason"),
-    [(s, "heads", "neurons", "its configuration has no head_dim") for s in FIXED]
+    [(s, "heads", "neurons", amp.FAMILIES[s.family].no_heads) for s in FIXED]
     + [(s, "neurons", "heads", "its MLP is a mixture of experts, which go whole (drop_experts)") for s in EXPERTS],
     ids=lambda value: value.family if isinstance(value, Shape) else "",
 )

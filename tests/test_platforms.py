@@ -19,7 +19,7 @@ from jupyter_client.manager import KernelManager
 from nbclient import NotebookClient
 from packaging.utils import canonicalize_name
 
-from amp_tutorial.files.paths import ROOT
+from amp_tutorial.files import ROOT
 from amp_tutorial.runs.this_machine import KERNEL
 
 PLATFORMS = json.loads((Path(__file__).parent / "platforms.json").read_text(encoding="utf-8"))

@@ -11,8 +11,8 @@ from helpers import RECORD, grid, small
 
 import amp_tutorial as amp
 from amp_tutorial import cli
+from amp_tutorial.files import DATA, NOTEBOOKS, ROOT
 from amp_tutorial.files.downloads import KNOWN
-from amp_tutorial.files.paths import DATA, NOTEBOOKS, ROOT
 from amp_tutorial.runs import execute, identity, parameters, sweep, workload
 from amp_tutorial.runs import requirements as needs
 from amp_tutorial.runs.parameters import checked, parameters_of, parsed

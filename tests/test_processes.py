@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 import amp_tutorial as amp
-from amp_tutorial.files.paths import ROOT
+from amp_tutorial.files import ROOT
 
 SHAPE = Shape("qwen2", groups=2, group_size=2)
 ROWS = prompts((9, 4, 7, 1, 6, 3, 8, 5, 2))  # in twos they make five batches: three for one process, two for the other

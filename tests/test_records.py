@@ -19,8 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import amp_tutorial as amp
+from amp_tutorial.files import ROOT
 from amp_tutorial.files.checkpoints import MODELS, sha256
-from amp_tutorial.files.paths import ROOT
 from amp_tutorial.measure import intervals
 from amp_tutorial.reports import measured as from_metrics
 from amp_tutorial.runs import record as records

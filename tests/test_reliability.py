@@ -20,7 +20,7 @@ import pytest
 from distributed import LocalCluster
 from helpers import RECORD, small
 
-from amp_tutorial.files.paths import ROOT
+from amp_tutorial.files import ROOT
 from amp_tutorial.runs import record as records
 from amp_tutorial.runs.execute import finished
 

@@ -13,7 +13,7 @@ from helpers import TRAINED
 
 import amp_tutorial as amp
 from amp_tutorial import cli
-from amp_tutorial.files.paths import NOTEBOOKS
+from amp_tutorial.files import NOTEBOOKS
 from amp_tutorial.runs import parameter_values, parameters
 from amp_tutorial.runs import record as records
 from amp_tutorial.runs.parameter_values import CHOICES, LEAST, sensible

@@ -216,7 +216,8 @@ def test_the_cut_model_trains_and_the_dense_one_stays(shape: Shape) -> None:
     for _ in range(3):
         loss = small(**given, labels=given["input_ids"], use_cache=False).loss
         loss.backward()
-        assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in small.parameters())
+        learned = [p for name, p in small.named_parameters() if "correction" not in name]  # a router's has no gradient
+        assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in learned)
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())

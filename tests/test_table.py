@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import amp_tutorial as amp
-from amp_tutorial.files.paths import NOTEBOOKS, ROOT
+from amp_tutorial.files import NOTEBOOKS, ROOT
 from amp_tutorial.measure.intervals import over_seeds
 from amp_tutorial.reports import groups, reference, summary, table
 from amp_tutorial.reports.reference import Entry, Ours
@@ -426,7 +426,7 @@ def test_the_command_refuses_to_mix_before_any_work(tmp_path: Path, capsys: pyte
 
 def test_importing_and_reading_records_needs_no_torch() -> None:
     code = (
-        "import sys; from amp_tutorial.reports import groups, table; from amp_tutorial.files.paths import DATA; "
+        "import sys; from amp_tutorial.reports import groups, table; from amp_tutorial.files import DATA; "
         "groups.grouped(groups.scan(DATA / 'results')); print('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)

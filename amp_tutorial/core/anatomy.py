@@ -86,7 +86,7 @@ class Anatomy:
         groups = heads if family.no_heads else getattr(config, "num_key_value_heads", None) or heads
         depth = len(model.get_submodule(family.layers))
         neurons = 0 if family.no_neurons else getattr(config, family.width)
-        if neurons is None:  # GPT-2: four times the hidden size, unless it is said
+        if neurons is None or family.with_width:  # GPT-2: four times the hidden size, unless it is said
             neurons = weight_of(model.get_submodule(f"{family.layers}.0.{family.neurons_out}")).shape[1]
         anatomy = cls(model, family, depth, hidden, heads, groups, head_dim, neurons)
         for i in range(depth):
@@ -100,7 +100,8 @@ class Anatomy:
             for name, kinds in f.rows()
             if name not in dict(f.norms)
         }
-        expected[f.output] = (self.hidden, self.features("query"))
+        if not f.no_heads or _submodule(block, f.output):
+            expected[f.output] = (self.hidden, self.features("query"))
         if not f.no_neurons:
             expected[f.neurons_out] = (self.hidden, self.neurons)
         for name, shape in expected.items():
@@ -135,7 +136,7 @@ class Anatomy:
             query=find(f.query, f.no_heads),
             key=find(f.key, f.no_heads),
             value=find(f.value, f.no_heads),
-            output=find(f.output, ""),
+            output=_submodule(block, f.output),  # None in a layer that has no attention
             neurons_in=tuple(find(name, "") for name in (() if f.no_neurons else f.neurons_in)),
             neurons_out=find(f.neurons_out, f.no_neurons),
         )
@@ -162,15 +163,14 @@ class Anatomy:
 
     def cost(self, **features: int) -> int:
         """Parameters of one layer that so many rows of each kind stand for, with their columns in the output."""
-        block, total = self.model.get_submodule(f"{self.family.layers}.0"), 0
-        norms = dict(self.family.norms)
-        for name, kinds in self.family.rows():
-            module = _submodule(block, name)
-            if module is None:
-                continue
-            a_row = 1 if name in norms else self.hidden + (module.bias is not None)
-            total += a_row * sum(features.get(kind, 0) for kind in kinds)
-        return total + self.hidden * (features.get("query", 0) + features.get("neurons", 0))
+        f, total = self.family, 0
+        block, norms = self.model.get_submodule(f"{f.layers}.0"), dict(f.norms)
+        for name, kinds in f.rows():
+            if (module := _submodule(block, name)) is not None:
+                a_row = 1 if name in norms else self.hidden + (module.bias is not None)
+                total += a_row * sum(features.get(kind, 0) for kind in kinds)
+        query = features.get("query", 0)
+        return total + self.hidden * (query + features.get("neurons", 0)) + len(f.scalars) * query // self.head_dim
 
     @property
     def no_heads(self) -> str:
@@ -223,7 +223,9 @@ class Anatomy:
             for kind, part in zip(kinds, weight.split([self.features(kind) for kind in kinds]), strict=True):
                 each = part.reshape(self.heads if kind == "query" else self.groups, -1)
                 parts.append(each if kind == "query" else (shared * each).repeat_interleave(self.group_size, dim=0))
-        output = of(self.layer(i).output)
+        if (module := self.layer(i).output) is None:
+            return torch.zeros(self.heads, 1)
+        output = of(module)
         return torch.cat([*parts, output.reshape(self.hidden, self.heads, -1).transpose(0, 1).flatten(1)], dim=1)
 
     @torch.no_grad()

@@ -11,12 +11,12 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from ..files.atomic import expanded, new_folder, reason
 from ..files.checkpoints import (
     CHECKPOINT,
     MismatchError,
+    a_decoder,
     check_generation,
     decoder,
     decoder_config,
@@ -27,6 +27,7 @@ from ..files.checkpoints import (
     readable,
     said_of,
     understood,
+    without_code,
 )
 from ..files.downloads import asked_once
 from ..files.gguf_files import plain
@@ -95,13 +96,9 @@ def configuration(name: str | Path, revision: str | None = None, trust_remote_co
     source, gguf = pretrained(looked_through(located(name)))
     try:
         stored = {} if gguf else PreTrainedConfig.get_config_dict(source, revision=revision)[0]
-        kind = stored.get("model_type", "")
-        if "auto_map" in stored and kind not in FAMILIES and not trust_remote_code:
-            code = ", ".join(sorted({str(value).split("--")[-1] for value in stored["auto_map"].values()}))
-            raise ValueError(
-                f"it brings code of its own ({code}; auto_map in its config.json), which is never run here, and only "
-                "architectures that transformers itself has can be pruned"
-            )
+        known = stored.get("model_type", "") in FAMILIES or trust_remote_code
+        if not known:
+            without_code(stored)
         config = decoder_config(source, stored, revision=revision, trust_remote_code=trust_remote_code, **gguf)
         understood(config)
         if not trust_remote_code:
@@ -111,13 +108,8 @@ def configuration(name: str | Path, revision: str | None = None, trust_remote_co
     # Not every decoder has a row in FAMILIES: those without can still be measured.
     if config.is_encoder_decoder or getattr(config, "quantization_config", None):
         family_of(config)  # says why not
-    named, decoders = config.architectures or [], set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
-    if named and kind not in FAMILIES and not decoders & set(named) and not trust_remote_code:
-        inner = config.get_text_config(decoder=True).model_type
-        why = (
-            "that predicts a next token" if inner == kind else f"by itself: transformers has no class for {inner} alone"
-        )
-        raise ValueError(f"{str(name)!r} is a {named[0]} ({kind}), not a decoder {why}; only those are pruned.")
+    if not known:
+        a_decoder(name, config)
     return config
 
 

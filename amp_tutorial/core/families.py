@@ -12,9 +12,9 @@ from typing import Any, Literal, NamedTuple
 
 import yaml
 
+from ..files import DATA
 from ..files.atomic import reason
-from ..files.checkpoints import alike
-from ..files.paths import DATA
+from ..files.checkpoints import unprunable, without_row
 
 OWN = "AMP_TUTORIAL_FAMILIES"  # names a YAML file with further rows, for whatever runs
 
@@ -54,8 +54,10 @@ class Family:
     neurons_out: str = "mlp.down_proj"  # a column is one neuron
     layers: str = "model.layers"
     width: str = "intermediate_size"  # what the configuration calls the number of neurons
+    with_width: tuple[tuple[str, object], ...] = ()  # settings without which it takes another number than it says
     norms: tuple[tuple[str, Kind], ...] = ()  # norms (if there) with weights for each head: they are cut alike
-    spanning: bool = False  # these norms take one mean over all heads, so cutting some changes the scale of the rest
+    spanning: bool = False  # these norms take one mean over all heads (or neurons), so a cut changes the others' scale
+    scalars: tuple[str, ...] = ()  # parameters with one value for each query head: attention sinks
     no_heads: str = ""  # why heads cannot be cut, if so
     no_heads_with: tuple[str, ...] = ()  # settings with which its head_dim is hidden_size / num_attention_heads
     no_neurons: str = ""  # why neurons cannot be cut, if so
@@ -72,8 +74,8 @@ class Family:
     def rows(self) -> Iterator[tuple[str, list[Kind]]]:
         """Each module whose rows are heads or neurons, with what its blocks of rows are."""
         blocks: dict[str, list[Kind]] = {}
-        if not self.no_heads:
-            for name, kind in ((self.query, "query"), (self.key, "shared"), (self.value, "shared"), *self.norms):
+        for name, kind in ((self.query, "query"), (self.key, "shared"), (self.value, "shared"), *self.norms):
+            if kind == "neurons" or not self.no_heads:
                 blocks.setdefault(name, []).append(kind)  # type: ignore[arg-type]
         for name in () if self.no_neurons else self.neurons_in:
             blocks.setdefault(name, []).append("neurons")
@@ -124,23 +126,10 @@ FAMILIES = {kind: row for path in TABLES for kind, row in table(path).items()}
 def family_of(config: object) -> Family:
     """The row of a configuration; a ValueError if it is not a decoder, is quantised, or there is no row."""
     kind = getattr(config, "model_type", "")
-    if getattr(config, "is_encoder_decoder", False):
-        raise ValueError(f"{kind!r} is an encoder-decoder; only decoders are pruned here.")
-    if method := getattr(config, "quantization_config", None):
-        how = method.get("quant_method") if isinstance(method, dict) else getattr(method, "quant_method", method)
-        how = getattr(how, "value", how)
-        raise ValueError(f"The checkpoint is quantised ({how}); prune its full-precision original and quantise that.")
+    if said := unprunable(config):
+        raise ValueError(said)
     if kind not in FAMILIES:
-        inner = getattr(getattr(config, "text_config", None), "model_type", None)
-        if inner in FAMILIES:
-            raise ValueError(
-                f"Model type {kind!r} has no row in amp_tutorial.FAMILIES. Its text model is of type {inner!r}: "
-                "load that alone, as amp.load does."
-            )
-        way = f"Give it one with its modules' names, amp.FAMILIES[{kind!r}] = amp.Family(…): docs/families.md."
-        if like := alike(config, FAMILIES):
-            way = f"Its layers are named as those of {like}: try amp.FAMILIES[{kind!r}] = amp.FAMILIES[{like!r}]."
-        raise ValueError(f"Model type {kind!r} has no row in amp_tutorial.FAMILIES. {way}")
+        raise ValueError(without_row(config, FAMILIES))
     return FAMILIES[kind]
 
 

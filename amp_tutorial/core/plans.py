@@ -38,6 +38,7 @@ class Plan:
     unit: str = "groups"  # what goes of the heads: whole KV "groups", or as many "queries" from every group
     combine: str = "sum"  # how the scores of a unit's heads were made one
     layers: list[int] | None = None  # kept layers, ascending; None: all
+    tokens: list[int] | None = None  # kept tokens of the vocabulary, ascending; None: all
 
     def __post_init__(self) -> None:
         last = len(self.heads) - 1
@@ -85,7 +86,7 @@ class Plan:
             stored = json.loads(expanded(path).read_text(encoding="utf-8"))
             stored["of"] = {"all": "parameters", "blocks": "block parameters"}.get(stored["of"], stored["of"])
             found = cls(**stored)
-            lists = [*found.heads, *found.neurons, found.kept_layers]
+            lists = [*found.heads, *found.neurons, found.kept_layers, found.tokens or []]
             if len(found.heads) != len(found.neurons) or any(type(n) is not int for kept in lists for n in kept):
                 raise ValueError("heads and neurons must be lists of whole numbers, one for each layer")
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
@@ -101,6 +102,8 @@ class Plan:
             f"{self.widths[2]} of {self.of_neurons} neurons in each of {depth} layers; "
             f"{asked}, removes {self.achieved:.2%} of {'all ' * (self.of == 'parameters')}{self.of}."
         ]
+        if self.tokens is not None:
+            lines.append(f"  of the vocabulary {len(self.tokens):,} tokens stay")
         for i in range(len(self.heads)):
             gone = sorted(set(range(self.of_heads)) - set(self.heads[i]))
             fewer = f"heads {gone} go, {self.of_neurons - len(self.neurons[i])} neurons go"

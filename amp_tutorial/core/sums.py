@@ -125,8 +125,8 @@ def watching(anatomy: Anatomy, sums: Sums, but: Measure | None = None) -> Iterat
     """
     handles = []
 
-    def watch(i: int, part: str, module: nn.Module, shape: tuple[int, ...]) -> None:
-        if not any(of == part and m is not but for m, of in sums.totals):
+    def watch(i: int, part: str, module: nn.Module | None, shape: tuple[int, ...]) -> None:
+        if module is None or not any(of == part and m is not but for m, of in sums.totals):
             return
 
         def measure(_: nn.Module, args: tuple[Tensor, ...]) -> None:

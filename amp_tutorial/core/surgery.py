@@ -33,7 +33,17 @@ class Depth(NamedTuple):
     pass_by: Callable[[nn.Module], RemovableHandle]  # lets a layer hand on what it is given
 
 
+class Words(NamedTuple):
+    """How tokens of the vocabulary go. `methods/vocabulary.py` plugs this in."""
+
+    settings: Callable[[Any, list[int]], dict[str, Any]]  # of a configuration with these tokens alone
+    cuts: Callable[[PreTrainedModel, list[int]], dict[str, Cut]]
+    shut: Callable[[PreTrainedModel, list[int]], list[RemovableHandle]]  # lets a model read and say no others
+    tokenizer: Callable[[PreTrainedTokenizerBase, list[int]], PreTrainedTokenizerBase]
+
+
 DEPTH: list[Depth] = []
+VOCABULARY: list[Words] = []
 
 
 @dataclass
@@ -58,6 +68,8 @@ class Pruned:
         """
         if tokenizer is None:
             tokenizer = tokenizer_of(self.model.name_or_path)
+        if self.plan.tokens is not None:
+            tokenizer = VOCABULARY[0].tokenizer(tokenizer, self.plan.tokens)
         return save(self.model, tokenizer, folder, overwrite, max_shard_size)
 
 
@@ -101,9 +113,11 @@ def smaller_config(anatomy: Anatomy, plan: Plan) -> PreTrainedConfig:
         settings["num_key_value_heads"] = groups
         settings["head_dim"] = anatomy.head_dim  # without it a reload would guess hidden / heads, wrongly
     if not family.no_neurons:
-        settings[family.width] = neurons
+        settings |= {family.width: neurons, **dict(family.with_width)}
     if plan.layers is not None:
         settings |= DEPTH[0].settings(anatomy.model.config, plan.layers)
+    if plan.tokens is not None:
+        settings |= VOCABULARY[0].settings(anatomy.model.config, plan.tokens)
     if heads not in anatomy.head_counts:
         raise ValueError(f"No stock configuration of {kind} says {heads} heads; possible: {anatomy.head_counts}.")
     if not family.any_head_count and anatomy.hidden % heads:
@@ -140,6 +154,7 @@ def masked(model: PreTrainedModel, plan: Plan) -> Iterator[PreTrainedModel]:
     try:
         for i in range(anatomy.layers):
             handles += silenced(anatomy, plan, i)
+        handles += [] if plan.tokens is None else VOCABULARY[0].shut(model, plan.tokens)
         yield model
     finally:
         for handle in handles:
@@ -211,6 +226,8 @@ def prune(model: PreTrainedModel, plan: Plan, inplace: bool = False) -> Pruned:
     old = {names(name): name for name, _ in model.named_modules(remove_duplicate=False)}
     fill_buffers(small, model, config, old)
     small.generation_config = copy.deepcopy(model.generation_config)
+    if plan.tokens is not None:
+        small.generation_config.update(**VOCABULARY[0].settings(model.generation_config, plan.tokens))
     trained = {names(name): parameter.requires_grad for name, parameter in model.named_parameters()}
     for name, parameter in small.named_parameters():
         parameter.requires_grad_(trained[name])
@@ -252,13 +269,11 @@ def cuts_of(anatomy: Anatomy, plan: Plan, i: int) -> dict[str, Cut]:
         if f"{name}.weight" not in tensors:
             continue  # a norm that this model does without
         by_head = name in dict(f.norms) and len(tensors[f"{name}.weight"]) == 2  # (heads, head_dim)
-        cut(
-            name,
-            0,
-            torch.cat([(heads if by_head else kept)[k] + start for k, start in zip(kinds, starts, strict=True)]),
-        )
+        parts = [(heads if by_head else kept)[k] + start for k, start in zip(kinds, starts, strict=True)]
+        cut(name, 0, torch.cat(parts))
     if not f.no_heads:
         cut(f.output, 1, kept["query"])  # heads live in the columns of the output projection
+        found |= {f"{prefix}{name}": (0, heads["query"]) for name in f.scalars}
     if not f.no_neurons:
         cut(f.neurons_out, 1, kept["neurons"])
     return found
@@ -267,6 +282,7 @@ def cuts_of(anatomy: Anatomy, plan: Plan, i: int) -> dict[str, Cut]:
 def cuts_into(small: PreTrainedModel, anatomy: Anatomy, plan: Plan, names: Callable[[str], str]) -> dict[str, Cut]:
     """All that `cuts_of` says; a ValueError, before any work, if by a row's fault not all that shrinks is among it."""
     cuts = {name: cut for i in plan.kept_layers for name, cut in cuts_of(anatomy, plan, i).items()}
+    cuts |= {} if plan.tokens is None else VOCABULARY[0].cuts(anatomy.model, plan.tokens)
     wanted, found = {name: tuple(tensor.shape) for name, tensor in small.state_dict().items()}, {}
     for name, tensor in anatomy.model.state_dict().items():
         axis, kept = cuts.get(name, (-1, ()))

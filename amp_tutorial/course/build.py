@@ -14,8 +14,8 @@ from pathlib import Path
 import nbformat
 from nbformat import NotebookNode
 
+from ..files import NOTEBOOKS, ROOT, SOURCES
 from ..files.atomic import written_file
-from ..files.paths import NOTEBOOKS, ROOT, SOURCES
 from ..runs.notebooks import execute_notebook
 from .sources import COMPARED, Source, notebook, parse
 

@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..core.checkpoint import configuration
-from ..files.paths import DATA, STATIC, record_path
+from ..files import DATA, STATIC, record_path
 from ..files.texts import text_source, texts
 from ..measure.tasks import load_tasks, task_names
 from ..reports.style import HATCHES, MARKERS, PALETTE  # noqa: F401, lessons take them from here

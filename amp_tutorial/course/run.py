@@ -17,8 +17,8 @@ from typing import Any
 from nbconvert import HTMLExporter
 from tqdm import tqdm
 
+from ..files import NOTEBOOKS, record_path
 from ..files.atomic import write_json, write_text
-from ..files.paths import NOTEBOOKS, record_path
 from ..runs.notebooks import execute_notebook
 from ..runs.parameters import parameters_of
 

@@ -17,7 +17,7 @@ from math import ceil
 import nbformat
 from nbformat import NotebookNode
 
-from ..files.paths import ROOT
+from ..files import ROOT
 from . import exercises
 
 CELL = re.compile(r"^# %%\s*(?P<markdown>\[markdown\])?\s*(?:tags=(?P<tags>\[.*\]))?\s*$")

@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from . import DATA
 from .atomic import reason
 from .downloads import KNOWN, home, place_of, sha256
 from .gguf_files import ENDING, only_one, precision
-from .paths import DATA
 
 MODELS = DATA / "models"
 EMBEDDED = ("tiny-llama", "tiny-llama-gqa", "tiny-phi")
@@ -201,6 +203,37 @@ def alike(config: Any, families: Mapping[str, Any]) -> str:
     return ""
 
 
+def unprunable(config: Any) -> str:
+    """Why no model of such a configuration can be pruned: it is no decoder, or quantised; "" if nothing is against."""
+    if getattr(config, "is_encoder_decoder", False):
+        return f"{getattr(config, 'model_type', '')!r} is an encoder-decoder; only decoders are pruned here."
+    if method := getattr(config, "quantization_config", None):
+        how = method.get("quant_method") if isinstance(method, dict) else getattr(method, "quant_method", method)
+        how = getattr(how, "value", how)
+        return f"The checkpoint is quantised ({how}); prune its full-precision original and quantise that."
+    return ""
+
+
+def refused() -> dict[str, str]:
+    """Model types of which a configuration cannot say what a cut would leave, and why."""
+    found: dict[str, str] = yaml.safe_load((DATA / "families.yaml").read_text(encoding="utf-8"))["refused"]
+    return found
+
+
+def without_row(config: Any, families: Mapping[str, Any]) -> str:
+    """What to do about a model whose family none of these rows is of."""
+    kind, inner = getattr(config, "model_type", ""), getattr(getattr(config, "text_config", None), "model_type", None)
+    if why := refused().get(kind):
+        return f"A {kind} can lose neither heads nor neurons: {why}."
+    if inner in families:
+        way = f"Its text model is of type {inner!r}: load that alone, as amp.load does."
+    elif like := alike(config, families):
+        way = f"Its layers are named as those of {like}: try amp.FAMILIES[{kind!r}] = amp.FAMILIES[{like!r}]."
+    else:
+        way = f"Give it one with its modules' names, amp.FAMILIES[{kind!r}] = amp.Family(…): docs/families.md."
+    return f"Model type {kind!r} has no row in amp_tutorial.FAMILIES. {way}"
+
+
 def text_inside(config: Any) -> Any | None:
     """The configuration of a multimodal model's decoder, if transformers has a class for that alone; else None."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as DECODERS
@@ -245,6 +278,29 @@ def decoder_config(source: str, stored: Mapping[str, Any], **options: Any) -> An
         return MistralConfig.from_dict({**stored, **as_mistral}, name_or_path=source)
     config = AutoConfig.from_pretrained(source, **options)
     return text_inside(config) or config
+
+
+def without_code(stored: Mapping[str, Any]) -> None:
+    """Refuse a config.json that names code which comes with the model, by a ValueError."""
+    if "auto_map" in stored:
+        code = ", ".join(sorted({str(value).split("--")[-1] for value in stored["auto_map"].values()}))
+        raise ValueError(
+            f"it brings code of its own ({code}; auto_map in its config.json), which is never run here, and only "
+            "architectures that transformers itself has can be pruned"
+        )
+
+
+def a_decoder(name: str | Path, config: Any) -> None:
+    """Refuse a configuration whose class predicts no next token, by a ValueError."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as DECODERS
+
+    named, kind = config.architectures or [], config.model_type
+    if named and not {*DECODERS.values()} & {*named}:
+        inner = config.get_text_config(decoder=True).model_type
+        why = (
+            "that predicts a next token" if inner == kind else f"by itself: transformers has no class for {inner} alone"
+        )
+        raise ValueError(f"{str(name)!r} is a {named[0]} ({kind}), not a decoder {why}; only those are pruned.")
 
 
 def decoder(name: str | Path, source: str, config: Any, **options: Any) -> Any:

@@ -16,9 +16,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from . import DATA
 from .atomic import reason
 from .formats import ENDINGS, Row, of_file, of_library, of_memory, row
-from .paths import DATA
 
 SPLITS = ("calibration", "recovery", "validation")
 WORDS = {  # of a file's name, the first that is found; all files with it are read

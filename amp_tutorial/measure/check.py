@@ -79,14 +79,17 @@ def preview(model: PreTrainedModel, plan: Plan) -> Preview:
         config = smaller_config(anatomy, plan)
         small = without_weights(config)
     a_head = 2 * anatomy.head_dim * next(model.parameters()).element_size()  # its keys and values in one layer's cache
-    cached = _cached_heads(anatomy)
+    cached, caching = _cached_heads(anatomy), _caching(anatomy)
     return Preview(
         layers=(anatomy.layers, depth),
         heads=(anatomy.heads, heads),
         groups=(anatomy.groups, groups),
         neurons=(anatomy.neurons, neurons),
         parameters=(model.num_parameters(), small.num_parameters() if config else 0),
-        kv_cache_per_token=(a_head * cached * anatomy.layers, a_head * (cached - anatomy.groups + groups) * depth),
+        kv_cache_per_token=(
+            a_head * cached * len(caching),
+            a_head * (cached - anatomy.groups + groups) * len({*caching} & {*plan.kept_layers}),
+        ),
         model_types=(kind, config.model_type if config else ""),
         architecture=type(small).__name__ if config else "",
         why=_why(anatomy, config),
@@ -113,6 +116,11 @@ def _cached_heads(anatomy: Anatomy) -> int:
         return anatomy.groups
     shared = getattr(config, "multi_query", False) and not getattr(config, "new_decoder_architecture", False)
     return 1 if shared else getattr(config, "num_key_value_heads", None) or anatomy.heads
+
+
+def _caching(anatomy: Anatomy) -> list[int]:
+    """The layers that keep keys and values: of some families only some have attention."""
+    return [i for i in range(anatomy.layers) if anatomy.layer(i).output is not None]
 
 
 # What a model costs, before it is loaded
@@ -160,12 +168,12 @@ def estimate(
     """
     config = config if isinstance(config, PreTrainedConfig) else configuration(config)
     stored = dtype or config.dtype or torch.float32
-    element = (getattr(torch, stored) if isinstance(stored, str) else stored).itemsize
-    model = without_weights(config)
+    stored = getattr(torch, stored) if isinstance(stored, str) else stored
+    element, model = stored.itemsize, without_weights(config, stored)
     anatomy = Anatomy.of(model)
     query, shared = anatomy.features("query"), anatomy.features("shared")
     neurons = anatomy.neurons or getattr(config, "intermediate_size", 0)
-    weights = model.num_parameters() * element
+    weights = sum(p.nbytes for p in model.parameters())  # some routers stay in float32
     # Of one layer at a time: residual and normed states, and either gate, up, their product and its copy without
     # padding; or q, k, v, rotated q and k, and what the heads give. `score` itself goes by small stretches of tokens.
     activations = (3 * anatomy.hidden + max(4 * neurons, 3 * query + 3 * shared)) * element
@@ -173,7 +181,7 @@ def estimate(
     return Estimate(
         parameters=model.num_parameters(),
         weights=weights,
-        kv_cache_per_token=2 * anatomy.layers * _cached_heads(anatomy) * anatomy.head_dim * element,
+        kv_cache_per_token=2 * len(_caching(anatomy)) * _cached_heads(anatomy) * anatomy.head_dim * element,
         score_peak=weights + batch * length * activations,
         prune_peak=2 * weights,
         disk=weights,

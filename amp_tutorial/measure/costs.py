@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import transformers
@@ -77,6 +78,7 @@ def kv_cache_bytes(
     """Bytes of keys and values after `tokens` tokens of each text, as transformers holds them.
 
     2 · layers · key-value heads · head_dim · tokens · bytes per value; a sliding window stops its layer's growth.
+    Layers with a convolution or a state space instead of attention keep a state that does not grow; it is not counted.
 
     Args:
         model: a model, or its configuration.
@@ -88,7 +90,12 @@ def kv_cache_bytes(
     twin = _on_meta(model, tokens, batch, dtype)
     ids = torch.zeros((batch, tokens), dtype=torch.long, device="meta")
     cache = twin.base_model(input_ids=ids, use_cache=True).past_key_values
-    return sum(t.nbytes for layer in cache.layers for t in (layer.keys, layer.values))
+    return _kept(cache)
+
+
+def _kept(cache: Any) -> int:
+    """Bytes of the keys and values in a cache; layers without attention have none there."""
+    return sum(t.nbytes for layer in cache.layers if hasattr(layer, "keys") for t in (layer.keys, layer.values))
 
 
 def _on_meta(
@@ -140,7 +147,7 @@ def size(model: PreTrainedModel, length: int = 128) -> Size:
         block_parameters=anatomy.block_parameters,
         bytes=sum(p.numel() * p.element_size() for p in model.parameters()),
         macs_per_token=counter.get_total_flops() / 2 / length,
-        kv_cache_bytes_per_token=sum(t.nbytes for layer in cache.layers for t in (layer.keys, layer.values)),
+        kv_cache_bytes_per_token=_kept(cache),
     )
 
 

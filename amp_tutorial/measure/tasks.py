@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from ..files.paths import DATA
+from ..files import DATA
 from .intervals import Interval, proportion
 from .intervals import accuracy as accuracy_of
 

@@ -1,7 +1,8 @@
-"""Plans that take whole layers as well as heads and neurons, on one budget."""
+"""Plans that take whole layers, or tokens of the vocabulary, as well as heads and neurons, on one budget."""
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from transformers import PreTrainedModel
 
@@ -27,6 +28,7 @@ from ..core.plans import (
 )
 from ..core.scores import Scores
 from .flap import joint_share
+from .vocabulary import possible_tokens, rows_of, token_parameters
 
 
 def with_layers(plan: Plan, layers: Sequence[int], model: PreTrainedModel) -> Plan:
@@ -52,7 +54,29 @@ def with_layers(plan: Plan, layers: Sequence[int], model: PreTrainedModel) -> Pl
     )
     each = narrower(anatomy, fewer)
     gone = sum(each if i in kept else count for i, count in enumerate(anatomy.layer_parameters))
-    return replace(fewer, achieved=gone / counted(anatomy, plan.of))
+    return replace(fewer, achieved=gone / counted(anatomy, plan.of) + _share(model, plan))
+
+
+def with_tokens(plan: Plan, tokens: Sequence[int], model: PreTrainedModel) -> Plan:
+    """A plan with only these tokens of the vocabulary kept, and heads, neurons and layers as it says.
+
+    Args:
+        tokens: kept tokens, ascending, as `tokens_in_use` gives them.
+        model: the dense model, which says what a token is worth: nothing, where ratios are of block parameters.
+
+    Raises:
+        ValueError: no token, one twice or not in order, one that the model does not have; one goes that a configuration
+            names, such as the end of a text.
+    """
+    fewer = replace(plan, tokens=possible_tokens(model, tokens))
+    return replace(fewer, achieved=plan.achieved - _share(model, plan) + _share(model, fewer))
+
+
+def _share(model: PreTrainedModel, plan: Plan) -> float:
+    """Of the parameters that the plan's ratio refers to, those of tokens that go."""
+    if plan.tokens is None or plan.of != "parameters":
+        return 0.0
+    return (rows_of(model) - len(plan.tokens)) * token_parameters(model) / int(model.num_parameters())
 
 
 def planned(
@@ -116,6 +140,29 @@ def plan_with_layers(
         ValueError: see `planned`.
     """
     return planned(model, scores, pruning_ratio, layers=layers, unit=unit)
+
+
+def plan_with_tokens(
+    model: PreTrainedModel, scores: Scores, pruning_ratio: float, tokens: Sequence[int], **widths: Any
+) -> Plan:
+    """Vocabulary and width on one budget: these tokens stay, and heads and neurons make up for the rest of the ratio.
+
+    Args:
+        pruning_ratio: share of all parameters to remove, in (0, 1).
+        tokens: kept tokens, ascending, as `tokens_in_use` gives them; what the others hold counts.
+        widths: `parts`, `unit`, `align`, `nearest` and `layers` of `planned`.
+
+    Raises:
+        ValueError: the tokens that go hold more than the ratio; what `with_tokens` and `planned` refuse.
+    """
+    first = with_tokens(whole_plan(Anatomy.of(model)), tokens, model)
+    if (rest := a_ratio(pruning_ratio) - first.achieved) <= 0:
+        raise ValueError(
+            f"The tokens that go are {first.achieved:.1%} of all parameters, no less than pruning_ratio="
+            f"{pruning_ratio}; keep more of them, or ask for more."
+        )
+    wide = planned(model, scores, rest, **widths)
+    return replace(with_tokens(wide, tokens, model), asked=pruning_ratio)
 
 
 def plan_jointly(model: PreTrainedModel, scores: Scores, pruning_ratio: float, unit: str = "groups") -> Plan:

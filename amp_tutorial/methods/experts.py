@@ -7,6 +7,7 @@ the same in every layer, so as many go from each layer, and each layer chooses i
 import copy
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
@@ -20,7 +21,10 @@ from ..core.sums import Batch, entering, evaluating, model_inputs
 from ..core.surgery import Pruned
 
 EXPERT_CRITERIA = ("reap", "frequency")
-COUNTS = ("num_local_experts", "num_experts", "n_routed_experts")  # what configurations call the number of experts
+# What configurations call the number of experts, and how many of them a token is routed to
+COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+CHOSEN = ("num_experts_per_tok", "moe_k")
+ALWAYS_TWO = ("phimoe", "glm4_moe")  # whose routers look for the two highest, whatever the configuration says
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,8 @@ def mixtures(model: PreTrainedModel) -> dict[int, tuple[Any, Any]]:
     found: dict[int, tuple[Any, Any]] = {}
     for i in range(anatomy.layers):
         for module in model.get_submodule(f"{anatomy.family.layers}.{i}").modules():
-            experts, router = getattr(module, "experts", None), getattr(module, "gate", None)
+            experts = getattr(module, "experts", None)
+            router = getattr(module, "gate", None) or getattr(module, "router", None)
             if isinstance(experts, nn.Module) and isinstance(router, nn.Module) and hasattr(router, "weight"):
                 found[i] = (router, experts)
     if not found:
@@ -53,7 +58,7 @@ def mixtures(model: PreTrainedModel) -> dict[int, tuple[Any, Any]]:
     for i, (router, experts) in found.items():
         count = router.weight.shape[0]
         if (
-            any(p.ndim != 3 or len(p) != count for p in experts.parameters())
+            any(p.ndim < 2 or len(p) != count for p in experts.parameters())
             or getattr(experts, "num_experts", 0) != count
         ):
             raise ValueError(
@@ -91,7 +96,8 @@ def score_experts(
 
     def watch(i: int, experts: Any) -> Any:
         def look(_: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-            x, index, weights = (args[n] if n < len(args) else kwargs[name] for n, name in enumerate(GIVEN))
+            names = list(signature(experts.forward).parameters)[:3]  # states, numbers of experts, weights
+            x, index, weights = (args[n] if n < len(args) else kwargs[name] for n, name in enumerate(names))
             x, index, weights = x.flatten(0, -2)[mask], index.flatten(0, -2)[mask], weights.flatten(0, -2)[mask]
             for e, rows, weight in routed(index, weights, len(sums[i])):
                 counts[i][e] += len(rows)
@@ -123,9 +129,6 @@ def score_experts(
     return scores
 
 
-GIVEN = ("hidden_states", "top_k_index", "top_k_weights")  # what packed experts are called with
-
-
 def routed(
     index: Int[Tensor, "tokens chosen"], weights: Float[Tensor, "tokens chosen"], experts: int
 ) -> Iterator[tuple[int, Int[Tensor, " rows"], Float[Tensor, " rows"]]]:
@@ -150,8 +153,8 @@ def drop_experts(model: PreTrainedModel, scores: Mapping[int, Tensor], keep: int
         The model; a plan that keeps all heads and neurons; a report of which experts stay (`Mixtures`).
 
     Raises:
-        ValueError: no experts; scores of other layers or experts, or NaN; a number that is none; groups of experts,
-            from which routers choose first.
+        ValueError: no experts; scores of other layers or experts, or NaN; a number that is none; one expert where
+            routers always take two; groups of experts, from which routers choose first.
     """
     found, config = mixtures(model), model.config
     shapes = {i: len(router.weight) for i, (router, _) in found.items()}
@@ -160,6 +163,8 @@ def drop_experts(model: PreTrainedModel, scores: Mapping[int, Tensor], keep: int
     [count] = set(shapes.values())
     if not 1 <= keep < count:
         raise ValueError(f"keep={keep} of {count} experts is not possible: at least 1 goes and 1 stays.")
+    if keep < 2 and config.model_type in ALWAYS_TWO:
+        raise ValueError(f"The routers of a {config.model_type} look for two experts always; keep at least 2.")
     if (getattr(config, "n_group", None) or 1) > 1:
         raise ValueError(
             f"Its router chooses among {config.n_group} groups of experts first, which would not stay equal."
@@ -169,11 +174,13 @@ def drop_experts(model: PreTrainedModel, scores: Mapping[int, Tensor], keep: int
     for i, (router, experts) in mixtures(small).items():
         stay = torch.tensor(kept[i], device=router.weight.device)
         for module in (router, experts):
-            for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
-                if tensor.ndim and len(tensor) == count:  # of each expert a row or bias of the router, a matrix
-                    data = tensor.detach().index_select(0, stay)
+            for part in module.modules():
+                for name, tensor in [*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)]:
+                    if count not in tensor.shape[:1] and tensor.shape != (1, count):
+                        continue  # else of each expert a row or bias of the router, a correction of it, a matrix
+                    data = tensor.detach().index_select(0 if len(tensor) == count else 1, stay)
                     learned = isinstance(tensor, nn.Parameter)
-                    setattr(module, name, nn.Parameter(data, tensor.requires_grad) if learned else data)
+                    setattr(part, name, nn.Parameter(data, tensor.requires_grad) if learned else data)
             for name in COUNTS:
                 if getattr(module, name, None) == count:
                     setattr(module, name, keep)
@@ -182,6 +189,7 @@ def drop_experts(model: PreTrainedModel, scores: Mapping[int, Tensor], keep: int
     for name in COUNTS:
         if getattr(config, name, None) == count:
             setattr(small.config, name, keep)
-    if (getattr(config, "num_experts_per_tok", None) or 0) > keep:
-        small.config.num_experts_per_tok = keep
+    for name in CHOSEN:
+        if (getattr(config, name, None) or 0) > keep:
+            setattr(small.config, name, keep)
     return Pruned(small, whole_plan(Anatomy.of(model)), Mixtures(kept, count))

@@ -5,7 +5,7 @@ import random
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,19 +160,32 @@ def seeded(model: torch.nn.Module, seed: int) -> Iterator[None]:
 
 
 def adapted(model: PreTrainedModel, rank: int = 8, alpha: int = 16, dropout: float = 0.05) -> PeftModel:
-    """A copy of the model with adapters, which alone are trained, on every linear map of its blocks."""
-    block = model.get_submodule(f"{Anatomy.of(model).family.layers}.0")
-    linear = {name.rsplit(".", 1)[-1] for name, m in block.named_modules() if isinstance(m, torch.nn.Linear | Conv1D)}
-    adapter = LoraConfig(
-        r=rank,
-        lora_alpha=alpha,
-        lora_dropout=dropout,
-        target_modules=sorted(linear),
-        task_type="CAUSAL_LM",
-    )
-    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # peft asks for what transformers renamed
-        tuned: PeftModel = get_peft_model(copy.deepcopy(model), adapter)
-    return tuned
+    """A copy of the model with adapters, which alone are trained, on every linear map of its blocks.
+
+    Packed experts have none. Where peft takes what stands beside them for theirs (a shared expert), only attention has.
+    """
+    family = Anatomy.of(model).family
+    inside = model.get_submodule(family.layers).named_modules(prefix=family.layers)
+    linear = {name for name, m in inside if type(m) in (torch.nn.Linear, Conv1D)}  # a router can be more than that
+    if not family.no_neurons:
+        linear = {name.rsplit(".", 1)[-1] for name in linear}
+
+    def on(names: Collection[str]) -> PeftModel:
+        adapter = LoraConfig(
+            r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=sorted(names), task_type="CAUSAL_LM"
+        )
+        with warnings.catch_warnings(
+            action="ignore", category=FutureWarning
+        ):  # peft asks for what transformers renamed
+            tuned: PeftModel = get_peft_model(copy.deepcopy(model), adapter)
+        return tuned
+
+    try:
+        return on(linear)
+    except ValueError:
+        if not family.no_neurons:
+            raise
+        return on({name for name in linear if name.endswith((family.query, family.key, family.value, family.output))})
 
 
 def encode(

@@ -15,14 +15,14 @@ LLM Surgeon). Here it ends in a stock checkpoint, with as many heads and neurons
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..core.anatomy import Anatomy
-from ..core.plans import Plan
+from ..core.plans import Plan, whole_plan
 from ..core.sums import Batch, held
 from ..core.surgery import Pruned, _fits, prune
 from .hidden_size import Turn, slice_hidden, sliced_config
@@ -60,7 +60,7 @@ def repair(
     """Prune by a plan and refit both output projections of every layer that stays, one layer after the other.
 
     A layer that the plan drops is passed by; what it would have added is lacking in the residual stream, so the next
-    ones make up for it.
+    ones make up for it. Tokens that it drops go at the end: the batches may hold them.
 
     Memory beside the dense and the pruned model: a copy of one layer; the hidden states of both streams, 2 · hidden
     numbers for every calibration token, padding included; of one dense layer what enters it and what its projections
@@ -77,7 +77,7 @@ def repair(
         model: the dense model; it is not changed.
         batches: calibration batches as for `score`, but held.
         reselect: keep the plan's widths, but choose which heads and neurons stay by the error that remains after refit
-            (see `eliminate`), layer by layer. Where a norm spans all heads (OLMo-2) the plan's heads stay.
+            (see `eliminate`), layer by layer. Where a norm spans all heads (OLMo-2), or neurons, the plan's stay.
         sequential: X are the inputs in the pruned and already repaired model, and Y also makes up for what its residual
             stream lacks at that place. False: X and Y both of the dense model, from one pass.
         refit_inputs: refit also the matrices before the heads and neurons (q, k and v; gate and up, or fc1), just
@@ -109,7 +109,7 @@ def repair(
     if hidden_size is not None:
         sliced_config(anatomy, hidden_size)  # refuses before any work
         turn = Turn(anatomy, rotation(model, batches), hidden_size)
-    refits = Refits(anatomy, plan, batches, options, turn, metric)
+    refits = Refits(anatomy, replace(plan, tokens=None), batches, options, turn, metric)
     weights: dict[str, Tensor] = {}
     model.eval()
     try:
@@ -123,4 +123,6 @@ def repair(
     small = prune(model, refits.plan).model
     small = small if turn is None else slice_hidden(small, turn.rotation, turn.hidden).model
     small.load_state_dict(weights, strict=False)
-    return Pruned(small, refits.plan, Fits(refits.fits))
+    if plan.tokens is not None:
+        small = prune(small, whole_plan(Anatomy.of(small), tokens=plan.tokens), inplace=True).model
+    return Pruned(small, replace(refits.plan, tokens=plan.tokens), Fits(refits.fits))

@@ -20,7 +20,7 @@ from .hidden_size import Turn
 from .layerwise import Walk, weights_change
 from .normal_equations import Normal, eliminate
 from .projections import ends, projection, readers, residual_scale, stream, watch, with_bias
-from .taylor import Metric
+from .taylor import PARTS, Metric
 
 LITTLE = 1e-3  # share of the mean that each direction of a metric has at least
 STEP = 4096  # tokens of a step of polishing
@@ -124,7 +124,6 @@ class Refits:
             raise ValueError("The calibration batches hold no tokens: repair needs some text; see amp.calibration.")
         self.anatomy, self.options, self.turn, self.metric = anatomy, options, turn, metric
         self.plan = replace(plan, heads=list(plan.heads), neurons=list(plan.neurons))
-        self.parts = ["heads", *(["neurons"] if anatomy.neurons else [])]
         directions = None if turn is None else turn.directions
         self.dense, self.ours = Walk(anatomy, batches), Walk(anatomy, batches, directions)  # two streams, one model
         self.masks = [batch["attention_mask"].bool() for batch in batches]
@@ -146,11 +145,12 @@ class Refits:
         prefix = f"{self.anatomy.family.layers}.{i}."
         block, wanted = self._block(i), self._wanted(i)
         ours = self.anatomy.layer(i, block)
-        changed = [projection(ours, part) for part in self.parts]
+        parts = self._parts(ours)
+        changed = [projection(ours, part) for part in parts]
         with ExitStack() as hooks:
             for handle in narrowed(self.anatomy, self.plan, i, block):
                 hooks.callback(handle.remove)
-            for part in self.parts:
+            for part in parts:
                 if self.options.refit_inputs and readers(ours, part):
                     self._read(i, part, block, wanted)
                     changed += readers(ours, part)
@@ -167,6 +167,10 @@ class Refits:
             return {f"{prefix}{n}": p.detach() for n, p in block.named_parameters()}
         names = {module: name for name, module in block.named_modules()}
         return {f"{prefix}{names[m]}.{n}": p.detach() for m in changed for n, p in m.named_parameters()}
+
+    def _parts(self, layer: Layer) -> list[str]:
+        """What the layer has of the two: some have no attention, and of experts the projection is not seen."""
+        return [part for part in PARTS if projection(layer, part) is not None]
 
     def _block(self, i: int) -> nn.Module:
         """A copy of layer i, sliced if it is asked."""
@@ -204,7 +208,7 @@ class Refits:
     def _wanted(self, i: int) -> list[Wanted]:
         """What the dense layer i makes of each batch, in one pass; held until the layer is done."""
         dense, found = self.anatomy.layer(i), []
-        reading = [m for part in self.parts for m in readers(dense, part)] if self.options.refit_inputs else []
+        reading = [m for part in self._parts(dense) for m in readers(dense, part)] if self.options.refit_inputs else []
         for b in range(len(self.masks)):
             with self.dense.only(i, go_on=True), watch(dense) as seen, ends({m: m for m in reading}) as read:
                 entered, _ = self.dense.step(b)
@@ -335,7 +339,8 @@ class Refits:
         dense = with_bias(exact(weight), module.bias)
         rows = "query" if heads else "neurons"
         some_go = len(_kept(self.anatomy, self.plan, i)[rows]) < count
-        if self.options.reselect and some_go and not (heads and self.anatomy.family.spanning):
+        spanned = dict(self.anatomy.family.norms).values() if self.anatomy.family.spanning else ()
+        if self.options.reselect and some_go and rows not in spanned:
             self._choose(i, heads, normal, dense)
         kept = _kept(self.anatomy, self.plan, i)[rows].to(weight.device)
         columns = kept.to(dense.device)

@@ -39,6 +39,20 @@ def settings(config: PreTrainedConfig, kept: list[int]) -> dict[str, Any]:
         step, plain = config.decoder_sparse_step, config.mlp_only_layers
         found["mlp_only_layers"] = [new for new, i in enumerate(kept) if i in plain or (i + 1) % step]
         found["decoder_sparse_step"] = 1
+    if hasattr(config, "attention_types"):  # GPT-Neo: kinds of layers, and how often they follow each other
+        found["attention_types"] = [[[config.attention_layers[i]], 1] for i in kept]
+        found["attention_layers"] = [config.attention_layers[i] for i in kept]
+    if hasattr(config, "first_k_dense_replace"):  # the layers before this one have no experts
+        found["first_k_dense_replace"] = sum(i < config.first_k_dense_replace for i in kept)
+    if hasattr(config, "moe_layer_start_index"):  # ERNIE: those with experts lie between two, in steps
+        first, last, step = config.moe_layer_start_index, config.moe_layer_end_index, config.moe_layer_interval
+        mixed = [new for new, i in enumerate(kept) if first <= i <= last and (i + 1) % step == 0] or [len(kept)]
+        if mixed != list(range(mixed[0], mixed[-1] + 1)):
+            raise ValueError(
+                "Layers with experts would no longer follow each other, which a configuration of ERNIE cannot say; "
+                "keep other layers."
+            )
+        found |= dict(moe_layer_start_index=mixed[0], moe_layer_end_index=mixed[-1], moe_layer_interval=1)
     return found
 
 

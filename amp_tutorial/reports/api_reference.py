@@ -7,7 +7,7 @@ from functools import cache
 
 import amp_tutorial as amp
 
-from ..files.paths import PACKAGE
+from ..files import PACKAGE
 from .architecture import floors, on, public
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -88,7 +88,8 @@ OLDER = "older_calls"  # where the names stand that go with the next version
 def entry(name: str) -> list[str]:
     """One public name: a heading, where it is, how it is called or what it holds, and what its docstring says."""
     module, node = definition(public()[name], name)
-    path = f"{PACKAGE.name}/{module.replace('.', '/')}.py"
+    stem = f"{PACKAGE.name}/{module.replace('.', '/')}"
+    path = f"{stem}/__init__.py" if (PACKAGE.parent / stem).is_dir() else f"{stem}.py"
     lines = [f"### amp.{name}", f"[{path}](../{path})", ""]
     if isinstance(node, Function):
         return [*lines, "```python", signature(module, node), "```", prose(ast.get_docstring(node) or ""), ""]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from html import escape
 
-from ..files.paths import PACKAGE
+from ..files import PACKAGE
 
 APART = "tinyworld"  # made the models, texts and tasks once; nothing else in the package needs it
 BESIDE = {  # what is in the repository and not in the package

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..files.paths import DATA
+from ..files import DATA
 from ..files.texts import CORPORA
 from ..runs import collection, functions, grid, sweep
 from . import boards, measurements, standings

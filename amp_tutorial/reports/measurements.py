@@ -20,8 +20,8 @@ import amp_tutorial as amp
 
 from ..core.checkpoint import configuration
 from ..core.sums import Batch
+from ..files import DATA
 from ..files.checkpoints import located, sha256
-from ..files.paths import DATA
 from ..files.texts import CORPORA, fingerprint, perplexity_text, text_source, texts
 from ..measure.tasks import known_tasks, task_names
 from ..runs.execute import RECORD

@@ -15,8 +15,9 @@ from typing import Any
 
 from amp_tutorial import DATA, FAMILIES, Family
 
+from ..files import ROOT
 from ..files.atomic import write_text
-from ..files.paths import ROOT
+from ..files.checkpoints import refused
 from ..runs.parameters import effective, names, notebook_named, parameters_of
 from . import api_reference, architecture, boards, real, real_lessons, standings, summary
 
@@ -134,6 +135,8 @@ def families_table() -> str:
     rows: dict[tuple[str, str, str], list[str]] = {}
     for kind, family in FAMILIES.items():
         rows.setdefault(family_cells(family), []).append(f"`{kind}`")
+    for kind, why in refused().items():
+        rows.setdefault(("none", "none", f"refused: {why}"), []).append(f"`{kind}`")
     lines = ["| `model_type` | heads | neurons | saved |", "|---|---|---|---|"]
     return "\n".join([*lines, *(f"| {', '.join(kinds)} | {' | '.join(said)} |" for said, kinds in rows.items())])
 

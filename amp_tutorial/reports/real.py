@@ -15,8 +15,8 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 
+from ..files import DATA
 from ..files.atomic import write_bytes
-from ..files.paths import DATA
 from ..measure.comparisons import Comparison, compare_perplexity
 from ..measure.intervals import Interval, raised
 from ..methods.lora import RecoveryConfig

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..files.paths import DATA
+from ..files import DATA
 from ..measure.intervals import Interval
 from ..runs.parameters import read_yaml
 from .groups import Group

@@ -19,8 +19,8 @@ import matplotlib.pyplot as plt
 
 import amp_tutorial as amp
 
+from ..files import DATA
 from ..files.atomic import write_text, written_file
-from ..files.paths import DATA
 from ..measure.comparisons import Comparison
 from ..measure.intervals import Interval
 from ..runs import collection, sweep

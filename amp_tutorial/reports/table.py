@@ -16,8 +16,8 @@ from typing import Any
 
 import amp_tutorial
 
+from ..files import DATA
 from ..files.atomic import write_bytes, written_file
-from ..files.paths import DATA
 from . import groups, reference
 from .groups import BASES, REMOVED, Folder, Group, setting, varying
 from .measured import is_perplexity

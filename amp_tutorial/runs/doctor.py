@@ -21,8 +21,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
+from ..files import DATA
 from ..files.downloads import KNOWN, ask_hub, hub_address, place_of
-from ..files.paths import DATA
 from . import this_machine
 
 TASK_DATA = ("piqa", "hellaswag", "winogrande", "ai2_arc")  # as their folders in the cache of datasets are called

@@ -15,9 +15,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from ..files import DATA
 from ..files.checkpoints import located
 from ..files.downloads import KNOWN
-from ..files.paths import DATA
 from ..files.texts import CORPORA, copy_of, files_of_all_splits
 from .functions import function_sha256, is_function
 from .package_code import NUMBERS, code_sha256

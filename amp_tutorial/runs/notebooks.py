@@ -21,7 +21,7 @@ import nbformat
 import psutil
 from nbformat import NotebookNode
 
-from ..files.paths import ROOT, STATIC
+from ..files import ROOT, STATIC
 from .notebook_process import DEAD, NOTEBOOK
 from .record import STAGES
 

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from ..core.families import TABLES
-from ..files.paths import PACKAGE
+from ..files import PACKAGE
 
 NUMBERS = ("files", "core", "measure", "methods", "scale")  # folders with code that can change a number
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)

@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from ..files.paths import DATA, NOTEBOOKS, PACKAGE
+from ..files import DATA, NOTEBOOKS, PACKAGE
 
 Value = str | int | float | bool
 FOLDERS = (NOTEBOOKS, PACKAGE / "notebooks")  # of a clone, and of an installed package

@@ -17,10 +17,10 @@ from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
+from ..files import DATA
 from ..files.atomic import write_json
 from ..files.checkpoints import located, made_from
 from ..files.downloads import sha256
-from ..files.paths import DATA
 from ..measure import intervals
 from .this_machine import GPU, device_name, peak_memory, reset_peak, uses_gpu, versions
 

@@ -21,8 +21,8 @@ from ..core.anatomy import Anatomy
 from ..core.checkpoint import configuration
 from ..core.criteria import named
 from ..core.surgery import smaller_config
+from ..files import DATA
 from ..files.checkpoints import check_saving, located
-from ..files.paths import DATA
 from ..scale.peak_memory import shadow
 from .this_machine import free_disk
 from .workload import Speed, chosen_plan, device_of, download, operations, speed_of, stage_peaks

@@ -5,6 +5,7 @@ what `score`, `plan`, `repair`, `prune` and `save` compute, in the same order, s
 the CPU).
 """
 
+import copy
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
@@ -31,6 +32,7 @@ from ..methods.projections import roles
 from ..methods.repair import Fits
 from ..methods.repair_layer import Options, Refits
 from ..methods.rotation import Moments, Rotation
+from ..methods.vocabulary import changed, cut_rows, smaller_tokenizer
 from ..methods.whole_layers import cut_layer, renumbered
 from .checkpoint_on_disk import Folder, Shards, without_bars
 
@@ -124,7 +126,9 @@ def prune_folder(
             if folder.tokenizer is None:
                 raise ValueError(f"{source} has no tokenizer to read the text with; give batches=… instead.")
             batches = calibration(folder.tokenizer, text, seed=seed)
-        given = held(folder.model, batches or ())
+        given, tokenizer = held(folder.model, batches or ()), folder.tokenizer
+        if likely.tokens is not None and tokenizer is not None:
+            tokenizer = smaller_tokenizer(tokenizer, likely.tokens)
         with new_folder(target, [source], overwrite, CHECKPOINT) as beside:
             final = likely
             if choosing:
@@ -140,7 +144,7 @@ def prune_folder(
                 change = Turn(cut, turned, small.config.hidden_size)
             shards = Shards(small, beside, len(final.kept_layers) + 1)
             _write(folder, final if refits is None else refits.plan, refits, change, shards, progress)
-            shards.finish(folder.tokenizer)
+            shards.finish(tokenizer)
     if refits is None:
         return PrunedFolder(Path(target), final)
     refits.warn()
@@ -224,7 +228,9 @@ def _small(folder: Folder, plan: Plan, hidden: int | None) -> tuple[Anatomy, Pre
     if hidden is not None:
         roles(anatomy)
         small = built(sliced_config(anatomy, hidden))
-    small.generation_config = folder.model.generation_config
+    small.generation_config = copy.deepcopy(folder.model.generation_config)
+    if plan.tokens is not None:
+        small.generation_config.update(**changed(small.generation_config, plan.tokens))
     check_generation(small)
     return anatomy, small
 
@@ -242,4 +248,6 @@ def _write(
                     if i not in plan.kept_layers:
                         continue
                     tensors, refitted = (cut_layer(folder.anatomy, plan, i, some) for some in (tensors, refitted))
+                else:
+                    tensors, refitted = (cut_rows(folder.anatomy, plan, some) for some in (tensors, refitted))
                 shards.add((tensors if turn is None else turn(tensors)) | refitted)

@@ -41,7 +41,10 @@ def sharing(anatomy: Anatomy, sums: Sums) -> Iterator[None]:
     Only of float32 weights: in half precision the sum over heads would round otherwise than the projection does.
     """
     replaced: list[tuple[Any, str, Any]] = []
-    if (projected_l1, "heads") not in sums.totals or weight_of(anatomy.layer(0).output).dtype != torch.float32:
+    outputs = {i: anatomy.layer(i).output for i in range(anatomy.layers)}
+    outputs = {i: output for i, output in outputs.items() if output is not None}
+    kinds = {weight_of(output).dtype for output in outputs.values()}
+    if (projected_l1, "heads") not in sums.totals or kinds != {torch.float32}:
         with watching(anatomy, sums):
             yield
         return
@@ -70,8 +73,8 @@ def sharing(anatomy: Anatomy, sums: Sums) -> Iterator[None]:
 
     try:
         with watching(anatomy, sums, but=projected_l1):
-            for i in range(anatomy.layers):
-                share(i, anatomy.layer(i).output)
+            for i, output in outputs.items():
+                share(i, output)
             yield
     finally:
         for module, place, own in replaced:

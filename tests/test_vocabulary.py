@@ -1,0 +1,332 @@
+"""A smaller vocabulary: the same text in the same tokens, the same model for those that stay, and files that load."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import (
+    COVERING,
+    PLAIN,
+    TEXT,
+    VOCABULARY,
+    Shape,
+    batch,
+    byte_tokenizer,
+    equal,
+    every,
+    families,
+    prompts,
+    tiny,
+    weights,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+
+import amp_tutorial as amp
+from amp_tutorial.core.sums import model_inputs
+from amp_tutorial.methods import vocabulary
+from amp_tutorial.methods.shots import composed
+
+ROWS = prompts()
+TOKENS = sorted({0, 1, 2, 3} | {token for row in ROWS for token in row} | set(range(200, 259)))
+BATCHES = [batch(ROWS, left=left) for left in (False, True)]
+DOCUMENTS = [
+    *TEXT.split(". "),
+    "Élan vital, naïve façade: déjà vu!",
+    "the red kite the blue ball the old mill",
+    "def f(x):\n    return x ** 2  # 12345",
+    "  two  spaces,\ttabs\n\n\nand lines  ",
+    "數學 и алгебра 🙂🙃",
+]
+SPECIAL = ["<unk>", "<s>", "</s>"]
+
+
+def renumbered(tokens: Sequence[int]) -> list[dict[str, Tensor]]:
+    kept = torch.tensor(tokens)
+    return [{**each, "input_ids": torch.searchsorted(kept, each["input_ids"])} for each in BATCHES]
+
+
+def said(model: PreTrainedModel, each: dict[str, Tensor]) -> Tensor:
+    """Logits of the tokens that are there."""
+    with torch.no_grad():
+        logits: Tensor = model(**model_inputs(model, each)).logits
+    return logits[each["attention_mask"].bool()]
+
+
+# The tokenizer
+
+
+def fast(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
+    start, end, unknown = "<s>", "</s>", "<unk>"
+    pair = [(start, tokenizer.token_to_id(start))]
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=pair)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=start, eos_token=end, unk_token=unknown)
+
+
+def trained(kind: str) -> PreTrainedTokenizerFast:
+    """A tokenizer of each kind that language models have, trained on the documents."""
+    options: dict[str, Any] = dict(special_tokens=SPECIAL, show_progress=False)
+    if kind == "bytes":
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        trainer: Any = trainers.BpeTrainer(
+            vocab_size=500, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), **options
+        )
+    elif kind == "sentencepiece":  # LLaMA 2: letters, and bytes for those that are not there
+        bytes_of = [f"<0x{n:02X}>" for n in range(256)]
+        tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        tokenizer.decoder = decoders.Sequence(
+            [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        )
+        trainer = trainers.BpeTrainer(
+            vocab_size=600, limit_alphabet=40, **options | dict(special_tokens=SPECIAL + bytes_of)
+        )
+    elif kind == "unigram":
+        tokenizer = Tokenizer(models.Unigram())
+        tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+        trainer = trainers.UnigramTrainer(vocab_size=200, unk_token="<unk>", **options)
+    elif kind == "wordpiece":
+        tokenizer = Tokenizer(models.WordPiece(unk_token="<unk>"))
+        tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Whitespace(), decoders.WordPiece()
+        trainer = trainers.WordPieceTrainer(vocab_size=300, **options)
+    else:
+        tokenizer = Tokenizer(models.WordLevel(unk_token="<unk>"))
+        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+        trainer = trainers.WordLevelTrainer(**options)
+    tokenizer.train_from_iterator(DOCUMENTS * 3, trainer)
+    stored = json.loads(tokenizer.to_str())
+    stored["added_tokens"] = [token for token in stored["added_tokens"] if token["content"] in SPECIAL]
+    return fast(Tokenizer.from_str(json.dumps(stored)))
+
+
+KINDS = ["bytes", "sentencepiece", "unigram", "wordpiece", "words"]
+TOKENIZERS = {kind: trained(kind) for kind in KINDS}
+
+
+def model_for(tokenizer: PreTrainedTokenizerFast, **settings: Any) -> PreTrainedModel:
+    ids = {name: tokenizer.convert_tokens_to_ids(name) for name in SPECIAL}
+    ends = dict(bos_token_id=ids["<s>"], eos_token_id=ids["</s>"], pad_token_id=None)
+    return tiny(PLAIN, vocabulary=len(tokenizer), **ends | settings)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(chosen=st.lists(st.integers(0, len(DOCUMENTS) - 1), min_size=1, max_size=3, unique=True))
+def test_the_text_is_read_in_the_same_tokens(kind: str, chosen: list[int]) -> None:
+    tokenizer, text = TOKENIZERS[kind], [DOCUMENTS[i] for i in chosen]
+    tokens = amp.tokens_in_use(model_for(tokenizer), tokenizer, text)
+    smaller = amp.smaller_tokenizer(tokenizer, tokens)
+    assert len(smaller) == len(tokens) <= len(tokenizer)
+    for document in text:
+        ids = smaller(document)["input_ids"]
+        assert [tokens[number] for number in ids] == tokenizer(document)["input_ids"]
+        assert smaller.decode(ids) == tokenizer.decode(tokenizer(document)["input_ids"])
+    for name in SPECIAL:
+        assert tokens[smaller.convert_tokens_to_ids(name)] == tokenizer.convert_tokens_to_ids(name)
+
+
+@pytest.mark.parametrize("kind", ["bytes", "sentencepiece"])
+def test_any_other_text_can_still_be_written(kind: str) -> None:
+    tokenizer = TOKENIZERS[kind]
+    smaller = amp.smaller_tokenizer(tokenizer, amp.tokens_in_use(model_for(tokenizer), tokenizer, ["the mill"]))
+    assert len(smaller) < len(tokenizer)
+    for document in DOCUMENTS:
+        one, other = (t.decode(t(document)["input_ids"], skip_special_tokens=True) for t in (tokenizer, smaller))
+        assert other == one == document
+
+
+def test_what_is_rare_goes_too_and_is_then_read_in_pieces() -> None:
+    tokenizer = TOKENIZERS["bytes"]
+    model, text = model_for(tokenizer), ["the kite", "the mill", "the ball"]
+    used, often = (amp.tokens_in_use(model, tokenizer, text, least=n) for n in (1, 2))
+    assert set(often) < set(used)
+    smaller = amp.smaller_tokenizer(tokenizer, often)
+    assert smaller.decode(smaller("the kite")["input_ids"], skip_special_tokens=True) == "the kite"
+    assert len(smaller("the kite")["input_ids"]) > len(tokenizer("the kite")["input_ids"])
+
+
+def test_older_files_say_merges_as_strings() -> None:
+    tokenizer = TOKENIZERS["bytes"]
+    stored = json.loads(tokenizer.backend_tokenizer.to_str())
+    stored["model"]["merges"] = [" ".join(pair) for pair in stored["model"]["merges"]]
+    older = fast(Tokenizer.from_str(json.dumps(stored)))
+    model = model_for(tokenizer)
+    assert amp.tokens_in_use(model, older, DOCUMENTS[:2]) == amp.tokens_in_use(model, tokenizer, DOCUMENTS[:2])
+    model_part = {"merges": stored["model"]["merges"]}
+    assert vocabulary._made_of("Ġthe", model_part) == vocabulary._made_of(
+        "Ġthe", {"merges": [pair.split(" ") for pair in stored["model"]["merges"]]}
+    )
+
+
+def test_added_tokens_and_a_chat_template_stay() -> None:
+    tokenizer = trained("bytes")
+    tokenizer.add_special_tokens({"additional_special_tokens": [AddedToken("<|turn|>", special=True)]})
+    tokenizer.add_tokens(["kite-like"])
+    tokenizer.chat_template = "{% for m in messages %}<|turn|>{{ m.role }} says {{ m.content }}{% endfor %}"
+    model = model_for(tokenizer)
+    tokens = amp.tokens_in_use(model, tokenizer, ["see the mill"])
+    smaller = amp.smaller_tokenizer(tokenizer, tokens)
+    talk = [{"role": "user", "content": "the mill"}, {"role": "assistant", "content": "the mill"}]
+    dense, small = (one.apply_chat_template(talk, tokenize=True, return_dict=False) for one in (tokenizer, smaller))
+    assert [tokens[number] for number in small] == dense
+    assert smaller.tokenize("a kite-like <|turn|>").count("kite-like") == 1
+    assert smaller.chat_template == tokenizer.chat_template
+
+
+# The model
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("shape", families(every([name for name in COVERING])))
+def test_the_cut_model_is_the_masked_one_and_loads_again(shape: Shape, tied: bool, tmp_path: Path) -> None:
+    model = tiny(Shape(**{**vars(shape), "tied": tied}))
+    before, whole = weights(model), amp.keep(model, amp.score(model, [], "random"))
+    plan = amp.with_tokens(whole, TOKENS, model)
+    with amp.masked(model, plan):
+        wanted = [said(model, each) for each in BATCHES]
+    gone = sorted(set(range(VOCABULARY)) - set(TOKENS))
+    assert all(bool((one[:, gone] == -torch.inf).all()) for one in wanted)
+    result = amp.prune(model, plan)
+    assert equal(before, model.state_dict())
+    small = renumbered(TOKENS)
+    found = [said(result.model, each) for each in small]
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other[:, TOKENS], rtol=0, atol=1e-5)
+    assert model.num_parameters() - result.model.num_parameters() == round(plan.achieved * model.num_parameters())
+    result.save(tmp_path / "small", byte_tokenizer())
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "small", dtype="auto").eval()
+    assert equal(again.state_dict(), result.model.state_dict())
+    for each, one in zip(small, found, strict=True):
+        torch.testing.assert_close(said(again, each), one, rtol=0, atol=1e-5)
+    loaded, tokenizer = amp.load(tmp_path / "small", device="cpu")
+    assert loaded.config.vocab_size == len(TOKENS) and tokenizer.convert_tokens_to_ids("<pad>") == 2
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])  # gemma2 bends its logits after the head
+def test_the_loss_of_the_masked_model_is_that_of_the_cut_one(family: str) -> None:
+    model = tiny(Shape(family))
+    plan = amp.with_tokens(amp.keep(model, amp.score(model, [], "random"), neurons=16), TOKENS, model)
+    given, small = ({**each[0], "labels": each[0]["input_ids"]} for each in (BATCHES, renumbered(TOKENS)))
+    with torch.no_grad(), amp.masked(model, plan):
+        wanted = model(**given).loss
+    found = amp.prune(model, plan).model(**small).loss
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=0)
+    assert model(**given).loss > wanted, "the dense model hands out probability to what goes"
+
+
+def test_masked_text_with_a_token_that_goes_is_refused() -> None:
+    model = tiny()
+    plan = amp.with_tokens(amp.keep(model, amp.score(model, [], "random")), range(200), model)
+    with amp.masked(model, plan), pytest.raises(ValueError, match=r"holds token 2\d\d, which the plan takes away"):
+        said(model, BATCHES[0])
+    said(model, BATCHES[0])  # the hooks are gone
+
+
+@pytest.mark.parametrize("ratio", [0.2, 0.35])
+@pytest.mark.parametrize("tied", [False, True])
+def test_tokens_and_widths_share_one_budget(tied: bool, ratio: float, tmp_path: Path) -> None:
+    model = tiny(Shape(layers=3, hidden=24, neurons=200, groups=2, group_size=2, tied=tied))
+    scores = amp.score(model, BATCHES)
+    plan = amp.plan_with_tokens(model, scores, ratio, TOKENS)
+    removed = 1 - amp.prune(model, plan).model.num_parameters() / model.num_parameters()
+    assert plan.asked == ratio and plan.achieved == pytest.approx(removed, abs=1e-12)
+    assert abs(plan.achieved - ratio) <= 3 * 3 * 24 / model.num_parameters(), "a neuron in each layer"
+    assert amp.Plan.load(plan.save(tmp_path / "plan.json")) == plan
+    assert f"of the vocabulary {len(TOKENS):,} tokens stay" in str(plan)
+    shallow = amp.with_layers(plan, [0, 2], model)
+    removed = 1 - amp.prune(model, shallow).model.num_parameters() / model.num_parameters()
+    assert shallow.achieved == pytest.approx(removed, abs=1e-12) and shallow.tokens == TOKENS
+    assert amp.with_tokens(plan, TOKENS, model) == plan, "tokens are not counted twice"
+    assert amp.preview(model, plan).parameters[1] == amp.prune(model, plan).model.num_parameters()
+
+
+def test_two_plans_in_a_row_are_one() -> None:
+    model = tiny()
+    scores = amp.score(model, BATCHES)
+    first = amp.with_tokens(amp.keep(model, scores, neurons=20), TOKENS, model)
+    small = amp.prune(model, first).model
+    then = amp.with_tokens(amp.keep(small, amp.score(small, renumbered(TOKENS)), neurons=12), range(40), small)
+    both = composed(first, then)
+    assert both.tokens == TOKENS[:40]
+    one, two = amp.prune(model, both).model, amp.prune(small, then).model
+    assert equal(one.state_dict(), two.state_dict())
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_repair_and_the_files_cut_alike(tied: bool, tmp_path: Path) -> None:
+    model = tiny(Shape(tied=tied, neurons=24))
+    plan = amp.with_tokens(amp.keep(model, amp.score(model, BATCHES), neurons=12), TOKENS, model)
+    without = amp.repair(model, amp.keep(model, amp.score(model, BATCHES), neurons=12), BATCHES, progress=False)
+    repaired = amp.repair(model, plan, BATCHES, progress=False)
+    assert repaired.plan == plan
+    dense, small = (said(m, b[0]) for m, b in ((without.model, BATCHES), (repaired.model, renumbered(TOKENS))))
+    torch.testing.assert_close(small, dense[:, TOKENS], rtol=0, atol=1e-5)
+    amp.save(model, byte_tokenizer(), tmp_path / "dense")
+    for name, repair in (("cut", False), ("repaired", True)):
+        folder = amp.prune_folder(
+            tmp_path / "dense", tmp_path / name, plan=plan, repair=repair, batches=BATCHES, progress=False
+        )
+        wanted = repaired.model if repair else amp.prune(model, plan).model
+        assert equal(folder.model.state_dict(), wanted.state_dict())
+        assert len(AutoTokenizer.from_pretrained(tmp_path / name)) == len(TOKENS)
+        assert folder.model.config.eos_token_id == folder.model.generation_config.eos_token_id == 1
+
+
+def test_what_the_configurations_name_is_numbered_anew() -> None:
+    model = tiny(vocabulary=300, eos_token_id=[1, 299], pad_token_id=None)
+    model.config.pad_token_id = 300  # that the model never had
+    model.generation_config.suppress_tokens = [5, 250, 270]
+    model.generation_config.bad_words_ids = [[250, 270], [5, 270]]
+    tokens = [0, 1, *range(240, 300)]
+    assert vocabulary.named_by(model.config) == {0, 1, 299, 300}
+    plan = amp.with_tokens(amp.keep(model, amp.score(model, [], "random")), tokens, model)
+    small = amp.prune(model, plan).model
+    assert (small.config.eos_token_id, small.config.bos_token_id, small.config.pad_token_id) == ([1, 61], 0, None)
+    generation = small.generation_config
+    assert (generation.eos_token_id, generation.suppress_tokens) == ([1, 61], [12, 32])
+    assert generation.bad_words_ids == [[12, 32]] and small.config.vocab_size == 62
+    assert model.generation_config.suppress_tokens == [5, 250, 270], "the dense model's stays"
+
+
+def test_the_committed_model_without_what_a_text_does_not_use(tmp_path: Path) -> None:
+    model, tokenizer = amp.load("tiny-llama", device="cpu")
+    text = amp.texts("tinyworld")[:40]
+    tokens = amp.tokens_in_use(model, tokenizer, text)
+    plan = amp.plan_with_tokens(model, amp.score(model, amp.calibration(tokenizer, samples=8)), 0.3, tokens)
+    folder = amp.prune(model, plan).save(tmp_path / "small")  # the tokenizer is that of where the model came from
+    small, smaller = amp.load(folder, device="cpu")
+    assert small.num_parameters() / model.num_parameters() == pytest.approx(0.7, abs=0.002)
+    assert [tokens[i] for i in smaller(text[0])["input_ids"]] == tokenizer(text[0])["input_ids"]
+    with amp.masked(model, plan), torch.no_grad():
+        wanted = model(**tokenizer(text[0], return_tensors="pt")).logits[..., tokens]
+    found = small(**smaller(text[0], return_tensors="pt")).logits.detach()
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
+
+
+def test_what_cannot_be_done_is_said() -> None:
+    model, tokenizer = tiny(), byte_tokenizer()
+    whole = amp.keep(model, amp.score(model, [], "random"))
+    for wrong in ([], [3, 2, 1], [0, 1, 1], [-1, 0], [0, 1, 2, 259]):
+        with pytest.raises(ValueError, match=r"tokens=… must name at least one token, each once, ascending, from 0 to"):
+            amp.with_tokens(whole, wrong, model)
+    with pytest.raises(ValueError, match=r"Token 1 goes, which the model's configuration has as eos_token_id; keep it"):
+        amp.with_tokens(whole, [0, 2, 3], model)
+    with pytest.raises(ValueError, match=r"The tokens that go are .* no less than pruning_ratio=0\.001"):
+        amp.plan_with_tokens(model, amp.score(model, BATCHES), 0.001, TOKENS)
+    with pytest.raises(ValueError, match="least=0 must be at least 1"):
+        amp.tokens_in_use(model, tokenizer, ["a"], least=0)
+    with pytest.raises(ValueError, match="The tokenizer needs token 1, which goes"):
+        amp.smaller_tokenizer(TOKENIZERS["bytes"], [0, 2, 3])
+    ending = Tokenizer(models.BPE({"a</w>": 0, "b": 1}, [], end_of_word_suffix="</w>"))
+    with pytest.raises(ValueError, match="marks where words begin or end"):
+        amp.tokens_in_use(model, PreTrainedTokenizerFast(tokenizer_object=ending), ["a"])
+    slow: Any = type("Slow", (), {})()
+    with pytest.raises(ValueError, match="A Slow is not of the tokenizers library"):
+        amp.tokens_in_use(model, slow, ["a"])
