@@ -148,9 +148,10 @@ def test_parameters_are_flat_literals(stem: str) -> None:
     (cell,) = [c for c in source(stem).cells if "parameters" in c.tags]
     names = set()
     for statement in ast.parse(cell.source).body:
-        assert isinstance(statement, ast.Assign), "papermill sees plain assignments only"
+        assert isinstance(statement, ast.AnnAssign), "papermill sees assignments only, and shows their types"
+        assert isinstance(statement.target, ast.Name) and statement.value is not None
         assert isinstance(ast.literal_eval(statement.value), (str, int, float, bool))
-        names |= {target.id for target in statement.targets if isinstance(target, ast.Name)}
+        names.add(statement.target.id)
     assert {"model", "ratio", "seed", "preset", "out"} <= names
     assert any(name.startswith(("calibration", "samples")) for name in names), "the calibration size"
 

@@ -4,6 +4,7 @@ import ast
 from pathlib import Path
 from typing import Any
 
+import papermill
 import pytest
 import torch
 import yaml
@@ -15,6 +16,7 @@ from amp_tutorial.files import DATA, NOTEBOOKS, ROOT
 from amp_tutorial.files.downloads import KNOWN
 from amp_tutorial.runs import execute, identity, parameters, sweep, workload
 from amp_tutorial.runs import requirements as needs
+from amp_tutorial.runs.identity import notebook_sha256
 from amp_tutorial.runs.parameters import checked, parameters_of, parsed
 from amp_tutorial.scale import peak_memory as peaks
 
@@ -40,8 +42,8 @@ def defaults() -> dict[str, Any]:
     cell = source.split('# %% tags=["parameters"]')[1].split("\n# %%")[0]
     found = {}
     for line in ast.parse(cell).body:
-        assert isinstance(line, ast.Assign) and isinstance(line.targets[0], ast.Name)
-        found[line.targets[0].id] = ast.literal_eval(line.value)
+        assert isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name) and line.value is not None
+        found[line.target.id] = ast.literal_eval(line.value)
     return found
 
 
@@ -180,6 +182,17 @@ def test_names_types_defaults_and_help_come_from_the_cell(notebook: Path) -> Non
     assert known["x"].help == "a number" and known["share"].help == ""
 
 
+def test_types_of_parameters_are_for_papermill_and_make_no_other_run(tmp_path: Path) -> None:
+    typed = small(tmp_path / "typed.ipynb", parameters='x: int = 1  # a number\nword: str = "a"  # a word\nshare = 0.5')
+    plain = small(tmp_path / "plain.ipynb", parameters='x = 1  # a number\nword = "a"  # a word\nshare = 0.5')
+    assert parameters_of(typed) == parameters_of(plain) and notebook_sha256(typed) == notebook_sha256(plain)
+    for book in NOTEBOOKS.glob("*.ipynb"):
+        seen = papermill.inspect_notebook(book)
+        assert {name: p["inferred_type_name"] for name, p in seen.items()} == {
+            name: p.kind.__name__ for name, p in parameters_of(book).items()
+        }
+
+
 @pytest.mark.parametrize(
     ("cell", "match"),
     [
@@ -187,7 +200,8 @@ def test_names_types_defaults_and_help_come_from_the_cell(notebook: Path) -> Non
         ("x = (1, 2)", "x in the parameters cell must be a text"),
         ("x = None", "x in the parameters cell must be a text"),
         ("import os", "import os in the parameters cell"),
-        ("x: int = 1", "in the parameters cell must be a text"),
+        ("x: int = 1.5", "x in the parameters cell has another type than its value"),
+        ("x: int", "in the parameters cell must be a text"),
         ("x = 1\nx = 2", "x stands twice"),
         ("x = ", "the parameters cell cannot be parsed as Python"),
     ],

@@ -9,6 +9,7 @@ local files: their content counts. Versions of the libraries are not in the name
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from functools import cache
@@ -26,6 +27,7 @@ from .record import PROTOCOL, file_sha256, files_of
 
 CHANGES_NOTHING = ("out", "over_budget", "keep_model", "local_copies", "kept_scores", "country")
 SUMS = "SHA256.json"  # in the folder of each embedded model
+TYPED = re.compile(r"^(\w+): (?:str|int|float|bool) =", re.MULTILINE)
 
 
 def run_id(notebook: Path | str, parameters: Mapping[str, Any]) -> str:
@@ -104,8 +106,13 @@ def _from_the_root(name: str, value: str) -> str:
 
 
 def notebook_sha256(notebook: Path) -> str:
-    """Of the sources of the code cells: prose and stored outputs change no run."""
-    return _sha([cell["source"] for cell in code_cells(notebook)])
+    """Of the sources of the code cells: prose and stored outputs change no run, nor do the types of parameters."""
+
+    def source(cell: Any) -> str:
+        said: str = cell["source"]
+        return TYPED.sub(r"\1 =", said) if "parameters" in cell.get("metadata", {}).get("tags", []) else said
+
+    return _sha([source(cell) for cell in code_cells(notebook)])
 
 
 def _sha(value: Any) -> str:

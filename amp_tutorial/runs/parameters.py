@@ -68,7 +68,7 @@ def code_cells(notebook: Path) -> list[dict[str, Any]]:
 
 
 def parameters_of(notebook: Path) -> dict[str, Parameter]:
-    """The plain assignments of the cell tagged "parameters"; a comment after one is its help.
+    """The plain assignments of the cell tagged "parameters", with a type or without; a comment after one is its help.
 
     Raises:
         ValueError: not exactly one such cell, or something in it that is not `name = plain value`, once for each name.
@@ -85,7 +85,10 @@ def parameters_of(notebook: Path) -> dict[str, Parameter]:
     known: dict[str, Parameter] = {}
     for statement in statements:
         match statement:
-            case ast.Assign(targets=[ast.Name(id=name)], value=value):
+            case (
+                ast.Assign(targets=[ast.Name(id=name)], value=value)
+                | ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as value)
+            ):
                 try:
                     default = ast.literal_eval(value)
                 except ValueError:
@@ -94,6 +97,8 @@ def parameters_of(notebook: Path) -> dict[str, Parameter]:
                 name, default = ast.unparse(statement), None
         if type(default) not in KINDS:
             raise ValueError(f"{notebook}: {name} in the parameters cell must be a text, a number, True or False.")
+        if isinstance(statement, ast.AnnAssign) and ast.unparse(statement.annotation) != type(default).__name__:
+            raise ValueError(f"{notebook}: {name} in the parameters cell has another type than its value.")
         if name in known:
             raise ValueError(f"{notebook}: {name} stands twice in the parameters cell.")
         known[name] = Parameter(name, default, type(default), comments.get(statement.end_lineno or 0, ""))

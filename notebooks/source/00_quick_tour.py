@@ -16,12 +16,12 @@
 #
 # **Prerequisites.** Python, and having used a language model before. **Time:** {{minutes}} minutes.
 # %% tags=["parameters"]
-model = "tiny-llama"  # or "tiny-llama-gqa", "tiny-phi", a local folder, a hub id
-ratio = 0.30  # share of all parameters to remove
-calibration = 64  # texts that the score looks at
-seed = 0
-preset = "smallest"  # or "full": more test items and more repeats
-out = "out"
+model: str = "tiny-llama"  # or "tiny-llama-gqa", "tiny-phi", a local folder, a hub id
+ratio: float = 0.30  # share of all parameters to remove
+calibration: int = 64  # texts that the score looks at
+seed: int = 0
+preset: str = "smallest"  # or "full": more test items and more repeats
+out: str = "out"
 # %%
 import json
 from pathlib import Path

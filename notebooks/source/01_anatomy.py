@@ -15,13 +15,13 @@
 #
 # **Prerequisites.** Lesson 0; matrix products; having seen the attention formula once. **Time:** {{minutes}} minutes.
 # %% tags=["parameters"]
-model = "tiny-llama"  # or "tiny-llama-gqa", "tiny-phi", "smollm2-135m", a local folder, a hub id
-ratio = 0.30  # share of all parameters, for the plans at the end
-calibration = 16  # texts that heads are watched on
-seed = 0
-text = ""  # what is read: empty, the tiny world for its models and C4 for others; or a file, a folder, "wikitext2"
-preset = "smallest"  # or "full": four times the texts
-out = "out"
+model: str = "tiny-llama"  # or "tiny-llama-gqa", "tiny-phi", "smollm2-135m", a local folder, a hub id
+ratio: float = 0.30  # share of all parameters, for the plans at the end
+calibration: int = 16  # texts that heads are watched on
+seed: int = 0
+text: str = ""  # what is read: empty, the tiny world for its models and C4 for others; or a file, a folder, "wikitext2"
+preset: str = "smallest"  # or "full": four times the texts
+out: str = "out"
 # %%
 import matplotlib.pyplot as plt
 import seaborn as sns

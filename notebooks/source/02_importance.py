@@ -16,13 +16,13 @@
 # **Prerequisites.** Lesson 1 (attention as a sum over heads). **Time.** {{minutes}} minutes, with reading.
 
 # %% tags=["parameters"]
-model = "tiny-llama"  # or "tiny-llama-gqa", "tiny-phi", "smollm2-135m", a local folder, a hub id
-ratio = 0.30  # share of all parameters that the plans in this lesson remove
-calibration = 64  # prompts that a score sees
-seed = 0
-text = ""  # what is read: empty, the tiny world for its models and C4 for others; or a file, a folder, "wikitext2"
-preset = "smallest"  # anything else: more held-out texts, more neurons
-out = "out"
+model: str = "tiny-llama"  # or "tiny-llama-gqa", "tiny-phi", "smollm2-135m", a local folder, a hub id
+ratio: float = 0.30  # share of all parameters that the plans in this lesson remove
+calibration: int = 64  # prompts that a score sees
+seed: int = 0
+text: str = ""  # what is read: empty, the tiny world for its models and C4 for others; or a file, a folder, "wikitext2"
+preset: str = "smallest"  # anything else: more held-out texts, more neurons
+out: str = "out"
 
 # %%
 from contextlib import contextmanager

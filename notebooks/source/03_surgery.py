@@ -18,13 +18,13 @@
 # with reading.
 
 # %% tags=["parameters"]
-model = "tiny-llama"  # or "tiny-llama-gqa", "tiny-phi", "smollm2-135m", a local folder, a hub id
-ratio = 0.30  # share of all parameters to remove
-calibration = 64  # prompts that the score sees
-seed = 0
-text = ""  # what is read: empty, the tiny world for its models and C4 for others; or a file, a folder, "wikitext2"
-preset = "smallest"  # anything else: more rounds of timing
-out = "out"
+model: str = "tiny-llama"  # or "tiny-llama-gqa", "tiny-phi", "smollm2-135m", a local folder, a hub id
+ratio: float = 0.30  # share of all parameters to remove
+calibration: int = 64  # prompts that the score sees
+seed: int = 0
+text: str = ""  # what is read: empty, the tiny world for its models and C4 for others; or a file, a folder, "wikitext2"
+preset: str = "smallest"  # anything else: more rounds of timing
+out: str = "out"
 
 # %%
 import copy

@@ -15,15 +15,15 @@
 #
 # **Prerequisites.** Lessons 0 and 3: a plan, and a model cut by it. **Time:** {{minutes}} minutes.
 # %% tags=["parameters"]
-model = "tiny-llama"  # or "tiny-llama-gqa", "tiny-phi", a local folder, a hub id
-ratio = 0.30  # share of all parameters to remove
-ratio_deep = 0.50  # a second, deeper cut
-calibration = 64  # texts that the score looks at
-samples = 192  # rows of recovery training
-rate = 0.001  # learning rate; the paper's is 0.0003
-seed = 0
-preset = "smallest"  # or "full": more test items
-out = "out"
+model: str = "tiny-llama"  # or "tiny-llama-gqa", "tiny-phi", a local folder, a hub id
+ratio: float = 0.30  # share of all parameters to remove
+ratio_deep: float = 0.50  # a second, deeper cut
+calibration: int = 64  # texts that the score looks at
+samples: int = 192  # rows of recovery training
+rate: float = 0.001  # learning rate; the paper's is 0.0003
+seed: int = 0
+preset: str = "smallest"  # or "full": more test items
+out: str = "out"
 # %%
 import copy
 import warnings

@@ -15,16 +15,16 @@
 #
 # **Prerequisites.** Lessons 0 to 2; lesson 3 for masks and cuts. **Time:** {{minutes}} minutes.
 # %% tags=["parameters"]
-model = "tiny-llama"  # or "tiny-llama-gqa", "tiny-phi", "smollm2-135m", a local folder, a hub id
-ratio = 0.30  # the ratio at which accuracy is measured
-calibration = 64  # texts that the score looks at
-seed = 0  # the first of the seeds
-text = ""  # what is read: empty, the tiny world for its models and C4 for others; or a file, a folder, "wikitext2"
-tasks = ""  # what is asked: empty, the tiny world's tasks or those of AMP's paper; or names of lm-eval's
-task_folder = ""  # of tasks of your own
-preset = "smallest"  # or "full": more seeds, more items, more text
-sweep = ""  # a folder of records by `amp-tutorial sweep`; empty: those that come with the course
-out = "out"
+model: str = "tiny-llama"  # or "tiny-llama-gqa", "tiny-phi", "smollm2-135m", a local folder, a hub id
+ratio: float = 0.30  # the ratio at which accuracy is measured
+calibration: int = 64  # texts that the score looks at
+seed: int = 0  # the first of the seeds
+text: str = ""  # what is read: empty, the tiny world for its models and C4 for others; or a file, a folder, "wikitext2"
+tasks: str = ""  # what is asked: empty, the tiny world's tasks or those of AMP's paper; or names of lm-eval's
+task_folder: str = ""  # of tasks of your own
+preset: str = "smallest"  # or "full": more seeds, more items, more text
+sweep: str = ""  # a folder of records by `amp-tutorial sweep`; empty: those that come with the course
+out: str = "out"
 # %%
 import math
 

@@ -17,14 +17,14 @@
 #
 # **Prerequisites.** Lessons 2 (scores) and 5 (intervals over seeds); lesson 3 for cuts. **Time:** {{minutes}} minutes.
 # %% tags=["parameters"]
-model = "tiny-llama"  # or "tiny-llama-gqa", "tiny-phi", "smollm2-135m", a local folder, a hub id
-ratio = 0.30  # share of all parameters to remove
-calibration = 64  # texts that a score sees
-seed = 0  # the first of the seeds
-text = ""  # what is read: empty, the tiny world for its models and C4 for others; or a file, a folder, "wikitext2"
-preset = "smallest"  # or "full": more seeds, more text
-sweep = ""  # a folder of records by `amp-tutorial sweep`; empty: those that come with the course
-out = "out"
+model: str = "tiny-llama"  # or "tiny-llama-gqa", "tiny-phi", "smollm2-135m", a local folder, a hub id
+ratio: float = 0.30  # share of all parameters to remove
+calibration: int = 64  # texts that a score sees
+seed: int = 0  # the first of the seeds
+text: str = ""  # what is read: empty, the tiny world for its models and C4 for others; or a file, a folder, "wikitext2"
+preset: str = "smallest"  # or "full": more seeds, more text
+sweep: str = ""  # a folder of records by `amp-tutorial sweep`; empty: those that come with the course
+out: str = "out"
 # %%
 import math
 import warnings

@@ -15,15 +15,15 @@
 #
 # **Prerequisites.** Lessons 1, 3 and 5. **Time:** {{minutes}} minutes.
 # %% tags=["parameters"]
-model = "tiny-llama"  # or "tiny-llama-gqa", "tiny-phi", "smollm2-135m", a local folder, a hub id
-ratio = 0.28  # share of all parameters to remove; as many layers go as come nearest to it
-calibration = 32  # texts that the scores look at
-seed = 0  # the first of the seeds
-text = ""  # what is read: empty, the tiny world for its models and C4 for others; or a file, a folder, "wikitext2"
-tasks = ""  # what is asked: empty, the tiny world's tasks or those of AMP's paper; or names of lm-eval's
-task_folder = ""  # of tasks of your own
-preset = "smallest"  # or "full": more seeds, more items, more text
-out = "out"
+model: str = "tiny-llama"  # or "tiny-llama-gqa", "tiny-phi", "smollm2-135m", a local folder, a hub id
+ratio: float = 0.28  # share of all parameters to remove; as many layers go as come nearest to it
+calibration: int = 32  # texts that the scores look at
+seed: int = 0  # the first of the seeds
+text: str = ""  # what is read: empty, the tiny world for its models and C4 for others; or a file, a folder, "wikitext2"
+tasks: str = ""  # what is asked: empty, the tiny world's tasks or those of AMP's paper; or names of lm-eval's
+task_folder: str = ""  # of tasks of your own
+preset: str = "smallest"  # or "full": more seeds, more items, more text
+out: str = "out"
 # %%
 import itertools
 import math

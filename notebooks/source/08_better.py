@@ -18,19 +18,19 @@
 #
 # **Prerequisites.** Lessons 0 to 3; lesson 4 for LoRA, lesson 5 for intervals. **Time:** {{minutes}} minutes.
 # %% tags=["parameters"]
-model = "tiny-llama"  # or "tiny-llama-gqa", "tiny-phi", "smollm2-135m", a local folder, a hub id
-ratio = 0.30  # share of all parameters to remove
-ratio_deep = 0.50  # a second, deeper cut
-calibration = 24  # texts that score and repair look at
-samples = 64  # rows of recovery training
-rate = 0.001  # learning rate of LoRA
-seed = 0  # the first of the seeds
-text = ""  # what is read: empty, the tiny world for its models and C4 for others; or a file, a folder, "wikitext2"
-responses = ""  # what LoRA learns to answer: empty, the tiny world's or Alpaca's rows; or a file with both
-tasks = ""  # what is asked: empty, the tiny world's tasks or those of AMP's paper; or names of lm-eval's
-task_folder = ""  # of tasks of your own
-preset = "smallest"  # or "full": more seeds, more items, more text
-out = "out"
+model: str = "tiny-llama"  # or "tiny-llama-gqa", "tiny-phi", "smollm2-135m", a local folder, a hub id
+ratio: float = 0.30  # share of all parameters to remove
+ratio_deep: float = 0.50  # a second, deeper cut
+calibration: int = 24  # texts that score and repair look at
+samples: int = 64  # rows of recovery training
+rate: float = 0.001  # learning rate of LoRA
+seed: int = 0  # the first of the seeds
+text: str = ""  # what is read: empty, the tiny world for its models and C4 for others; or a file, a folder, "wikitext2"
+responses: str = ""  # what LoRA learns to answer: empty, the tiny world's or Alpaca's rows; or a file with both
+tasks: str = ""  # what is asked: empty, the tiny world's tasks or those of AMP's paper; or names of lm-eval's
+task_folder: str = ""  # of tasks of your own
+preset: str = "smallest"  # or "full": more seeds, more items, more text
+out: str = "out"
 # %%
 import json
 import math

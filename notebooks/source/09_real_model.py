@@ -16,15 +16,15 @@
 #
 # **Prerequisites.** Lessons 0 to 3 and 8; lesson 7 for layers. **Time:** {{minutes}} minutes.
 # %% tags=["parameters"]
-model = "smollm2-135m"  # `amp-tutorial fetch smollm2-135m`; or an embedded model, a local folder, a GGUF file, a hub id
-ratio = 0.20  # share of all parameters to remove where one is enough
-calibration = 8  # windows of text that scores and repair look at
-calibration_text = "c4"  # with an embedded model it is the tiny world's, and so is the next
-text = "wikitext2"  # for perplexity
-local_copies = ""  # a folder with copies of these texts, where there is no hub
-seed = 0
-preset = "smallest"  # or "full": more windows
-out = "out"
+model: str = "smollm2-135m"  # `amp-tutorial fetch smollm2-135m`; or an embedded model, a local folder, a GGUF file, a hub id
+ratio: float = 0.20  # share of all parameters to remove where one is enough
+calibration: int = 8  # windows of text that scores and repair look at
+calibration_text: str = "c4"  # with an embedded model it is the tiny world's, and so is the next
+text: str = "wikitext2"  # for perplexity
+local_copies: str = ""  # a folder with copies of these texts, where there is no hub
+seed: int = 0
+preset: str = "smallest"  # or "full": more windows
+out: str = "out"
 # %%
 import math
 

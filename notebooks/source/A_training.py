@@ -14,11 +14,11 @@
 #
 # **Prerequisites.** Having seen a training loop; lesson 0 helps. **Time:** {{minutes}} minutes.
 # %% tags=["parameters"]
-model = "tiny-llama"  # or "tiny-llama-gqa", "tiny-phi"
-seconds = 30  # of training
-seed = 0
-preset = "smallest"
-out = "out"
+model: str = "tiny-llama"  # or "tiny-llama-gqa", "tiny-phi"
+seconds: int = 30  # of training
+seed: int = 0
+preset: str = "smallest"
+out: str = "out"
 # %%
 import json
 import math

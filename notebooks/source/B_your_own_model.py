@@ -17,14 +17,14 @@
 #
 # **Prerequisites.** Lesson 0; lesson 3 for the details of the cut. **Time:** {{minutes}} minutes.
 # %% tags=["parameters"]
-model = "tiny-llama"  # or a local folder with safetensors, or a hub id such as "owner/name"
-ratio = 0.30  # share of all parameters to remove
-calibration = 64  # texts that the score looks at
-text = "tinyworld"  # where they come from: for a model of your own a .txt or .jsonl file of yours
-align = 1  # 32 or 256 makes the number of neurons a multiple, which quantised formats and GPUs like
-seed = 0
-preset = "smallest"  # or "full": all of the validation text
-out = "out"
+model: str = "tiny-llama"  # or a local folder with safetensors, or a hub id such as "owner/name"
+ratio: float = 0.30  # share of all parameters to remove
+calibration: int = 64  # texts that the score looks at
+text: str = "tinyworld"  # where they come from: for a model of your own a .txt or .jsonl file of yours
+align: int = 1  # 32 or 256 makes the number of neurons a multiple, which quantised formats and GPUs like
+seed: int = 0
+preset: str = "smallest"  # or "full": all of the validation text
+out: str = "out"
 # %%
 import tempfile
 import time

@@ -9,9 +9,9 @@
 #
 # **Time:** {{minutes}} minutes. `amp-tutorial table --runs out/runs` executes it on your own runs.
 # %% tags=["parameters"]
-runs = ""  # folder of records; empty: those that come with the repository, in data/results
-out = "out/table"  # where table.md, table.html and the pictures go
-mix = False  # let a row hold records of different versions, and say so in the table
+runs: str = ""  # folder of records; empty: those that come with the repository, in data/results
+out: str = "out/table"  # where table.md, table.html and the pictures go
+mix: bool = False  # let a row hold records of different versions, and say so in the table
 # %%
 import base64
 
