@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -284,6 +285,8 @@ def test_what_the_configurations_name_is_numbered_anew() -> None:
     model.config.pad_token_id = 300  # that the model never had
     model.generation_config.suppress_tokens = [5, 250, 270]
     model.generation_config.bad_words_ids = [[250, 270], [5, 270]]
+    model.generation_config.sequence_bias = [[[250], 2.0], [[5, 250], 1.0]]
+    model.generation_config.pad_token_id = -1
     tokens = [0, 1, *range(240, 300)]
     assert vocabulary.named_by(model.config) == {0, 1, 299, 300}
     plan = amp.with_tokens(amp.keep(model, amp.score(model, [], "random")), tokens, model)
@@ -291,6 +294,7 @@ def test_what_the_configurations_name_is_numbered_anew() -> None:
     assert (small.config.eos_token_id, small.config.bos_token_id, small.config.pad_token_id) == ([1, 61], 0, None)
     generation = small.generation_config
     assert (generation.eos_token_id, generation.suppress_tokens) == ([1, 61], [12, 32])
+    assert generation.sequence_bias == [[[12], 2.0]] and generation.pad_token_id is None
     assert generation.bad_words_ids == [[12, 32]] and small.config.vocab_size == 62
     assert model.generation_config.suppress_tokens == [5, 250, 270], "the dense model's stays"
 
@@ -310,6 +314,80 @@ def test_the_committed_model_without_what_a_text_does_not_use(tmp_path: Path) ->
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
 
 
+def test_a_second_step_asks_for_the_tokenizer(tmp_path: Path) -> None:
+    """The one that the dense model came with is no longer that of a model whose vocabulary was cut."""
+    model, tokenizer = amp.load("tiny-llama", device="cpu")
+    tokens = amp.tokens_in_use(model, tokenizer, amp.texts("tinyworld")[:30])
+    once = amp.prune(model, amp.with_tokens(amp.keep(model, amp.score(model, [], "random")), tokens, model)).model
+    narrower = amp.keep(once, amp.score(once, [], "random"), neurons=64)
+    again = amp.with_tokens(narrower, range(300), once)
+    for plan in (narrower, again):
+        with pytest.raises(ValueError, match=r"the model there has 1,536 tokens, .*\d\); give tokenizer"):
+            amp.prune(once, plan).save(tmp_path / "two")
+        assert not (tmp_path / "two").exists()
+    smaller = amp.smaller_tokenizer(tokenizer, tokens)
+    text = amp.texts("tinyworld")[0]
+    amp.prune(once, narrower).save(tmp_path / "two", smaller)
+    assert amp.load(tmp_path / "two")[1](text)["input_ids"] == smaller(text)["input_ids"]
+
+
+def test_a_smaller_tokenizer_is_known_again(tmp_path: Path) -> None:
+    """By a mark, not by its size: a pad token beyond the embedding, as many models have, is a token more."""
+    tokenizer = trained("bytes")
+    model = model_for(tokenizer)
+    tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    tokens = amp.tokens_in_use(model, tokenizer, ["the kite"])
+    smaller = amp.smaller_tokenizer(tokenizer, tokens)
+    assert amp.smaller_tokenizer(smaller, tokens) is smaller
+    ids = smaller("the kite")["input_ids"]
+    plan = amp.with_tokens(amp.keep(model, amp.score(model, [], "random")), tokens, model)
+    amp.prune(model, plan).save(tmp_path / "a", smaller)
+    amp.prune(model, plan).save(tmp_path / "b", tokenizer)
+    for name in "ab":
+        assert amp.load(tmp_path / name)[1]("the kite")["input_ids"] == ids
+    plain = TOKENIZERS["bytes"]
+    few = amp.tokens_in_use(model, plain, ["the kite"])
+    amp.smaller_tokenizer(plain, few).save_pretrained(tmp_path / "small")
+    loaded = AutoTokenizer.from_pretrained(tmp_path / "small")
+    assert amp.smaller_tokenizer(loaded, few) is loaded
+
+
+def test_joined_text_is_read_as_perplexity_joins_it() -> None:
+    tokenizer = trained("bytes")
+    stored = json.loads(tokenizer.backend_tokenizer.to_str())
+    stored["model"]["vocab"] |= {"ĊĊ": len(tokenizer), "ĊĊĊ": len(tokenizer) + 1}
+    stored["model"]["merges"] += [["Ċ", "Ċ"], ["ĊĊ", "Ċ"]]
+    tokenizer = fast(Tokenizer.from_str(json.dumps(stored)))
+    model, text = model_for(tokenizer), ["the kite\n", "", "the mill"]
+    apart, joined = (amp.tokens_in_use(model, tokenizer, text, join=join) for join in (None, "\n"))
+    assert set(tokenizer("\n".join(text))["input_ids"]) <= set(joined) and len(joined) > len(apart)
+
+
+def test_a_template_that_wants_another_conversation_is_passed_over() -> None:
+    tokenizer = trained("bytes")
+    tokenizer.chat_template = "{{ raise_exception('First must be system') }}"
+    plain = amp.tokens_in_use(model_for(tokenizer), TOKENIZERS["bytes"], ["the mill"])
+    assert amp.tokens_in_use(model_for(tokenizer), tokenizer, ["the mill"]) == plain
+
+
+def test_the_loss_of_routers_stays_in_the_masked_model() -> None:
+    model = tiny(Shape("granitemoe"), output_router_logits=True, router_aux_loss_coef=0.5)
+    plan = amp.with_tokens(amp.keep(model, amp.score(model, [], "random")), TOKENS, model)
+    small = amp.prune(model, plan).model
+    for more in ({}, {"num_items_in_batch": 100}):
+        given, cut = ({**each[0], "labels": each[0]["input_ids"], **more} for each in (BATCHES, renumbered(TOKENS)))
+        with torch.no_grad(), amp.masked(model, plan):
+            wanted = model(**given).loss
+        torch.testing.assert_close(small(**cut).loss, wanted, rtol=1e-5, atol=0)
+
+
+def test_a_norm_over_neurons_is_polished_too() -> None:
+    model = tiny(Shape("bitnet"))
+    plan = amp.keep(model, amp.score(model, BATCHES), neurons=12)
+    found = amp.repair(model, plan, BATCHES, polish=2, progress=False)
+    assert all(fit.after <= fit.before for fit in found.report.fits if fit.part == "MLP")
+
+
 def test_what_cannot_be_done_is_said() -> None:
     model, tokenizer = tiny(), byte_tokenizer()
     whole = amp.keep(model, amp.score(model, [], "random"))
@@ -320,6 +398,16 @@ def test_what_cannot_be_done_is_said() -> None:
         amp.with_tokens(whole, [0, 2, 3], model)
     with pytest.raises(ValueError, match=r"The tokens that go are .* no less than pruning_ratio=0\.001"):
         amp.plan_with_tokens(model, amp.score(model, BATCHES), 0.001, TOKENS)
+    plan, other = amp.with_tokens(whole, TOKENS, model), tiny(vocabulary=1000)
+    for run in (amp.prune, amp.preview, lambda *given: amp.masked(*given).__enter__()):
+        with pytest.raises(ValueError, match="The plan is for 259 tokens, the model has 1,000; plan anew for it"):
+            run(other, plan)
+    for tokens in ([], [5, 5], [2, 1], [0, 259], [-1]):
+        with pytest.raises(ValueError, match=r"A plan.s tokens=\[.* must name at least one, each once, ascending"):
+            replace(plan, tokens=tokens)
+    assert amp.with_tokens(whole, torch.tensor(TOKENS), model) == plan  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"pruning_ratio=0\.9 less \d+\.\d% for tokens"):
+        amp.plan_with_tokens(model, amp.score(model, BATCHES), 0.9, TOKENS, parts="neurons")
     with pytest.raises(ValueError, match="least=0 must be at least 1"):
         amp.tokens_in_use(model, tokenizer, ["a"], least=0)
     with pytest.raises(ValueError, match="The tokenizer needs token 1, which goes"):

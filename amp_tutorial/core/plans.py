@@ -39,13 +39,13 @@ class Plan:
     combine: str = "sum"  # how the scores of a unit's heads were made one
     layers: list[int] | None = None  # kept layers, ascending; None: all
     tokens: list[int] | None = None  # kept tokens of the vocabulary, ascending; None: all
+    of_tokens: int = 0  # with tokens: rows of the dense model's embedding
 
     def __post_init__(self) -> None:
-        last = len(self.heads) - 1
-        if self.layers is not None and (not self.layers or self.layers != sorted({*self.layers} & {*range(last + 1)})):
-            raise ValueError(
-                f"A plan's layers={self.layers} must name at least one, each once, ascending, from 0 to {last}."
-            )
+        for name, kept, of in (("layers", self.layers, len(self.heads)), ("tokens", self.tokens, self.of_tokens)):
+            if kept is not None and (not kept or kept != sorted({*kept} & {*range(of)})):
+                rule = f"must name at least one, each once, ascending, from 0 to {of - 1}."
+                raise ValueError(f"A plan's {name}={str(kept)[:60]} {rule}")
 
     @property
     def kept_layers(self) -> list[int]:
@@ -102,8 +102,7 @@ class Plan:
             f"{self.widths[2]} of {self.of_neurons} neurons in each of {depth} layers; "
             f"{asked}, removes {self.achieved:.2%} of {'all ' * (self.of == 'parameters')}{self.of}."
         ]
-        if self.tokens is not None:
-            lines.append(f"  of the vocabulary {len(self.tokens):,} tokens stay")
+        lines += [f"  of the vocabulary {len(self.tokens or []):,} tokens stay"] * (self.tokens is not None)
         for i in range(len(self.heads)):
             gone = sorted(set(range(self.of_heads)) - set(self.heads[i]))
             fewer = f"heads {gone} go, {self.of_neurons - len(self.neurons[i])} neurons go"

@@ -36,7 +36,7 @@ class Depth(NamedTuple):
 class Words(NamedTuple):
     """How tokens of the vocabulary go. `methods/vocabulary.py` plugs this in."""
 
-    settings: Callable[[Any, list[int]], dict[str, Any]]  # of a configuration with these tokens alone
+    settings: Callable[[Any, Plan], dict[str, Any]]  # of a configuration with the plan's tokens alone
     cuts: Callable[[PreTrainedModel, list[int]], dict[str, Cut]]
     shut: Callable[[PreTrainedModel, list[int]], list[RemovableHandle]]  # lets a model read and say no others
     tokenizer: Callable[[PreTrainedTokenizerBase, list[int]], PreTrainedTokenizerBase]
@@ -67,7 +67,7 @@ class Pruned:
             ValueError, OSError: see `save`; no tokenizer where the dense model came from.
         """
         if tokenizer is None:
-            tokenizer = tokenizer_of(self.model.name_or_path)
+            tokenizer = tokenizer_of(self.model.name_or_path, self.plan.of_tokens or self.model.config.vocab_size)
         if self.plan.tokens is not None:
             tokenizer = VOCABULARY[0].tokenizer(tokenizer, self.plan.tokens)
         return save(self.model, tokenizer, folder, overwrite, max_shard_size)
@@ -81,6 +81,8 @@ def made_for(anatomy: Anatomy, plan: Plan) -> None:
         raise ValueError(
             f"The plan is for (layers, heads, KV groups, neurons) = {asked}, the model has {there}; plan anew for it."
         )
+    if plan.tokens is not None and (rows := len(anatomy.model.get_input_embeddings().weight)) != plan.of_tokens:
+        raise ValueError(f"The plan is for {plan.of_tokens:,} tokens, the model has {rows:,}; plan anew for it.")
 
 
 def _fits(anatomy: Anatomy, plan: Plan) -> None:
@@ -117,7 +119,7 @@ def smaller_config(anatomy: Anatomy, plan: Plan) -> PreTrainedConfig:
     if plan.layers is not None:
         settings |= DEPTH[0].settings(anatomy.model.config, plan.layers)
     if plan.tokens is not None:
-        settings |= VOCABULARY[0].settings(anatomy.model.config, plan.tokens)
+        settings |= VOCABULARY[0].settings(anatomy.model.config, plan)
     if heads not in anatomy.head_counts:
         raise ValueError(f"No stock configuration of {kind} says {heads} heads; possible: {anatomy.head_counts}.")
     if not family.any_head_count and anatomy.hidden % heads:
@@ -226,8 +228,8 @@ def prune(model: PreTrainedModel, plan: Plan, inplace: bool = False) -> Pruned:
     old = {names(name): name for name, _ in model.named_modules(remove_duplicate=False)}
     fill_buffers(small, model, config, old)
     small.generation_config = copy.deepcopy(model.generation_config)
-    if plan.tokens is not None:
-        small.generation_config.update(**VOCABULARY[0].settings(model.generation_config, plan.tokens))
+    if plan.tokens is not None and small.generation_config is not None:
+        small.generation_config.update(**VOCABULARY[0].settings(model.generation_config, plan))
     trained = {names(name): parameter.requires_grad for name, parameter in model.named_parameters()}
     for name, parameter in small.named_parameters():
         parameter.requires_grad_(trained[name])

@@ -174,12 +174,24 @@ def tokenizer_source(name: str | Path) -> tuple[str, dict[str, str]]:
         return str(name), {}
 
 
-def tokenizer_of(name: str | Path) -> Any:
-    """The tokenizer of a model by its name, or by where it was loaded from; a ValueError if there is none."""
-    from transformers import AutoTokenizer
+def tokenizer_of(name: str | Path, rows: int = 0) -> Any:
+    """The tokenizer of a model by its name, or by where it was loaded from.
+
+    Args:
+        rows: of the embedding of the model that it is wanted for, if known.
+
+    Raises:
+        ValueError: there is none, or the model there has another vocabulary.
+    """
+    from transformers import AutoTokenizer, PreTrainedConfig
 
     try:
         source, gguf = tokenizer_source(name)
+        if rows and not gguf:
+            said = PreTrainedConfig.get_config_dict(source)[0]
+            size = said.get("vocab_size", said.get("text_config", {}).get("vocab_size", rows))
+            if size != rows:
+                raise ValueError(f"the model there has {size:,} tokens, and this one was made from one with {rows:,}")
         return AutoTokenizer.from_pretrained(source, **gguf)
     except (OSError, ValueError) as error:
         raise ValueError(f"No tokenizer was found in {str(name)!r} ({reason(error)}); give tokenizer=….") from error

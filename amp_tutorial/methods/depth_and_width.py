@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from transformers import PreTrainedModel
 
@@ -68,7 +67,7 @@ def with_tokens(plan: Plan, tokens: Sequence[int], model: PreTrainedModel) -> Pl
         ValueError: no token, one twice or not in order, one that the model does not have; one goes that a configuration
             names, such as the end of a text.
     """
-    fewer = replace(plan, tokens=possible_tokens(model, tokens))
+    fewer = replace(plan, tokens=possible_tokens(model, tokens), of_tokens=rows_of(model))
     return replace(fewer, achieved=plan.achieved - _share(model, plan) + _share(model, fewer))
 
 
@@ -143,14 +142,20 @@ def plan_with_layers(
 
 
 def plan_with_tokens(
-    model: PreTrainedModel, scores: Scores, pruning_ratio: float, tokens: Sequence[int], **widths: Any
+    model: PreTrainedModel,
+    scores: Scores,
+    pruning_ratio: float,
+    tokens: Sequence[int],
+    parts: str = "both",
+    unit: str = "groups",
+    layers: Sequence[int] | None = None,
 ) -> Plan:
     """Vocabulary and width on one budget: these tokens stay, and heads and neurons make up for the rest of the ratio.
 
     Args:
         pruning_ratio: share of all parameters to remove, in (0, 1).
         tokens: kept tokens, ascending, as `tokens_in_use` gives them; what the others hold counts.
-        widths: `parts`, `unit`, `align`, `nearest` and `layers` of `planned`.
+        parts, unit, layers: as in `planned`.
 
     Raises:
         ValueError: the tokens that go hold more than the ratio; what `with_tokens` and `planned` refuse.
@@ -161,7 +166,11 @@ def plan_with_tokens(
             f"The tokens that go are {first.achieved:.1%} of all parameters, no less than pruning_ratio="
             f"{pruning_ratio}; keep more of them, or ask for more."
         )
-    wide = planned(model, scores, rest, **widths)
+    try:
+        wide = planned(model, scores, rest, parts=parts, unit=unit, layers=layers)
+    except ValueError as error:
+        asked = f"pruning_ratio={pruning_ratio} less {first.achieved:.1%} for tokens"
+        raise ValueError(str(error).replace(f"pruning_ratio={rest}", asked)) from error
     return replace(with_tokens(wide, tokens, model), asked=pruning_ratio)
 
 

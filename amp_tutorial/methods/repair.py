@@ -109,7 +109,7 @@ def repair(
     if hidden_size is not None:
         sliced_config(anatomy, hidden_size)  # refuses before any work
         turn = Turn(anatomy, rotation(model, batches), hidden_size)
-    refits = Refits(anatomy, replace(plan, tokens=None), batches, options, turn, metric)
+    refits = Refits(anatomy, replace(plan, tokens=None, of_tokens=0), batches, options, turn, metric)
     weights: dict[str, Tensor] = {}
     model.eval()
     try:
@@ -124,5 +124,7 @@ def repair(
     small = small if turn is None else slice_hidden(small, turn.rotation, turn.hidden).model
     small.load_state_dict(weights, strict=False)
     if plan.tokens is not None:
-        small = prune(small, whole_plan(Anatomy.of(small), tokens=plan.tokens), inplace=True).model
-    return Pruned(small, replace(refits.plan, tokens=plan.tokens), Fits(refits.fits))
+        small = prune(
+            small, whole_plan(Anatomy.of(small), tokens=plan.tokens, of_tokens=plan.of_tokens), inplace=True
+        ).model
+    return Pruned(small, replace(refits.plan, tokens=plan.tokens, of_tokens=plan.of_tokens), Fits(refits.fits))

@@ -276,6 +276,7 @@ class Refits:
                 axis, kept = cut[name]
                 parameter.data = parameter.data.index_select(axis, kept.to(parameter.device))
         for module in small.modules():
+            module._forward_hooks.clear()  # of `narrowed`: what it leaves out is gone here
             if isinstance(module, Conv1D):
                 module.nf = module.weight.shape[1]  # it reads its width there
         return small.requires_grad_(), cut

@@ -132,6 +132,7 @@ def composed(first: Plan, then: Plan) -> Plan:
         heads=inner(first.heads, then.heads),
         neurons=inner(first.neurons, then.neurons),
         tokens=inner([first.tokens], [then.tokens])[0] if first.tokens and then.tokens else first.tokens or then.tokens,
+        of_tokens=first.of_tokens or then.of_tokens,
         asked=None,
         achieved=1 - (1 - first.achieved) * (1 - then.achieved),
     )

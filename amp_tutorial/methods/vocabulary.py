@@ -9,6 +9,8 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from inspect import signature
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,7 +26,7 @@ from ..core.plans import Plan
 from ..core.surgery import VOCABULARY, Cut, Words
 from ..files.texts import Source, corpus_of, texts
 
-IDS = re.compile(r"_token_ids?$|_token_index$")  # settings that name tokens
+IDS = re.compile(r"_token_ids?$|_token_index$|^force_words_ids$")  # settings that name tokens
 SUPPRESSED = ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids")  # and those that name what is not said
 BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 OTHERS = ("vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "added_tokens.json")
@@ -32,7 +34,7 @@ ANSWERED = [{"role": role, "content": "."} for role in ("user", "assistant")]
 
 
 def tokens_in_use(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: Source, least: int = 1
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: Source, least: int = 1, join: str | None = "auto"
 ) -> list[int]:
     """The tokens to keep for a text: those it uses, and those that anything can be said with.
 
@@ -42,9 +44,10 @@ def tokens_in_use(
 
     Args:
         model: for its configurations, and the size of its embedding; it may be on "meta".
-        text: see `texts`: all of it is read. A corpus of the field is read both in its documents and joined, as
-            `perplexity` reads it.
+        text: see `texts`: all of it is read.
         least: how often a token must stand in the text to be in use.
+        join: what is put between documents, as in `calibration`: they are read both apart and joined so. None: apart
+            alone. "auto": as `perplexity` on the corpus joins them, where the text is one.
 
     Returns:
         Numbers of tokens, ascending: what `plan_with_tokens` and `with_tokens` take.
@@ -55,16 +58,20 @@ def tokens_in_use(
     """
     if least < 1:
         raise ValueError(f"least={least} must be at least 1: how often a token stands in the text.")
-    stored, documents, corpus = _stored(tokenizer), texts(text), corpus_of(text)
-    documents += [corpus.join.join(documents)] if corpus and corpus.join else []
-    counts = Counter[int]()
+    stored, corpus, documents = _stored(tokenizer), corpus_of(text), texts(text, blank=True)
+    if join == "auto":
+        join = corpus.join if corpus else None
+    each, joined = Counter[int](), Counter[int]()
     for document in documents:
-        counts.update(tokenizer(document, verbose=False)["input_ids"])
-    found = {token for token, count in counts.items() if count >= least}
+        each.update(tokenizer(document, verbose=False)["input_ids"])
+    if join is not None:
+        joined.update(tokenizer(join.join(documents), verbose=False)["input_ids"])
+    found = {token for counts in (each, joined) for token, count in counts.items() if count >= least}
     if getattr(tokenizer, "chat_template", None):
         for prompt in (False, True):
-            said = tokenizer.apply_chat_template(ANSWERED, tokenize=False, add_generation_prompt=prompt)
-            found.update(tokenizer(said, add_special_tokens=False)["input_ids"])
+            with suppress(Exception):  # a template may want another conversation, and say so in ways of its own
+                said = tokenizer.apply_chat_template(ANSWERED, tokenize=False, add_generation_prompt=prompt)
+                found.update(tokenizer(said, add_special_tokens=False)["input_ids"])
     found |= _always(stored)
     found |= {token for settings in (model.config, model.generation_config) for token in named_by(settings)}
     numbers = _numbers(stored["model"])
@@ -76,7 +83,7 @@ def tokens_in_use(
 
 
 def smaller_tokenizer(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> PreTrainedTokenizerBase:
-    """The tokenizer with these tokens alone, numbered anew in their order; one that has just so many is left as it is.
+    """The tokenizer with these tokens alone, numbered anew in their order; one that was made so is left as it is.
 
     Args:
         tokenizer: of the dense model; it is not changed.
@@ -85,7 +92,9 @@ def smaller_tokenizer(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int])
     Raises:
         ValueError: a tokenizer that is not of the tokenizers library, or that needs a token which goes.
     """
-    if len(tokenizer) == len(tokens):
+    last = max(_numbers(_stored(tokenizer)["model"]).values(), default=0)
+    loaded = len(tokenizer) == len(tokens) and tokens[-1] > last  # a smaller one, saved and loaded again
+    if getattr(tokenizer, "kept_tokens", None) == [*tokens] or loaded:
         return tokenizer
     with TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
@@ -100,7 +109,7 @@ def smaller_tokenizer(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int])
         for name in OTHERS:
             (Path(folder) / name).unlink(missing_ok=True)
         smaller: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    smaller.name_or_path = tokenizer.name_or_path
+    smaller.name_or_path, smaller.kept_tokens = tokenizer.name_or_path, [*tokens]  # type: ignore[attr-defined]
     kept = [token for token in tokens if token < len(tokenizer)]
     if smaller.convert_ids_to_tokens(range(len(kept))) != tokenizer.convert_ids_to_tokens(kept):
         raise ValueError(f"A {type(tokenizer).__name__} numbers its tokens in a way that can't be rewritten here.")
@@ -124,27 +133,30 @@ def possible_tokens(model: PreTrainedModel, tokens: Sequence[int]) -> list[int]:
     Raises:
         ValueError: none, not ascending, beyond the embedding; one that a configuration names is not among them.
     """
-    kept, size = list(tokens), rows_of(model)
+    kept, size = [int(token) for token in tokens], rows_of(model)
     if not kept or kept != sorted({*kept}) or kept[0] < 0 or kept[-1] >= size:
         raise ValueError(f"tokens=… must name at least one token, each once, ascending, from 0 to {size - 1}.")
     for settings in (model.config, model.generation_config):
-        changed(settings, kept)
+        _renumbered(settings, kept, size)
     return kept
 
 
-def changed(settings: PreTrainedConfig | GenerationConfig | None, tokens: Sequence[int]) -> dict[str, Any]:
-    """What a configuration says otherwise when only these tokens are left: their number, and the numbers of tokens.
+def changed(settings: PreTrainedConfig | GenerationConfig | None, plan: Plan) -> dict[str, Any]:
+    """What a configuration says otherwise when only the plan's tokens are left: their number, and those of tokens.
 
     Raises:
         ValueError: it names a token that goes.
     """
+    return _renumbered(settings, plan.tokens or [], plan.of_tokens)
+
+
+def _renumbered(settings: PreTrainedConfig | GenerationConfig | None, tokens: list[int], size: int) -> dict[str, Any]:
     places, stored = _places(tokens), {} if settings is None else settings.to_dict()
-    size = stored.get("vocab_size")
 
     def new(name: str, value: Any) -> Any:
         if isinstance(value, list | tuple):
             return [new(name, each) for each in value]
-        if value not in places and (size is None or 0 <= value < size):
+        if value not in places and 0 <= value < size:
             raise ValueError(f"Token {value} goes, which the model's configuration has as {name}; keep it.")
         return places.get(value)  # None where it names a token that the model never had
 
@@ -154,7 +166,11 @@ def changed(settings: PreTrainedConfig | GenerationConfig | None, tokens: Sequen
             words = [word if isinstance(word, list) else [word] for word in value]
             kept = [[places[token] for token in word] for word in words if all(token in places for token in word)]
             found[name] = (kept if isinstance(value[0], list) else [word[0] for word in kept]) or None
-    return found | ({} if size is None else {"vocab_size": len(tokens)})
+    if biased := stored.get("sequence_bias"):
+        pairs = biased.items() if isinstance(biased, dict) else biased
+        left = [([*word], bias) for word, bias in pairs if all(token in places for token in word)]
+        found["sequence_bias"] = [[[places[token] for token in word], bias] for word, bias in left] or None
+    return found | ({"vocab_size": len(tokens)} if "vocab_size" in stored else {})
 
 
 def named_by(settings: PreTrainedConfig | GenerationConfig | None) -> set[int]:
@@ -185,9 +201,17 @@ def shut(model: PreTrainedModel, tokens: Sequence[int]) -> list[RemovableHandle]
         _holds(args[0], tokens)
 
     def say(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        output.logits = output.logits.masked_fill(gone.to(output.logits.device), -torch.inf)
-        if kwargs.get("labels") is not None:
-            output.loss = model.loss_function(output.logits, kwargs["labels"], vocab_size=len(gone))
+        given = dict(zip(signature(model.forward).parameters, args, strict=False)) | kwargs
+        if isinstance(output, tuple):
+            raise ValueError("A model that is masked by a plan with tokens gives no tuples; leave return_dict=… out.")
+        dense = output.logits
+        output.logits = dense.masked_fill(gone.to(dense.device), -torch.inf)
+        if given.get("labels") is not None:  # what else is in the loss, such as the routers' part, stays
+            number = {"num_items_in_batch": given["num_items_in_batch"]} if "num_items_in_batch" in given else {}
+            lost = [
+                model.loss_function(logits, given["labels"], len(gone), **number) for logits in (dense, output.logits)
+            ]
+            output.loss = output.loss - lost[0] + lost[1]
         return output
 
     embedding: nn.Module = model.get_input_embeddings()  # type: ignore[assignment]

@@ -230,7 +230,7 @@ def _small(folder: Folder, plan: Plan, hidden: int | None) -> tuple[Anatomy, Pre
         small = built(sliced_config(anatomy, hidden))
     small.generation_config = copy.deepcopy(folder.model.generation_config)
     if plan.tokens is not None:
-        small.generation_config.update(**changed(small.generation_config, plan.tokens))
+        small.generation_config.update(**changed(small.generation_config, plan))
     check_generation(small)
     return anatomy, small
 
