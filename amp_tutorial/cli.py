@@ -54,6 +54,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"amp-tutorial {options.command}: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # whoever read the output has enough
+        sys.stderr.close()
+        return 1
+    except OSError as error:
+        where = f": {error.filename}" if error.filename else ""
+        print(f"amp-tutorial {options.command}: {error.strerror or error}{where}.", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("\nStopped. What is finished is kept; the same command goes on.", file=sys.stderr)
         return 130

@@ -109,6 +109,8 @@ NOWHERE = "no-such-model"
         ("length >= 2", lambda: amp.calibration(TOKENIZER, length=1)),
         ("samples=0", lambda: amp.calibration(TOKENIZER, samples=0)),
         ("batch_size=0", lambda: amp.calibration(TOKENIZER, batch_size=0)),
+        ("batch_size=0 and limit=None", lambda: amp.perplexity(idle(), TOKENIZER, [TEXT], window=31, batch_size=0)),
+        ("limit=-1 must be at least 1", lambda: amp.perplexity(idle(), TOKENIZER, [TEXT], window=31, limit=-1)),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -125,6 +127,7 @@ ENTRIES: dict[str, Callable[[PreTrainedModel, Any], object]] = {
     "rank_layers": lambda model, given: amp.rank_layers(model, given, "influence"),
     "drop_layers": lambda model, given: amp.drop_layers(model, given, 1, "influence", progress=False),
     "rotation": lambda model, given: amp.rotation(model, given),
+    "output_metric": lambda model, given: amp.output_metric(model, given),
     "shots": lambda model, given: amp.prune_in_shots(model, TOKENIZER, given, neurons=8, shots=2),
 }
 

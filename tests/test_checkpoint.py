@@ -237,6 +237,17 @@ def test_the_older_names_alone_say_the_same(shape: Shape, tmp_path: Path) -> Non
     assert json.loads((folder / "tokenizer_config.json").read_text())["tokenizer_class"] == "PreTrainedTokenizerFast"
 
 
+def test_the_home_folder_is_read_as_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    small = small_llama()
+    amp.save(small, byte_tokenizer(), "~/model")
+    assert equal(weights(amp.load("~/model", device="cpu")[0]), weights(small))
+    found = amp.prune_folder("~/model", "~/cut", plan=some_plan(small, None, 5), progress=False)
+    assert found.folder == tmp_path / "cut" and found.model.num_parameters() < small.num_parameters()
+    (tmp_path / "text.txt").write_text(TEXT)
+    assert amp.texts("~/text.txt") == [TEXT]
+
+
 def test_older_names() -> None:
     llama3 = SCALED["llama3"]
     older = older_names({"rope_parameters": llama3, "dtype": "float16"}, {})

@@ -7,8 +7,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import torch
 from filelock import FileLock
 from helpers import RECORD, small
+from safetensors.torch import save_file
 
 from amp_tutorial import cli
 from amp_tutorial.files import ROOT
@@ -184,7 +186,34 @@ def test_the_first_numbers_of_a_record_are_shown() -> None:
         (["-p", "tasks=tiny_tool,"], "tasks='tiny_tool,' names an empty task"),
         (["-p", "calibration_text=gone.txt"], "No text source 'gone.txt'"),
         (["-p", "calibration_text=latin.txt"], "is not UTF-8"),
-        (["-p", "calibration_text=alpaca", "-p", "local_copies=empty"], "alpaca"),
+        (["-p", "calibration_text="], "calibration_text is empty"),
+        (["-p", "calibration_text=blank.txt"], "blank.txt holds no text"),
+        (["-p", f"calibration_text={'x' * 3000}"], "(3,000 characters) is a text, not a source"),
+        (
+            ["-p", "calibration_text=alpaca", "-p", "local_copies=empty"],
+            "empty' is no folder, or an empty one",
+        ),
+        (["-p", "local_copies=gone"], "local_copies='gone' is no folder"),
+        (["-p", "task_folder=gone"], "task_folder='gone' is no folder"),
+        (["-p", "model="], "model is empty"),
+        (["-p", "model=nope"], "Unknown model 'nope'"),
+        (["-p", f"model={'x' * 5000}"], "Unknown model 'xxx"),
+        (["-p", "model=pickles"], "has its weights only as pickles (pytorch_model.bin)"),
+        (["-p", "model=cut"], "model.safetensors is damaged or cut short"),
+        (["-p", "model=bare"], "bare holds no weights"),
+        (["-p", "model=dumb"], "dumb holds no tokenizer"),
+        (["-p", "model=bare/config.json"], "bare/config.json is a file and no GGUF file"),
+        (["-p", "device=cuda:99"], "device='cuda:99' is not here"),
+        (["--notebook", "05", "-p", "ratio=0"], "ratio=0 removes nothing"),
+        (["--notebook", "05", "-p", "sweep=gone"], "sweep='gone' is not there"),
+        (["--notebook", "02", "-p", "text=gone.txt"], "No text source 'gone.txt'"),
+        (["--notebook", "02", "-p", "model=pickles"], "has its weights only as pickles"),
+        (["--notebook", "07", "-p", "text=latin.txt"], "is not UTF-8"),
+        (["--notebook", "08", "-p", "responses=gone.jsonl"], "No text source 'gone.jsonl'"),
+        (["--notebook", "04", "-p", "rate=0"], "rate=0.0 must be more than 0 and at most 1"),
+        (["--notebook", "04", "-p", "ratio_deep=5"], "ratio_deep=5.0 must be at least 0 and less than 1"),
+        (["--notebook", "04", "-p", "samples=0"], "samples=0 must be at least 1"),
+        (["--notebook", "B", "-p", "align=0"], "align=0 must be at least 1"),
         (["--notebook", "05", "-p", "ratio=5"], "ratio=5.0 must be at least 0 and less than 1"),
         (["--notebook", "05", "-p", "preset=huge"], "preset='huge' must be one of 'smallest', 'full'"),
     ],
@@ -193,7 +222,12 @@ def test_a_dry_run_refuses_what_the_run_would(
     words: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "latin.txt").write_bytes("déjà vu".encode("latin-1"))
-    (tmp_path / "empty").mkdir()
+    (tmp_path / "blank.txt").write_text(" \n")
+    for name, files in dict(empty="", pickles="pytorch_model.bin", cut="model.safetensors", bare="", dumb="").items():
+        (tmp_path / name).mkdir()
+        for file in ("config.json", *files.split()) if name != "empty" else ():
+            (tmp_path / name / file).write_text("{}")
+    save_file({"x": torch.zeros(1)}, tmp_path / "dumb" / "model.safetensors")
     monkeypatch.chdir(tmp_path)
     asked = ["run", *([] if "--notebook" in words else ["--preset", "ci"]), *words, "--out", "runs"]
     for dry_run in (["--dry-run"], []):
@@ -203,7 +237,41 @@ def test_a_dry_run_refuses_what_the_run_would(
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize(("grid", "said"), [("ratio: [0.3, 7]", "ratio=7.0"), ("criterion: [amp, ampp]", "'ampp'")])
+@pytest.mark.parametrize("out", ["a_file", "a_file/inside", ""])
+def test_a_dry_run_looks_where_the_runs_go(
+    out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a_file").write_text("kept")
+    (tmp_path / "grid.yaml").write_text("preset: ci\ngrid: {ratio: [0.3]}\n")
+    monkeypatch.chdir(tmp_path)
+    for asked in (["run", "--preset", "ci"], ["sweep", "grid.yaml"]):
+        assert cli.main([*asked, "--out", out, "--dry-run"]) == 2
+        assert ("is no folder" if out else "--out is empty") in capsys.readouterr().err
+    assert (tmp_path / "a_file").read_text() == "kept"
+
+
+@pytest.mark.parametrize("address", ["foo", "tcp://", "tcp:/host:1", "tcp://host:port"])
+def test_what_is_no_address_of_a_scheduler_is_refused_at_once(address: str, tmp_path: Path) -> None:
+    (tmp_path / "grid.yaml").write_text("preset: ci\ngrid: {ratio: [0.3]}\n")
+    assert cli.main(["sweep", str(tmp_path / "grid.yaml"), "--scheduler", address, "--dry-run"]) == 2
+
+
+def test_a_file_that_cannot_be_read_or_written_is_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("kept")
+    assert cli.main(["gather", str(tmp_path), "--out", str(tmp_path / "file")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1 and (tmp_path / "file").read_text() == "kept"
+
+
+@pytest.mark.parametrize(
+    ("grid", "said"),
+    [
+        ("ratio: [0.3, 7]", "ratio=7.0"),
+        ("criterion: [amp, ampp]", "'ampp'"),
+        ("model: [tiny-llama, nope]", "Unknown model 'nope'"),
+    ],
+)
 def test_a_sweep_refuses_before_any_run(grid: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     (tmp_path / "grid.yaml").write_text(f"preset: ci\ngrid: {{{grid}}}\n", encoding="utf-8")
     for dry_run in (["--dry-run"], []):

@@ -1,6 +1,7 @@
 """Recovery: what is trained on, what comes out, and that the model given stays as it was."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,22 @@ def test_the_same_seed_gives_the_same_model_and_another_does_not(rows: Path) -> 
     first, again, other = (recovered(model, rows, seed=seed) for seed in (0, 0, 1))
     assert first.history == again.history and equal(weights(first.model), weights(again.model))
     assert first.history != other.history
+
+
+def test_whatever_is_switched_off_around_it(rows: Path) -> None:
+    model = tiny()
+    wanted = recovered(model, rows, seed=3).history
+    with torch.no_grad():
+        assert recovered(model, rows, seed=3).history == wanted
+    with torch.inference_mode(), pytest.raises(ValueError, match="Nothing is learned under torch.inference_mode"):
+        recovered(model, rows, seed=3)
+    with pytest.raises(ValueError, match="must be more than 0 and finite"):
+        recovered(model, rows, lr=math.inf)
+
+
+def test_rows_are_no_longer_than_learned_positions(rows: Path) -> None:
+    model = tiny(Shape("gpt2"), n_positions=16)
+    assert math.isfinite(recovered(model, rows).history[-1]["loss"])
 
 
 def test_the_callers_random_numbers_go_on(rows: Path) -> None:

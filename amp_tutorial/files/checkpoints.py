@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
+from safetensors import SafetensorError, safe_open
 
 from . import DATA
 from .atomic import reason
@@ -42,23 +44,27 @@ CHECKPOINT = (  # the files that a checkpoint consists of, and that another one 
     "additional_chat_templates/*.jinja",
 )
 
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "vocab.txt", "tokenizer_config.json")
+
 
 def located(name: str | Path) -> Path:
     """The folder or GGUF file a name stands for; a hub id is returned as it is, and is neither."""
-    name = str(name)
+    name = os.path.expanduser(str(name))
     if name in EMBEDDED:
         return MODELS / name
     path = place_of(name) if name in KNOWN else Path(name)
-    if path.is_dir() and not (path / "config.json").is_file():
+    if os.path.isfile(path) and path.suffix != ENDING:
+        raise ValueError(f"{name} is a file and no GGUF file; give the folder of the model.")
+    if os.path.isdir(path) and not (path / "config.json").is_file():
         if (file := only_one(path)) is None:
             raise ValueError(f"{name} {_other_folder(path)}.")
         return file
-    if name.endswith("/") and not path.is_dir():
+    if name.endswith("/") and not os.path.isdir(path):
         name, path = name.rstrip("/"), Path(name)
-    there = path.is_dir() or (path.suffix == ENDING and path.is_file())
+    there = os.path.isdir(path) or (path.suffix == ENDING and os.path.isfile(path))
     if not there and name not in KNOWN and (name.count("/") != 1 or name.startswith((".", "/", "~"))):
         raise ValueError(
-            f"Unknown model {name!r}: the embedded ones are {', '.join(EMBEDDED)}, and {', '.join(KNOWN)} can be "
+            f"Unknown model {name[:200]!r}: the embedded ones are {', '.join(EMBEDDED)}, and {', '.join(KNOWN)} can be "
             "fetched; otherwise give a local folder, a GGUF file, or a hub id of the form owner/name."
         )
     return path
@@ -386,6 +392,26 @@ def readable(folder: Path) -> None:
             "convert once with AutoModelForCausalLM.from_pretrained(folder, use_safetensors=False)"
             ".save_pretrained(other), and AutoTokenizer likewise."
         )
+
+
+def complete(folder: Path) -> None:
+    """Refuse a folder that `load` could not load, as far as the heads of its files tell: no weight is read.
+
+    Raises:
+        ValueError: what `readable` refuses; no weights, or such as are cut short; no tokenizer.
+    """
+    readable(folder)
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ValueError(f"{folder} holds no weights (*.safetensors).")
+    for file in files:
+        try:
+            with safe_open(file, framework="numpy"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{file} is damaged or cut short ({reason(error)}); fetch it again.") from error
+    if not any((folder / name).is_file() for name in TOKENIZERS):
+        raise ValueError(f"{folder} holds no tokenizer ({', '.join(TOKENIZERS[:2])}, …); put it beside the model.")
 
 
 def verify(folder: Path) -> None:

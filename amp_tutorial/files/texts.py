@@ -158,7 +158,7 @@ def rows(source: Source, split: str) -> list[Row]:
         return list(of_file(DATA / "world" / f"{split}.jsonl"))
     if str(source) in CORPORA:
         return _of_hub(str(source), split)
-    path = Path(source)
+    path = Path(source).expanduser()
     if not os.path.exists(path):
         if len(str(source)) > 255 or "\n" in str(source):
             said = f"{str(source)[:30]!r}…"

@@ -56,6 +56,8 @@ def perplexity(
     """
     if (most := positions_of(model)) is not None and window > most:
         raise ValueError(f"window={window} is longer than this model's {most:,} learned positions; take at most that.")
+    if batch_size < 1 or (limit is not None and limit < 1):
+        raise ValueError(f"batch_size={batch_size} and limit={limit} must be at least 1 (limit=None reads all).")
     documents = texts(source, "validation", blank=join is not None)
     rows = windows(tokenizer, documents if join is None else [join.join(documents)], window, stride)[:limit]
     order = sorted(rows, key=lambda row: len(row.ids))

@@ -21,6 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ..core.anatomy import Anatomy
 from ..core.checkpoint import load
+from ..core.sums import positions_of
 from ..files.atomic import expanded, reason
 from ..files.batches import padded
 from ..files.checkpoints import ADAPTER, json_object
@@ -59,9 +60,10 @@ class RecoveryConfig:
                 raise ValueError(f"{name}={value} must be at least {least.get(name, 1)}.")
         if self.loss not in ("responses", "text"):
             raise ValueError(f"loss={self.loss!r} must be 'responses' or 'text'.")
-        if not (self.learning_rate > 0 and 0 <= self.dropout < 1):
+        if not (0 < self.learning_rate < float("inf") and 0 <= self.dropout < 1):
             raise ValueError(
-                f"learning_rate={self.learning_rate} must be more than 0, and dropout={self.dropout} from 0 to below 1."
+                f"learning_rate={self.learning_rate} must be more than 0 and finite, and dropout={self.dropout} from 0 "
+                "to below 1."
             )
 
 
@@ -96,17 +98,21 @@ def recover(
         progress: show a bar over steps.
 
     Raises:
-        ValueError: no rows, or no row whose prompt leaves room for a response; a loss that is not finite.
+        ValueError: no rows, or no row whose prompt leaves room for a response; a loss that is not finite; or
+            `torch.inference_mode`, in which nothing can be learned.
     """
+    if torch.is_inference_mode_enabled():
+        raise ValueError("Nothing is learned under torch.inference_mode; leave it for recovery.")
     c = config or RecoveryConfig()
     rows = pairs(source)
     rng = random.Random(c.seed)
     rows = rng.sample(rows, min(c.samples or len(rows), len(rows)))
-    examples = [row for prompt, response in rows for row in encode(tokenizer, prompt, response, c.loss, c.length)]
+    length = min(c.length, positions_of(model) or c.length)  # no row is longer than what the model has positions for
+    examples = [row for prompt, response in rows for row in encode(tokenizer, prompt, response, c.loss, length)]
     if not examples:
-        raise ValueError(f"Every prompt in {source} fills length={c.length} tokens; raise length to reach a response.")
+        raise ValueError(f"Every prompt in {source} fills length={length} tokens; raise length to reach a response.")
     examples = rng.sample(examples, min(c.samples or len(examples), len(examples)))
-    with seeded(model, c.seed), weights_change():
+    with seeded(model, c.seed), weights_change(), torch.enable_grad():
         tuned = adapted(model, c.rank, c.alpha, c.dropout)
         trainable = [p for p in tuned.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(trainable, lr=c.learning_rate, weight_decay=0.0)

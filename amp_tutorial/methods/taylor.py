@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ..core.anatomy import Anatomy, exact
 from ..core.criteria import CRITERIA, Criterion
-from ..core.sums import Batch, Sums, model_inputs, weight_of_positions
+from ..core.sums import Batch, Sums, entering, model_inputs, weight_of_positions
 from .projections import projection
 
 PARTS = ("heads", "neurons")
@@ -99,7 +99,7 @@ def output_metric(model: PreTrainedModel, batches: Iterable[Batch]) -> Metric:
     Raises:
         ValueError: no two tokens that follow each other, or gradients that are not finite.
     """
-    anatomy = Anatomy.of(model)
+    anatomy, batches = Anatomy.of(model), entering(model, batches)
     named = {(i, part): projection(anatomy.layer(i), part) for i in range(anatomy.layers) for part in PARTS}
     found = {key: torch.zeros(anatomy.hidden, anatomy.hidden).double() for key, module in named.items() if module}
     written: dict[Any, Tensor] = {}

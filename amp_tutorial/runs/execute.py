@@ -132,6 +132,22 @@ def writable(out: str | Path) -> Path:
     return out
 
 
+def could_write(out: str | Path) -> None:
+    """Refuse a folder of runs that could not be made or written into, without making it.
+
+    Raises:
+        ValueError: something else is in its place, or nothing can be written there.
+    """
+    if not str(out).strip():
+        raise ValueError("--out is empty; name a folder, or leave it out.")
+    there = Path(out).expanduser().absolute()
+    while not os.path.lexists(there):
+        there = there.parent
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        why = "may not be written" if there.is_dir() else "is no folder"
+        raise ValueError(f"Cannot write into {out}: {there} {why}; name another folder with --out.")
+
+
 def execute(
     job: Job,
     out: str | Path,

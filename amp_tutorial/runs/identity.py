@@ -136,7 +136,7 @@ def _data(name: str, source: str, copies: str) -> str:
 
 def embedded(model: str) -> bool:
     """Whether a name is that of a model which comes with the package."""
-    return Path(model).name == model and (DATA / "models" / model / SUMS).is_file()
+    return Path(model).name == model and os.path.isfile(DATA / "models" / model / SUMS)
 
 
 def _model(name: str, revision: str) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Refuse what a run cannot be asked, before anything is fetched or loaded."""
 
+import os
 import re
 from collections.abc import Mapping
 from functools import lru_cache
@@ -10,7 +11,8 @@ from huggingface_hub import constants
 
 from .. import methods  # noqa: F401, with which the field's criteria are in the table
 from ..core.criteria import named
-from ..files.texts import CORPORA, rows, text_source
+from ..files.checkpoints import complete, located
+from ..files.texts import CORPORA, rows, text_source, written
 from ..measure.tasks import PAPER_TASKS, known_tasks, load_tasks, task_names
 from . import functions
 
@@ -32,7 +34,7 @@ CHOICES = {
 }
 LEAST = {
     **dict.fromkeys(("heads", "neurons", "recovery_samples", "windows", "items"), 0),
-    **dict.fromkeys(("shots", "calibration", "epochs", "rows_at_once", "batch"), 1),
+    **dict.fromkeys(("shots", "calibration", "epochs", "rows_at_once", "batch", "samples", "align", "seconds"), 1),
     **dict.fromkeys(("calibration_length", "recovery_length", "window"), 2),
 }
 MOST = 10**7  # of any of them
@@ -50,12 +52,18 @@ def refuse(notebook: str, parameters: Mapping[str, Any]) -> None:
     """
     if functions.is_function(notebook):
         functions.refuse(notebook, parameters)
-    elif {*CHOICES, *LEAST} <= set(parameters):
+    elif set(CHOICES) <= set(parameters):
         sensible(parameters, corpora=False)
     else:  # a lesson
         _in_range(parameters)
         if parameters.get("preset", SIZES[0]) not in SIZES:
             raise ValueError(f"preset={parameters['preset']!r} must be one of {', '.join(map(repr, SIZES))}.")
+        for name, value in parameters.items():
+            if name.startswith("ratio") and value == 0:
+                raise ValueError(f"{name}=0 removes nothing; say more than 0 and less than 1.")
+            if name in ("sweep", "runs") and value and not os.path.exists(value):
+                raise ValueError(f"{name}={value!r} is not there; give a folder of runs, or leave it out.")
+        _there({name: value for name, value in parameters.items() if value != "" or name not in OF_LESSONS}, False)
 
 
 def _in_range(values: Mapping[str, Any]) -> None:
@@ -63,10 +71,13 @@ def _in_range(values: Mapping[str, Any]) -> None:
     for name, least in LEAST.items():
         if name in values and not least <= values[name] <= MOST:
             raise ValueError(f"{name}={values[name]} must be at least {least} and at most {MOST:,}.")
+    if "rate" in values and not 0 < values["rate"] <= 1:
+        raise ValueError(f"rate={values['rate']} must be more than 0 and at most 1.")
     if "seed" in values and not 0 <= values["seed"] < SEEDS:
         raise ValueError(f"seed={values['seed']} must be at least 0 and less than {SEEDS}.")
-    if "ratio" in values and not 0 <= values["ratio"] < 1:
-        raise ValueError(f"ratio={values['ratio']} must be at least 0 and less than 1.")
+    for name in ("ratio", "ratio_deep"):
+        if name in values and not 0 <= values[name] < 1:
+            raise ValueError(f"{name}={values[name]} must be at least 0 and less than 1.")
     device = str(values.get("device", "auto"))
     if re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device) is None:
         raise ValueError(f"device={device!r} must be auto, cpu, cuda, cuda:0 (or another number) or mps.")
@@ -98,20 +109,31 @@ def sensible(settings: Mapping[str, Any], corpora: bool = True) -> None:
         raise ValueError(f"shots={s['shots']} needs heads or neurons (with ratio=0), and repair='none'.")
     if s["fidelity"] == "official" and s["repair"] != "none":
         raise ValueError("fidelity='official' has no repair; say repair='none'.")
-    if not 0 < s["rate"] <= 1:
-        raise ValueError(f"rate={s['rate']} must be more than 0 and at most 1.")
     if s["country"] and re.fullmatch("[A-Z]{3}", s["country"]) is None:
         raise ValueError(f"country={s['country']!r} must be three capital letters, such as BRA, or nothing.")
-    if s["tasks"] != "none":
+    _there(s, corpora)
+
+
+def _there(s: Mapping[str, Any], corpora: bool) -> None:
+    """Look for what a run reads of this machine: the model's files, folders, tasks, texts."""
+    if "model" in s:
+        _model(str(s["model"]))
+    for name in ("task_folder", "local_copies"):
+        if (folder := s.get(name, "")) and not (os.path.isdir(folder) and os.listdir(folder)):
+            raise ValueError(f"{name}={folder!r} is no folder, or an empty one; give the right one, or leave it out.")
+    if s.get("tasks", "none") != "none":
         tasks = task_names(s["tasks"])
         if not all(tasks):
             raise ValueError(f"tasks={s['tasks']!r} names an empty task; say 'tiny', 'paper', 'none', or names.")
-        if s["task_folder"] or not {*tasks} <= {*PAPER_TASKS}:  # of these it is known without lm-eval's index
-            known_tasks(tasks, s["task_folder"])
+        folder = s.get("task_folder", "")
+        if folder or not {*tasks} <= {*PAPER_TASKS}:  # of these it is known without lm-eval's index
+            known_tasks(tasks, folder)
+    for name in READ:
+        if name in s and not str(s[name]).strip():
+            raise ValueError(f"{name} is empty; name a text, or leave it out.")
     for source, split in _texts(s):
         if source not in CORPORA:
-            path = Path(source)
-            _readable(source, split, path.stat().st_mtime_ns if path.exists() else 0)
+            _readable(source, split, os.stat(source).st_mtime_ns if os.path.exists(source) else 0)
         elif corpora and constants.HF_HUB_OFFLINE:  # nothing is fetched before the budget is known
             rows(source, split)
 
@@ -139,5 +161,19 @@ def _texts(s: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 @lru_cache(maxsize=64)
 def _readable(source: str, split: str, changed: int) -> None:
-    """Read a text of this machine once for all runs of a sweep; refuses what cannot be read."""
-    rows(source, split)
+    """Read a text of this machine once for all runs of a sweep; refuses what cannot be read, or says nothing."""
+    written(source, rows(source, split), blank=False)
+
+
+def _model(name: str) -> None:
+    """Refuse a name that stands for no model, and a folder that cannot be loaded; a hub id is not looked for."""
+    if not name.strip():
+        raise ValueError("model is empty; give an embedded name, a local folder, or a hub id owner/name.")
+    if (where := located(name)).is_dir():
+        _complete(where, max(path.stat().st_mtime_ns for path in where.iterdir()))
+
+
+@lru_cache(maxsize=64)
+def _complete(where: Path, changed: int) -> None:
+    """Look at a folder once for all runs of a sweep."""
+    complete(where)

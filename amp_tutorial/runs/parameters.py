@@ -8,6 +8,7 @@ import difflib
 import io
 import json
 import math
+import os
 import re
 import tokenize
 from collections.abc import Iterable, Mapping
@@ -165,7 +166,7 @@ def parsed(known: Mapping[str, Parameter], text: str) -> tuple[str, Any]:
     if not equals:
         raise ValueError(f"-p {text}: say NAME=VALUE.")
     if name not in known or known[name].kind is str:
-        return name, value
+        return name, os.path.expanduser(value) if value.startswith("~/") else value  # no shell does, behind an "="
     try:
         return name, json.loads(value)
     except ValueError:

@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preset", help=f"a parameter file: {', '.join(names())}")
     parser.add_argument("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE", help="a value of one")
     parser.add_argument("--notebook", default="reproduce", help="reproduce, the name of a lesson, or a file")
-    parser.add_argument("--out", type=Path, default=Path("out/runs"), help="the folder of runs; default out/runs")
+    parser.add_argument("--out", default="out/runs", help="the folder of runs; default out/runs")
     parser.add_argument("--limit", type=float, metavar="SECONDS", help="a run that takes longer has failed")
     parser.add_argument("--dry-run", action="store_true", help="say what it would run and need, and write nothing")
     parser.add_argument("--prefetch", action="store_true", help="fetch model, texts and tasks' data; run nothing")
@@ -66,10 +66,12 @@ def command(options: argparse.Namespace) -> int:
     parameters = effective(known, options.preset, given_by(options, known), "-p")
     if options.limit is not None and not 0 < options.limit < float("inf"):
         raise ValueError(f"--limit {options.limit:g} must be more than 0 seconds, and not endless.")
-    options.out = options.out.expanduser()
+    execute.could_write(options.out)
+    options.out = Path(options.out).expanduser()
     run = execute.job(notebook, parameters)
     execute.refuse(run)
     there = execute.finished(options.out, run.id) is not None
+    device_here(str(parameters.get("device", "auto")))
     if options.dry_run:
         print(f"Run {run.id} of {notebook.stem}{', finished before' if there else ''}:")
         print("\n".join(f"  {name}={value!r}" for name, value in parameters.items() if name != "out"))
@@ -101,6 +103,17 @@ def command(options: argparse.Namespace) -> int:
     print(summary(records.read(Path(outcome.folder) / execute.RECORD)))
     print(f"Record and notebook: {outcome.folder}")
     return 0
+
+
+def device_here(device: str) -> None:
+    """Refuse a device that this machine does not have, by a ValueError."""
+    if device.startswith(("cuda", "mps")):
+        import torch
+
+        kind, _, index = device.partition(":")
+        count = torch.cuda.device_count() if kind == "cuda" else int(torch.backends.mps.is_available())
+        if int(index or 0) >= count:
+            raise ValueError(f"device={device!r} is not here: torch finds {count} of {kind}; say device=auto or cpu.")
 
 
 class Lines:

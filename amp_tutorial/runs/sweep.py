@@ -5,6 +5,7 @@ So several sweeps can share a folder, on one machine or on several, and each may
 """
 
 import argparse
+import re
 import sys
 import time
 from collections import deque
@@ -15,7 +16,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from .execute import Job, Outcome, clean, finished, job, refuse, writable
+from .execute import Job, Outcome, clean, could_write, finished, job, refuse, writable
 from .grid import Grid, read
 from .workers import Cluster, Local, Workers
 
@@ -85,6 +86,9 @@ def sweep(
         raise ValueError("--jobs is for runs on this machine; on a cluster its workers say how many run at once.")
     if limit is not None and not 0 < limit < float("inf"):
         raise ValueError(f"--limit must be more than 0 seconds and a finite number, not {limit}.")
+    if scheduler is not None and not re.fullmatch(r"\w+://[^/\s:]+(:\d+)?", scheduler.strip()):
+        raise ValueError(f"--scheduler {scheduler} is no address; give one such as tcp://HOST:8786.")
+    could_write(out)
     out, grid = Path(out).expanduser().absolute(), grid.confirmed(yes)
     total = 0
     for run in _jobs(grid, shard):  # finds a model or a text that is missing before any work

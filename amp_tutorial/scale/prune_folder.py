@@ -23,7 +23,7 @@ from ..core.plans import Plan, whole_plan
 from ..core.scores import Scores, score
 from ..core.sums import Batch, held
 from ..core.surgery import _fits, cuts_into, smaller_config
-from ..files.atomic import new_folder
+from ..files.atomic import expanded, new_folder
 from ..files.checkpoints import CHECKPOINT, check_generation, hash_of, located, missing
 from ..methods.depth_and_width import planned
 from ..methods.hidden_size import Turn, sliced_config
@@ -146,9 +146,9 @@ def prune_folder(
             _write(folder, final if refits is None else refits.plan, refits, change, shards, progress)
             shards.finish(tokenizer)
     if refits is None:
-        return PrunedFolder(Path(target), final)
+        return PrunedFolder(expanded(target), final)
     refits.warn()
-    return PrunedFolder(Path(target), refits.plan, Fits(refits.fits))
+    return PrunedFolder(expanded(target), refits.plan, Fits(refits.fits))
 
 
 def _options(repair: bool | dict[str, Any]) -> Options | None:
