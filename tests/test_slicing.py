@@ -20,7 +20,8 @@ from amp_tutorial.methods import hidden_size as slicing
 
 LLAMA = FAMILIES["llama"].stream or Stream(())
 (_, QKV), (_, GATE_UP) = LLAMA.reads
-WHY = {FAMILIES[family].no_stream for family in ("phi", "gemma2", "nanochat", "apertus")}  # the reasons that there are
+GIVEN = ("phi", "gemma2", "nanochat", "apertus", "lfm2", "doge", "gpt_oss", "bitnet")
+WHY = {FAMILIES[family].no_stream for family in GIVEN}  # the reasons that there are
 
 ROWS = [prompts(), prompts((12, 12, 12), seed=1)]
 
