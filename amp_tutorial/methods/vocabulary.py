@@ -24,6 +24,7 @@ from transformers import AutoTokenizer, GenerationConfig, PreTrainedConfig, PreT
 from ..core.anatomy import Anatomy
 from ..core.plans import Plan
 from ..core.surgery import VOCABULARY, Cut, Words
+from ..files.atomic import write_json
 from ..files.texts import Source, corpus_of, texts
 
 IDS = re.compile(r"_token_ids?$|_token_index$|^force_words_ids$")  # settings that name tokens
@@ -105,7 +106,7 @@ def smaller_tokenizer(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int])
             raise ValueError(
                 f"The tokenizer needs token {error}, which goes; keep it, as tokens_in_use does."
             ) from None
-        (Path(folder) / "tokenizer.json").write_text(json.dumps(stored, ensure_ascii=False), encoding="utf-8")
+        write_json(Path(folder) / "tokenizer.json", stored, indent=None)
         for name in OTHERS:
             (Path(folder) / name).unlink(missing_ok=True)
         smaller: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, local_files_only=True)
