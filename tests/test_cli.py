@@ -191,7 +191,7 @@ def test_the_first_numbers_of_a_record_are_shown() -> None:
         (["-p", f"calibration_text={'x' * 3000}"], "(3,000 characters) is a text, not a source"),
         (
             ["-p", "calibration_text=alpaca", "-p", "local_copies=empty"],
-            "empty' is no folder, or an empty one",
+            "holds no alpaca",
         ),
         (["-p", "local_copies=gone"], "local_copies='gone' is no folder"),
         (["-p", "task_folder=gone"], "task_folder='gone' is no folder"),
@@ -203,7 +203,6 @@ def test_the_first_numbers_of_a_record_are_shown() -> None:
         (["-p", "model=bare"], "bare holds no weights"),
         (["-p", "model=dumb"], "dumb holds no tokenizer"),
         (["-p", "model=bare/config.json"], "bare/config.json is a file and no GGUF file"),
-        (["-p", "device=cuda:99"], "device='cuda:99' is not here"),
         (["--notebook", "05", "-p", "ratio=0"], "ratio=0 removes nothing"),
         (["--notebook", "05", "-p", "sweep=gone"], "sweep='gone' is not there"),
         (["--notebook", "02", "-p", "text=gone.txt"], "No text source 'gone.txt'"),
@@ -235,6 +234,12 @@ def test_a_dry_run_refuses_what_the_run_would(
         error = capsys.readouterr().err
         assert said in error and error.count("\n") == 1
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_device_that_is_not_here_can_be_forecast_and_not_run(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    asked = ["run", "--preset", "ci", "-p", "device=cuda:99", "--out", str(tmp_path / "runs")]
+    assert cli.main([*asked, "--dry-run"]) == 0 and cli.main(asked) == 2
+    assert "device='cuda:99' is not here" in capsys.readouterr().err and not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize("out", ["a_file", "a_file/inside", ""])

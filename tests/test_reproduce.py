@@ -92,7 +92,12 @@ def test_tasks_without_their_data_are_said_before_a_model_is_loaded(tmp_path: Pa
 
 def test_nothing_is_fetched_before_the_budget_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
-    monkeypatch.setattr(parameter_values, "rows", lambda source, split: read.append(source))
+
+    def rows(source: str, split: str) -> list[dict[str, str]]:
+        read.append(source)
+        return [{"text": "a"}]
+
+    monkeypatch.setattr(parameter_values, "rows", rows)
     monkeypatch.setattr(parameter_values.constants, "HF_HUB_OFFLINE", False)
     asked = DEFAULTS | dict(calibration_text="alpaca", recovery_text="tinyworld", perplexity_text="wikitext2")
     parameter_values._readable.cache_clear()

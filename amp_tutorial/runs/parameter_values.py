@@ -34,9 +34,10 @@ CHOICES = {
 }
 LEAST = {
     **dict.fromkeys(("heads", "neurons", "recovery_samples", "windows", "items"), 0),
-    **dict.fromkeys(("shots", "calibration", "epochs", "rows_at_once", "batch", "samples", "align", "seconds"), 1),
+    **dict.fromkeys(("shots", "calibration", "epochs", "rows_at_once", "batch"), 1),
     **dict.fromkeys(("calibration_length", "recovery_length", "window"), 2),
 }
+LEAST_OF_LESSONS = dict(samples=1, align=1, seconds=1)
 MOST = 10**7  # of any of them
 SIZES = ("smallest", "full")  # of a lesson's experiments
 SEEDS = 2**32  # how many there are for numpy
@@ -68,7 +69,7 @@ def refuse(notebook: str, parameters: Mapping[str, Any]) -> None:
 
 def _in_range(values: Mapping[str, Any]) -> None:
     """What holds for these names in every notebook of the course."""
-    for name, least in LEAST.items():
+    for name, least in (LEAST | LEAST_OF_LESSONS).items():
         if name in values and not least <= values[name] <= MOST:
             raise ValueError(f"{name}={values[name]} must be at least {least} and at most {MOST:,}.")
     if "rate" in values and not 0 < values["rate"] <= 1:
@@ -118,9 +119,6 @@ def _there(s: Mapping[str, Any], corpora: bool) -> None:
     """Look for what a run reads of this machine: the model's files, folders, tasks, texts."""
     if "model" in s:
         _model(str(s["model"]))
-    for name in ("task_folder", "local_copies"):
-        if (folder := s.get(name, "")) and not (os.path.isdir(folder) and os.listdir(folder)):
-            raise ValueError(f"{name}={folder!r} is no folder, or an empty one; give the right one, or leave it out.")
     if s.get("tasks", "none") != "none":
         tasks = task_names(s["tasks"])
         if not all(tasks):
@@ -136,6 +134,9 @@ def _there(s: Mapping[str, Any], corpora: bool) -> None:
             _readable(source, split, os.stat(source).st_mtime_ns if os.path.exists(source) else 0)
         elif corpora and constants.HF_HUB_OFFLINE:  # nothing is fetched before the budget is known
             rows(source, split)
+    for name in ("task_folder", "local_copies"):
+        if (folder := s.get(name, "")) and not (os.path.isdir(folder) and os.listdir(folder)):
+            raise ValueError(f"{name}={folder!r} is no folder, or an empty one; give the right one, or leave it out.")
 
 
 def at_hand(settings: Mapping[str, Any]) -> None:

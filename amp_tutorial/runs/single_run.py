@@ -71,7 +71,6 @@ def command(options: argparse.Namespace) -> int:
     run = execute.job(notebook, parameters)
     execute.refuse(run)
     there = execute.finished(options.out, run.id) is not None
-    device_here(str(parameters.get("device", "auto")))
     if options.dry_run:
         print(f"Run {run.id} of {notebook.stem}{', finished before' if there else ''}:")
         print("\n".join(f"  {name}={value!r}" for name, value in parameters.items() if name != "out"))
@@ -81,6 +80,7 @@ def command(options: argparse.Namespace) -> int:
     if options.prefetch:
         print("\n".join(fetch.all_of(run.parameters)))
         return 0
+    device_here(str(parameters.get("device", "auto")))
     out = execute.writable(options.out)
     execute.clean(out)
     print(f"Run {run.id} of {notebook.stem}.", flush=True)
