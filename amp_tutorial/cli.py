@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any, NoReturn
 
+from .files.atomic import reason
+
 COMMANDS = {
     "run": ("one run of a notebook", "amp_tutorial.runs.single_run", "--preset ci -p seed=1 --dry-run"),
     "sweep": ("every run of a grid, on this machine or a cluster", "amp_tutorial.runs.sweep", "GRID.yaml --dry-run"),
@@ -55,11 +57,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"amp-tutorial {options.command}: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # whoever read the output has enough
-        sys.stderr.close()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # so that Python's own flush at the end has where to go
         return 1
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
-        print(f"amp-tutorial {options.command}: {error.strerror or error}{where}.", file=sys.stderr)
+        print(f"amp-tutorial {options.command}: {reason(error)}{where}.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nStopped. What is finished is kept; the same command goes on.", file=sys.stderr)

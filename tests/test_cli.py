@@ -239,7 +239,7 @@ def test_a_dry_run_refuses_what_the_run_would(
 def test_a_device_that_is_not_here_can_be_forecast_and_not_run(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     asked = ["run", "--preset", "ci", "-p", "device=cuda:99", "--out", str(tmp_path / "runs")]
     assert cli.main([*asked, "--dry-run"]) == 0 and cli.main(asked) == 2
-    assert "device='cuda:99' is not here" in capsys.readouterr().err and not (tmp_path / "runs").exists()
+    assert "device='cuda:99' is not there" in capsys.readouterr().err and not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize("out", ["a_file", "a_file/inside", ""])

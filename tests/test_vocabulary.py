@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from helpers import (
     COVERING,
     PLAIN,
@@ -27,10 +28,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 import amp_tutorial as amp
+from amp_tutorial.core.checkpoint import without_weights
 from amp_tutorial.core.sums import model_inputs
+from amp_tutorial.files import ROOT
 from amp_tutorial.methods import vocabulary
 from amp_tutorial.methods.shots import composed
 
@@ -160,10 +163,8 @@ def test_older_files_say_merges_as_strings() -> None:
     older = fast(Tokenizer.from_str(json.dumps(stored)))
     model = model_for(tokenizer)
     assert amp.tokens_in_use(model, older, DOCUMENTS[:2]) == amp.tokens_in_use(model, tokenizer, DOCUMENTS[:2])
-    model_part = {"merges": stored["model"]["merges"]}
-    assert vocabulary._made_of("Ġthe", model_part) == vocabulary._made_of(
-        "Ġthe", {"merges": [pair.split(" ") for pair in stored["model"]["merges"]]}
-    )
+    pairs = [pair.split(" ") for pair in stored["model"]["merges"]]
+    assert vocabulary._merges(stored["model"]) == vocabulary._merges({"merges": pairs})
 
 
 def test_added_tokens_and_a_chat_template_stay() -> None:
@@ -287,6 +288,7 @@ def test_what_the_configurations_name_is_numbered_anew() -> None:
     model.generation_config.bad_words_ids = [[250, 270], [5, 270]]
     model.generation_config.sequence_bias = [[[250], 2.0], [[5, 250], 1.0]]
     model.generation_config.pad_token_id = -1
+    model.generation_config.force_words_ids = [[1], [250, 299]]
     tokens = [0, 1, *range(240, 300)]
     assert vocabulary.named_by(model.config) == {0, 1, 299, 300}
     plan = amp.with_tokens(amp.keep(model, amp.score(model, [], "random")), tokens, model)
@@ -294,6 +296,7 @@ def test_what_the_configurations_name_is_numbered_anew() -> None:
     assert (small.config.eos_token_id, small.config.bos_token_id, small.config.pad_token_id) == ([1, 61], 0, None)
     generation = small.generation_config
     assert (generation.eos_token_id, generation.suppress_tokens) == ([1, 61], [12, 32])
+    assert vocabulary.named_by(model.generation_config) >= {250, 299} and generation.force_words_ids == [[1], [12, 61]]
     assert generation.sequence_bias == [[[12], 2.0]] and generation.pad_token_id is None
     assert generation.bad_words_ids == [[12, 32]] and small.config.vocab_size == 62
     assert model.generation_config.suppress_tokens == [5, 250, 270], "the dense model's stays"
@@ -388,11 +391,22 @@ def test_a_norm_over_neurons_is_polished_too() -> None:
     assert all(fit.after <= fit.before for fit in found.report.fits if fit.part == "MLP")
 
 
+def test_the_share_of_a_real_models_parameters_that_the_page_names() -> None:
+    """docs/library.md says it of SmolLM2-135M, whose shape and number of parameters are among the data."""
+    shape = yaml.safe_load((amp.DATA / "configs.yaml").read_text())["smollm2-135m"]
+    model = without_weights(LlamaConfig(**{name: value for name, value in shape.items() if name != "model_type"}))
+    share = vocabulary.token_parameters(model) * vocabulary.rows_of(model) / model.num_parameters()
+    page = (ROOT / "docs" / "library.md").read_text(encoding="utf-8")
+    assert f"of SmolLM2-135M {share:.0%}".replace("%", " %") in page
+
+
 def test_what_cannot_be_done_is_said() -> None:
     model, tokenizer = tiny(), byte_tokenizer()
     whole = amp.keep(model, amp.score(model, [], "random"))
     for wrong in ([], [3, 2, 1], [0, 1, 1], [-1, 0], [0, 1, 2, 259]):
-        with pytest.raises(ValueError, match=r"tokens=… must name at least one token, each once, ascending, from 0 to"):
+        with pytest.raises(
+            ValueError, match=r"A plan's tokens=\[.* must name at least one, each once, ascending, from 0"
+        ):
             amp.with_tokens(whole, wrong, model)
     with pytest.raises(ValueError, match=r"Token 1 goes, which the model's configuration has as eos_token_id; keep it"):
         amp.with_tokens(whole, [0, 2, 3], model)

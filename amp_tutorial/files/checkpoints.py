@@ -12,7 +12,7 @@ import yaml
 from safetensors import SafetensorError, safe_open
 
 from . import DATA
-from .atomic import reason
+from .atomic import expanded, reason
 from .downloads import KNOWN, home, place_of, sha256
 from .gguf_files import ENDING, only_one, precision
 
@@ -49,7 +49,7 @@ TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model",
 
 def located(name: str | Path) -> Path:
     """The folder or GGUF file a name stands for; a hub id is returned as it is, and is neither."""
-    name = os.path.expanduser(str(name))
+    name = str(expanded(name)) if str(name).startswith("~") else str(name)
     if name in EMBEDDED:
         return MODELS / name
     path = place_of(name) if name in KNOWN else Path(name)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from . import DATA
-from .atomic import reason
+from .atomic import expanded, reason
 from .formats import ENDINGS, Row, of_file, of_library, of_memory, row
 
 SPLITS = ("calibration", "recovery", "validation")
@@ -158,7 +158,7 @@ def rows(source: Source, split: str) -> list[Row]:
         return list(of_file(DATA / "world" / f"{split}.jsonl"))
     if str(source) in CORPORA:
         return _of_hub(str(source), split)
-    path = Path(source).expanduser()
+    path = expanded(source)
     if not os.path.exists(path):
         if len(str(source)) > 255 or "\n" in str(source):
             said = f"{str(source)[:30]!r}…"

@@ -27,7 +27,7 @@ from ..core.plans import (
 )
 from ..core.scores import Scores
 from .flap import joint_share
-from .vocabulary import possible_tokens, rows_of, token_parameters
+from .vocabulary import changed, rows_of, token_parameters
 
 
 def with_layers(plan: Plan, layers: Sequence[int], model: PreTrainedModel) -> Plan:
@@ -67,7 +67,9 @@ def with_tokens(plan: Plan, tokens: Sequence[int], model: PreTrainedModel) -> Pl
         ValueError: no token, one twice or not in order, one that the model does not have; one goes that a configuration
             names, such as the end of a text.
     """
-    fewer = replace(plan, tokens=possible_tokens(model, tokens), of_tokens=rows_of(model))
+    fewer = replace(plan, tokens=[int(token) for token in tokens], of_tokens=rows_of(model))
+    for settings in (model.config, model.generation_config):
+        changed(settings, fewer)  # refuses that one of its tokens goes
     return replace(fewer, achieved=plan.achieved - _share(model, plan) + _share(model, fewer))
 
 

@@ -95,8 +95,9 @@ def score_experts(
     mask = torch.empty(0)
 
     def watch(i: int, experts: Any) -> Any:
+        names = list(signature(experts.forward).parameters)[:3]  # states, numbers of experts, weights
+
         def look(_: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-            names = list(signature(experts.forward).parameters)[:3]  # states, numbers of experts, weights
             x, index, weights = (args[n] if n < len(args) else kwargs[name] for n, name in enumerate(names))
             x, index, weights = x.flatten(0, -2)[mask], index.flatten(0, -2)[mask], weights.flatten(0, -2)[mask]
             for e, rows, weight in routed(index, weights, len(sums[i])):

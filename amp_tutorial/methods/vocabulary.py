@@ -78,7 +78,8 @@ def tokens_in_use(
     numbers = _numbers(stored["model"])
     if stored["model"]["type"] == "BPE":
         names = {number: name for name, number in numbers.items()}
-        merged = {part for token in found if token in names for part in _made_of(names[token], stored["model"])}
+        ranks = {pair: rank for rank, pair in enumerate(_merges(stored["model"]))}
+        merged = {part for token in found if token in names for part in _made_of(names[token], ranks)}
         found |= {numbers[part] for part in merged if part in numbers}
     return sorted(token for token in found if token < rows_of(model))
 
@@ -93,9 +94,10 @@ def smaller_tokenizer(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int])
     Raises:
         ValueError: a tokenizer that is not of the tokenizers library, or that needs a token which goes.
     """
+    if getattr(tokenizer, "kept_tokens", None) == [*tokens]:
+        return tokenizer
     last = max(_numbers(_stored(tokenizer)["model"]).values(), default=0)
-    loaded = len(tokenizer) == len(tokens) and tokens[-1] > last  # a smaller one, saved and loaded again
-    if getattr(tokenizer, "kept_tokens", None) == [*tokens] or loaded:
+    if len(tokenizer) == len(tokens) and tokens[-1] > last:  # a smaller one, saved and loaded again
         return tokenizer
     with TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
@@ -128,36 +130,18 @@ def token_parameters(model: PreTrainedModel) -> int:
     return sum(p.numel() for p in own.values()) // rows_of(model)
 
 
-def possible_tokens(model: PreTrainedModel, tokens: Sequence[int]) -> list[int]:
-    """These tokens, if they can be all that stay.
-
-    Raises:
-        ValueError: none, not ascending, beyond the embedding; one that a configuration names is not among them.
-    """
-    kept, size = [int(token) for token in tokens], rows_of(model)
-    if not kept or kept != sorted({*kept}) or kept[0] < 0 or kept[-1] >= size:
-        raise ValueError(f"tokens=… must name at least one token, each once, ascending, from 0 to {size - 1}.")
-    for settings in (model.config, model.generation_config):
-        _renumbered(settings, kept, size)
-    return kept
-
-
 def changed(settings: PreTrainedConfig | GenerationConfig | None, plan: Plan) -> dict[str, Any]:
     """What a configuration says otherwise when only the plan's tokens are left: their number, and those of tokens.
 
     Raises:
         ValueError: it names a token that goes.
     """
-    return _renumbered(settings, plan.tokens or [], plan.of_tokens)
-
-
-def _renumbered(settings: PreTrainedConfig | GenerationConfig | None, tokens: list[int], size: int) -> dict[str, Any]:
-    places, stored = _places(tokens), {} if settings is None else settings.to_dict()
+    places, stored = _places(plan.tokens or []), {} if settings is None else settings.to_dict()
 
     def new(name: str, value: Any) -> Any:
         if isinstance(value, list | tuple):
             return [new(name, each) for each in value]
-        if value not in places and 0 <= value < size:
+        if value not in places and 0 <= value < plan.of_tokens:
             raise ValueError(f"Token {value} goes, which the model's configuration has as {name}; keep it.")
         return places.get(value)  # None where it names a token that the model never had
 
@@ -171,14 +155,19 @@ def _renumbered(settings: PreTrainedConfig | GenerationConfig | None, tokens: li
         pairs = biased.items() if isinstance(biased, dict) else biased
         left = [([*word], bias) for word, bias in pairs if all(token in places for token in word)]
         found["sequence_bias"] = [[[places[token] for token in word], bias] for word, bias in left] or None
-    return found | ({"vocab_size": len(tokens)} if "vocab_size" in stored else {})
+    return found | ({"vocab_size": len(places)} if "vocab_size" in stored else {})
 
 
 def named_by(settings: PreTrainedConfig | GenerationConfig | None) -> set[int]:
     """The tokens that a configuration names."""
-    values = [] if settings is None else [v for name, v in settings.to_dict().items() if IDS.search(name)]
-    flat = [token for value in values for token in (value if isinstance(value, list | tuple) else [value])]
-    return {token for token in flat if isinstance(token, int) and token >= 0}
+    todo = [] if settings is None else [value for name, value in settings.to_dict().items() if IDS.search(name)]
+    found = set()
+    for value in todo:
+        if isinstance(value, list | tuple):
+            todo += value
+        elif value is not None and value >= 0:
+            found.add(value)
+    return found
 
 
 def cuts(model: PreTrainedModel, tokens: Sequence[int]) -> dict[str, Cut]:
@@ -284,12 +273,14 @@ def _always(stored: Mapping[str, Any]) -> set[int]:
     return found | {numbers[name] for name in spelt if name in numbers}
 
 
-def _made_of(token: str, model: dict[str, Any]) -> set[str]:
+def _merges(model: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The pairs that are merged, first ones first; older files have each as one string."""
+    return [tuple(pair if isinstance(pair, list) else pair.split(" ")) for pair in model["merges"]]
+
+
+def _made_of(token: str, ranks: Mapping[tuple[str, str], int]) -> set[str]:
     """All that a token is merged from, letter by letter, in the order in which its tokenizer merges."""
-    if "ranks" not in model:
-        pairs = (pair if isinstance(pair, list) else pair.split(" ") for pair in model["merges"])
-        model["ranks"] = {tuple(pair): rank for rank, pair in enumerate(pairs)}
-    ranks, pieces, found = model["ranks"], list(token), set(token)
+    pieces, found = list(token), set(token)
     while len(pieces) > 1 and not BYTE.fullmatch(token):
         rank, at = min(
             (ranks.get(pair, len(ranks)), at) for at, pair in enumerate(zip(pieces, pieces[1:], strict=False))
@@ -314,8 +305,7 @@ def narrow(stored: dict[str, Any], places: Mapping[int, int]) -> None:
         if model.get("unk_token") and model["unk_token"] not in kept:
             raise KeyError(model["unk_token"])
     if model["type"] == "BPE":
-        pairs = ((pair if isinstance(pair, list) else pair.split(" ")) for pair in model["merges"])
-        model["merges"] = [[a, b] for a, b in pairs if {a, b, a + b} <= kept.keys()]
+        model["merges"] = [[a, b] for a, b in _merges(model) if {a, b, a + b} <= kept.keys()]
     stored["added_tokens"] = [
         token | {"id": places[token["id"]]} for token in stored["added_tokens"] if token["id"] in places
     ]

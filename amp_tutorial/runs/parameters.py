@@ -124,7 +124,11 @@ def checked(known: Mapping[str, Parameter], given: Mapping[str, Any], where: str
         right = type(value) is kind or (kind is float and type(value) is int)
         if not right or (kind is float and not _finite(value)):
             raise ValueError(f"{where}: {name}={value!r} must be {KINDS[kind]}, such as {example}.")
-    return {name: p.kind(given[name]) if name in given else p.default for name, p in known.items()}
+    values = {name: p.kind(given[name]) if name in given else p.default for name, p in known.items()}
+    # A home folder as no shell, behind an "=", and no YAML writes it out.
+    return {
+        name: os.path.expanduser(v) if isinstance(v, str) and v.startswith("~/") else v for name, v in values.items()
+    }
 
 
 def meant(name: object, known: Iterable[str]) -> str:
@@ -166,7 +170,7 @@ def parsed(known: Mapping[str, Parameter], text: str) -> tuple[str, Any]:
     if not equals:
         raise ValueError(f"-p {text}: say NAME=VALUE.")
     if name not in known or known[name].kind is str:
-        return name, os.path.expanduser(value) if value.startswith("~/") else value  # no shell does, behind an "="
+        return name, value
     try:
         return name, json.loads(value)
     except ValueError:

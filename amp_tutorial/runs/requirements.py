@@ -59,6 +59,8 @@ def has(parameters: Mapping[str, Any]) -> Has:
         if not torch.cuda.is_available() or (torch.device(device).index or 0) >= torch.cuda.device_count():
             raise ValueError(f"device={device!r} is not there ({torch.cuda.device_count()} GPUs); say device='auto'.")
         memory = torch.cuda.mem_get_info(device)[0]
+    if device == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("device='mps' is not there (no GPU of Apple's); say device='auto'.")
     return Has(device, memory, free_disk(Path(parameters["out"])), free_disk(Path(constants.HF_HUB_CACHE)))
 
 

@@ -80,7 +80,10 @@ def command(options: argparse.Namespace) -> int:
     if options.prefetch:
         print("\n".join(fetch.all_of(run.parameters)))
         return 0
-    device_here(str(parameters.get("device", "auto")))
+    if "device" in parameters:
+        from .requirements import has
+
+        has(run.parameters)  # refuses one that is not here
     out = execute.writable(options.out)
     execute.clean(out)
     print(f"Run {run.id} of {notebook.stem}.", flush=True)
@@ -103,17 +106,6 @@ def command(options: argparse.Namespace) -> int:
     print(summary(records.read(Path(outcome.folder) / execute.RECORD)))
     print(f"Record and notebook: {outcome.folder}")
     return 0
-
-
-def device_here(device: str) -> None:
-    """Refuse a device that this machine does not have, by a ValueError."""
-    if device.startswith(("cuda", "mps")):
-        import torch
-
-        kind, _, index = device.partition(":")
-        count = torch.cuda.device_count() if kind == "cuda" else int(torch.backends.mps.is_available())
-        if int(index or 0) >= count:
-            raise ValueError(f"device={device!r} is not here: torch finds {count} of {kind}; say device=auto or cpu.")
 
 
 class Lines:

@@ -147,7 +147,7 @@ def device_of(asked: str) -> str:
 def speed_of(dtype: str, asked: str) -> Speed:
     """The speed of the device that a run would use. A GPU that is not here is taken to be an A100, never this CPU."""
     device = device_of(asked)
-    if device.startswith("cuda") and not torch.cuda.is_available():
+    if {"cuda": not torch.cuda.is_available(), "mps": not torch.backends.mps.is_available()}.get(device.split(":")[0]):
         return Speed(GPUS[ASSUMED], f"an {ASSUMED}, as its data sheet says; there is no GPU here")
     return Speed(_timed(dtype, device), "")
 
