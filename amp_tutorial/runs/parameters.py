@@ -125,10 +125,10 @@ def checked(known: Mapping[str, Parameter], given: Mapping[str, Any], where: str
         if not right or (kind is float and not _finite(value)):
             raise ValueError(f"{where}: {name}={value!r} must be {KINDS[kind]}, such as {example}.")
     values = {name: p.kind(given[name]) if name in given else p.default for name, p in known.items()}
-    # A home folder as no shell, behind an "=", and no YAML writes it out.
-    return {
-        name: os.path.expanduser(v) if isinstance(v, str) and v.startswith("~/") else v for name, v in values.items()
-    }
+    for name, value in values.items():
+        if isinstance(value, str) and value.startswith("~/"):  # which no shell, behind an "=", and no YAML writes out
+            values[name] = os.path.expanduser(value)
+    return values
 
 
 def meant(name: object, known: Iterable[str]) -> str:
