@@ -5,11 +5,14 @@ those to the left of it.
 """
 
 from importlib.metadata import version
+from inspect import isfunction
 from typing import Any
 
 import lazy_loader
 
-# Names are listed in `__init__.pyi` and loaded at their first use.
+from .files.arguments import checked
+
+# Names are listed in `__init__.pyi` and loaded at their first use; functions look at what they are given (`checked`).
 _loaded, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
 
@@ -18,4 +21,7 @@ def __getattr__(name: str) -> Any:
         raise ImportError(
             f"amp_tutorial needs transformers 5, and {here} is here; install another: pip install 'transformers>=5,<6'."
         )
-    return _loaded(name)
+    found = _loaded(name)
+    if isfunction(found) and found.__globals__["__name__"] != f"{__name__}.older_calls":  # these look themselves
+        found = globals()[name] = checked(found)
+    return found

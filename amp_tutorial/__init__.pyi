@@ -11,8 +11,7 @@ from .files.checkpoints import EMBEDDED
 from .files.texts import CORPORA, perplexity_text, text_source, texts
 from .measure.check import Preview, estimate, preview
 from .measure.comparisons import Comparison, compare
-from .measure.costs import Flops, flops, kv_cache_bytes, latency, size
-from .measure.energy import Energy, energy
+from .measure.costs import Energy, Flops, energy, flops, kv_cache_bytes, latency, size
 from .measure.intervals import Interval, interval
 from .measure.robustness import PERTURBATIONS, robustness
 from .measure.tasks import CHANCE, PAPER_TASKS, TASKS, Accuracy, Measured, accuracy

@@ -13,6 +13,7 @@ from .core.plans import Plan
 from .core.plans import plan as _plan
 from .core.surgery import Pruned as _Pruned
 from .core.surgery import prune as _prune
+from .files.arguments import checked
 from .measure.check import preview
 from .measure.intervals import interval
 from .measure.perplexity import Perplexity as _Perplexity
@@ -53,10 +54,10 @@ def _renamed(function: Callable[..., Any], **names: str) -> Callable[..., Any]:
             if old in given:
                 _warn(f"{old}= of {function.__name__}", f"{new}=")
                 given[new] = given.pop(old)
-        if "pruning_ratio" in names.values() and given.get("of") in _OF:
+        if "pruning_ratio" in names.values() and given.get("of") in [*_OF]:
             _warn(f"of={given['of']!r}", f"of={_OF[given['of']]!r}")
             given["of"] = _OF[given["of"]]
-        return _result(function(*args, **given))
+        return _result(checked(function)(*args, **given))
 
     return call
 
@@ -114,12 +115,12 @@ class Perplexity(_Perplexity):
 
 @functools.wraps(_perplexity)
 def perplexity(*args: Any, **given: Any) -> Perplexity:
-    return Perplexity(**vars(_perplexity(*args, **given)))
+    return Perplexity(**vars(checked(_perplexity)(*args, **given)))
 
 
 @functools.wraps(_prune_in_shots)
 def prune_in_shots(*args: Any, **given: Any) -> Iterator[Pruned]:
-    return map(_result, _prune_in_shots(*args, **given))
+    return map(_result, checked(_prune_in_shots)(*args, **given))
 
 
 @functools.wraps(_prune_folder)
@@ -137,11 +138,11 @@ def plan(model: Any, scores: Any, pruning_ratio: float | None = None, *args: Any
     if "remove" in given:
         _warn("remove= of plan", "pruning_ratio=")
         pruning_ratio = given.pop("remove")
-    if given.get("of") in _OF:
+    if given.get("of") in [*_OF]:
         _warn(f"of={given['of']!r}", f"of={_OF[given['of']]!r}")
         given["of"] = _OF[given["of"]]
     if pruning_ratio is not None and not given.keys() - {"of", "parts", "unit"} and given.get("parts") != "scored":
-        return _plan(model, scores, pruning_ratio, *args, **given)
+        return checked(_plan)(model, scores, pruning_ratio, *args, **given)
     _warn("plan(heads=…, neurons=…, align=…, layers=…)", "keep, widths_at, plan_with_layers or plan_jointly")
     return planned(model, scores, pruning_ratio, *args, **given)
 
@@ -154,7 +155,7 @@ def score(model: Any, batches: Any, criterion: Any = "amp", *args: Any, **given:
     if isinstance(criterion, tuple):
         _warn("score with several criteria", "score_many")
         return score_many(model, batches, criterion, *args, **given)
-    return _score(model, batches, criterion, *args, **given)
+    return checked(_score)(model, batches, criterion, *args, **given)
 
 
 @functools.wraps(_recover)
@@ -164,11 +165,17 @@ def recover(model: Any, tokenizer: Any, source: Any = "tinyworld", *args: Any, *
     if settings:
         _warn("the settings of recover", "recover(…, config=RecoveryConfig(…))")
         settings |= {"learning_rate": settings.pop("lr")} if "lr" in settings else {}
-        return _recover(model, tokenizer, source, RecoveryConfig(**settings), **given)
-    return _recover(model, tokenizer, source, *args, **given)
+        return checked(_recover)(model, tokenizer, source, RecoveryConfig(**settings), **given)
+    return checked(_recover)(model, tokenizer, source, *args, **given)
 
 
 def check(model: Any, plan: Plan) -> Any:
     """`preview`, by its old name."""
     _warn("check", "preview")
-    return preview(model, plan)
+    return checked(preview)(model, plan)
+
+
+for _call in (prune, prune_and_fold, repair, slice_hidden, fit_budget, drop_layers, plan_layers):
+    _call.__module__ = __name__  # they are pickled by where they are
+for _call in (perplexity, prune_in_shots, prune_folder, plan, score, recover):
+    _call.__module__ = __name__

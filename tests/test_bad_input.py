@@ -1,7 +1,10 @@
 """Bad input: one clear sentence, before any work, and nothing written."""
 
 import copy
+import inspect
 import json
+import math
+import pickle
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -24,6 +27,7 @@ from transformers import (
 
 import amp_tutorial as amp
 from amp_tutorial.files import checkpoints
+from amp_tutorial.files.arguments import fits, look
 from amp_tutorial.methods.depth_and_width import planned
 
 TOKENIZER = byte_tokenizer()
@@ -208,7 +212,7 @@ def test_a_model_in_a_wrapper_is_refused_with_how_to_take_it_out(here: Path, as_
         ("This model is compiled: give the one inside, model._orig_mod", torch.compile(plain)),
         ("A DataParallel is no model of transformers: give the one inside, model.module", torch.nn.DataParallel(plain)),
         ("A Around is no model of transformers: give the one inside, model.module", Around(plain)),
-        ("A Linear is no model of transformers: load one with amp.load", torch.nn.Linear(1, 1)),
+        ("must be a model of transformers, not a Linear: load one with amp.load", torch.nn.Linear(1, 1)),
         ("does not predict a next token; load it with AutoModel", LlamaForSequenceClassification(config)),
         ("A LlamaModel does not predict a next token", LlamaModel(config)),
         ("The output head is a Linear, not a plain nn.Linear; merge adapters", on_head),
@@ -241,7 +245,8 @@ def test_generation_settings_are_refused_with_the_reason_or_mended(here: Path) -
 @pytest.mark.parametrize("remove", [0.0, 1.0, -0.1, 1.5, 30.0, float("nan"), float("inf")])
 def test_ratios_outside_0_and_1(remove: float, here: Path) -> None:
     model = idle()
-    refused(here, "must lie between 0 and 1", lambda: amp.plan(model, scores(model), pruning_ratio=remove))
+    words = "must lie between 0 and 1" if math.isfinite(remove) else f"must be a finite number, not {remove}"
+    refused(here, words, lambda: amp.plan(model, scores(model), pruning_ratio=remove))
 
 
 @pytest.mark.parametrize(
@@ -339,10 +344,14 @@ ADAPTED = json.dumps(dict(peft_type="LORA", base_model_name_or_path="tiny-llama"
         ("hidden_size=48.0; it must be a whole number", dict(hidden_size=48.0)),
         ("hidden_size=-1; it must be", dict(hidden_size=-1)),
         ("hidden_size='32'; it must be", dict(hidden_size="32")),
+        ("head_dim=0; it must be a whole number from 1", dict(head_dim=0)),
+        ("intermediate_size=-3; it must be", dict(intermediate_size=-3)),
+        ("pad_token_id=1000000, and the vocabulary ends at", dict(pad_token_id=10**6)),
+        ("dtype='torch.int8' in config.json is none that weights can have", dict(dtype="int8")),
         ("num_hidden_layers=1000000; it must be a whole number from 1 to 10,000", dict(num_hidden_layers=10**6)),
         (
             "hidden_size=32 is no multiple of .*=7, and head_dim",
-            dict(model_type="llama", num_attention_heads=7, head_dim=0),
+            dict(model_type="llama", num_attention_heads=7, head_dim=None),
         ),
         ("=7 is no multiple of num_key_value_heads=", dict(model_type="llama", num_attention_heads=7)),
         ("'rms_norm_eps' expected float, got str", dict(rms_norm_eps="1e-6")),
@@ -550,6 +559,154 @@ def test_padding_alone_is_no_text(here: Path) -> None:
     refused(here, "hold no tokens", lambda: amp.score(tiny(), [nothing]))
 
 
+# Every public function × every argument × values that are none: in each case one sentence, before any work.
+FUNCTIONS = {name: found for name in amp.__all__ if inspect.isfunction(found := getattr(amp, name))}
+WRONG: tuple[Any, ...] = (object(), None, "x", 5, -0.5, float("nan"), 10**30, b"x", [object()], {}, torch.nn.Flatten())
+
+
+def arguments() -> Iterator[tuple[str, inspect.Parameter]]:
+    for name, function in FUNCTIONS.items():
+        for parameter in inspect.signature(function).parameters.values():
+            if parameter.kind is not parameter.VAR_KEYWORD:
+                yield name, parameter
+
+
+def test_each_argument_of_each_function_is_looked_at(here: Path) -> None:
+    looked = [(name, p) for name, p in arguments() if not fits(object(), p.annotation)]
+    open_to_all = {(name, p.name) for name, p in arguments()} - {(name, p.name) for name, p in looked}
+    assert open_to_all == {  # what is measured, which may be anything that has an interval; the older `check`
+        *[("compare", "a"), ("compare", "b"), ("interval", "measured"), ("interval", "others"), ("check", "model")],
+    }
+    assert len(looked) > 150
+    for name, parameter in looked:
+        what = f"{parameter.name} of {name}"
+        for value in WRONG:
+            if not fits(value, parameter.annotation) and value is not parameter.default:
+                refused(here, f"{what} must be", partial(look, what, value, parameter))
+
+
+GIVEN: dict[str, dict[str, Any]] = {  # of some functions, what they can be called with
+    "perplexity": dict(source=[TEXT], window=31),
+    "accuracy": dict(tasks=["tiny_tool"], limit=1),
+    "robustness": dict(tasks=["tiny_tool"], limit=1),
+    "latency": dict(prompt=4, new=1, repeats=1),
+    "size": dict(length=4),
+    "flops": dict(length=4),
+    "kv_cache_bytes": dict(tokens=4),
+    "save": dict(folder="saved"),
+    "recover": dict(source=[TEXT], progress=False),
+    "tokens_in_use": dict(text=[TEXT]),
+    "score": dict(batches=BATCHES),
+    "rank_layers": dict(batches=BATCHES),
+    "rotation": dict(batches=BATCHES),
+    "fit_budget": dict(batches=BATCHES, trials=1, progress=False),
+}
+
+
+@pytest.mark.parametrize(
+    ("words", "model"),
+    [
+        ("must be a model of transformers.*, not 'tiny-llama': load it", lambda: "tiny-llama"),
+        (r"not a tuple: model, tokenizer = amp.load\(…\)", lambda: (tiny(), TOKENIZER)),
+        ("must be a model of transformers.*, not None", lambda: None),
+        ("give the one inside, model.module", lambda: torch.nn.DataParallel(tiny())),
+        ("does not predict a next token", lambda: AutoModelForSequenceClassification.from_config(tiny().config)),
+        ("does not predict a next token", lambda: tiny().base_model),
+    ],
+    ids=["name", "pair", "None", "parallel", "classifier", "base"],
+)
+def test_what_is_no_model_is_refused_by_whoever_takes_one(
+    words: str, model: Callable[[], object], here: Path, as_users_run_it: None
+) -> None:
+    for name, given in GIVEN.items():
+        tokenizer = dict(tokenizer=TOKENIZER) if "tokenizer" in inspect.signature(FUNCTIONS[name]).parameters else {}
+        refused(here, words, lambda: FUNCTIONS[name](model=model(), **tokenizer, **given))  # noqa: B023
+
+
+def test_a_model_with_adapters_or_compiled_is_measured_as_it_is(as_users_run_it: None) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    plain = tiny()
+    with_adapter = get_peft_model(tiny(), LoraConfig(target_modules=["q_proj"]))  # which begins as nothing
+    compiled = torch.compile(tiny(), backend="eager")
+    for other in (with_adapter, compiled):
+        for name in ("perplexity", "accuracy", "flops", "kv_cache_bytes"):
+            tokenizer = dict(tokenizer=TOKENIZER) if name in ("perplexity", "accuracy") else {}
+            found = [FUNCTIONS[name](model=model, **tokenizer, **GIVEN[name]) for model in (other, plain)]
+            if name == "perplexity":
+                assert found[0].value == pytest.approx(found[1].value, rel=1e-5)
+            else:
+                assert found[0] == found[1], name
+
+
+@pytest.mark.parametrize(
+    ("words", "call"),
+    [
+        ("limit=0 must be at least 1", lambda: amp.accuracy(idle(), TOKENIZER, limit=0)),
+        ("batch_size=0 and limit=None must be", lambda: amp.accuracy(idle(), TOKENIZER, batch_size=0)),
+        (r"tasks=\[\] names no task", lambda: amp.accuracy(idle(), TOKENIZER, [])),
+        ("prompt=0, new=-1 must be at least 1", lambda: amp.latency(idle(), prompt=0, new=-1)),
+        ("length=0 must be at least 1", lambda: amp.size(idle(), 0)),
+        ("batch=0 and length=128 must be", lambda: amp.estimate(tiny().config, batch=0)),
+        ("features=0 must be at least 1", lambda: amp.rank_layers(idle(), BATCHES, features=0)),
+        ("spare of rank_layers must be a pair", lambda: amp.rank_layers(idle(), BATCHES, spare=(1,))),  # type: ignore[arg-type]
+        ("decay=-1.0 must be at least 0", lambda: amp.rotation(idle(), BATCHES, decay=-1.0)),
+        (
+            "ridge=-1.0 must be at least 0",
+            lambda: amp.repair(m := idle(), amp.plan(m, scores(m), neurons=8), BATCHES, ridge=-1.0, progress=False),
+        ),
+        ("must name at least one, each once, ascending", lambda: amp.smaller_tokenizer(TOKENIZER, [])),
+        ("must name at least one, each once, ascending", lambda: amp.smaller_tokenizer(TOKENIZER, [3, 2])),
+        ("device='gpu' is not to be had here", lambda: amp.load("tiny-llama", device="gpu")),
+        ("must be a torch.dtype of floating-point numbers", lambda: amp.load("tiny-llama", dtype=torch.int8)),
+        ("seed of calibration must be a whole number", lambda: amp.calibration(TOKENIZER, seed="3")),  # type: ignore[arg-type]
+        ("not a number of 31 digits", lambda: amp.calibration(TOKENIZER, seed=10**30)),
+        ("criterion of score is a text of 5,000", lambda: amp.score(idle(), BATCHES, "x" * 5000)),
+        ("is no name of a file or folder", lambda: amp.save(tiny(), TOKENIZER, "x" * 300)),
+        ("is no name of a file or folder", lambda: amp.save(tiny(), TOKENIZER, "a\0b")),
+        ("A path must be a text or a pathlib.Path, not a int", lambda: amp.Plan([[0]], [[0]], 1, 1, 1).save(5)),  # type: ignore[arg-type]
+        ("holds no tokens; leave it out", lambda: amp.score(idle(), [{k: v[:0] for k, v in BATCHES[0].items()}])),
+        ("plan of prune must be a Plan, not a Pruned: give its .plan", lambda: amp.prune(idle(), pruned())),  # type: ignore[arg-type]
+        (
+            "rank must be a whole number of at most 63 bits, not 'x'",
+            lambda: amp.RecoveryConfig(rank="x"),  # type: ignore[arg-type]
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_value_that_is_none_is_refused_at_once(
+    words: str, call: Callable[[], object], here: Path, as_users_run_it: None
+) -> None:
+    refused(here, words, call)
+
+
+def pruned() -> amp.Pruned:
+    return amp.prune(model := tiny(), amp.plan(model, scores(model), neurons=8))
+
+
+def test_a_tokenizer_of_another_model_is_told_before_the_model_runs(here: Path, as_users_run_it: None) -> None:
+    other = amp.load("tiny-llama")[1]
+    for name in ("perplexity", "accuracy", "recover"):
+        call = partial(FUNCTIONS[name], model=idle(), tokenizer=other, **GIVEN[name] | more(name))
+        refused(here, "take the tokenizer that belongs to the model", call)
+
+
+def more(name: str) -> dict[str, Any]:
+    """As much text as the windows of another tokenizer ask for."""
+    return {} if name == "accuracy" else dict(source=[TEXT] * 2)
+
+
+def test_logits_that_are_nan_are_no_answers(here: Path) -> None:
+    model = tiny()
+    model.get_parameter("model.layers.0.mlp.down_proj.weight").data[0, 0] = torch.nan
+    refused(here, "The model's logits are NaN", lambda: amp.accuracy(model, TOKENIZER, ["tiny_tool"], limit=4))
+
+
+def test_public_functions_can_be_pickled_and_are_the_same_each_time() -> None:
+    for name, function in FUNCTIONS.items():
+        assert getattr(amp, name) is function and pickle.loads(pickle.dumps(function)) is function, name
+
+
 # What people bring, and what happens: docs/library.md shows both columns (`reports/pages.py`), and each row is run.
 BROUGHT = (
     ("a quantised checkpoint: GPTQ, AWQ, bitsandbytes", "prune its full-precision original and quantise that"),
@@ -582,6 +739,8 @@ BROUGHT = (
         "Packed texts go into rows of their own, and an additive mask is (mask == 0)",
     ),
     ("ids beyond the embedding", "take the tokenizer that belongs to the model"),
+    ("the tokenizer of another model", "take the tokenizer that belongs to the model"),
+    ("the name of a model, where the model is meant", "load it, model, tokenizer = amp.load"),
     ("NaN among the weights", "are NaN or infinite; score in float32 or bfloat16, and check the checkpoint"),
 )
 
@@ -626,6 +785,10 @@ def brought(what: str, here: Path) -> object:
         return amp.score(AutoModelForSequenceClassification.from_config(model.config), BATCHES)
     elif what.startswith("a batch alone"):
         return amp.score(model, BATCHES[0])
+    elif what.startswith("the tokenizer"):
+        return amp.perplexity(model, amp.load("tiny-llama")[1], [TEXT] * 2, window=31)
+    elif what.startswith("the name"):
+        return amp.score("tiny-llama", BATCHES)  # type: ignore[arg-type]
     elif what.startswith("a mask"):
         return amp.score(model, [BATCHES[0] | dict(attention_mask=2 * BATCHES[0]["attention_mask"])])
     elif what.startswith("ids"):

@@ -1,6 +1,8 @@
 """The commands: what they print, what they refuse, and with which status they end."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from importlib.metadata import version
@@ -13,7 +15,7 @@ from helpers import RECORD, small
 from safetensors.torch import save_file
 
 from amp_tutorial import cli
-from amp_tutorial.files import ROOT
+from amp_tutorial.files import DATA, ROOT
 from amp_tutorial.runs import execute, fetch, parameter_values, single_run
 from amp_tutorial.runs.parameters import checked, notebook_named, parameters_of
 
@@ -182,6 +184,9 @@ def test_the_first_numbers_of_a_record_are_shown() -> None:
         (["-p", "window=1"], "window=1 must be at least 2"),
         (["-p", "windows=-1"], "windows=-1 must be at least 0"),
         (["-p", "country=../.."], "country='../..' must be three capital letters"),
+        (["-p", "country=ABC"], "No grid for country='ABC'"),
+        (["-p", "tasks=foo"], "Unknown task 'foo'; choose from tiny_tool"),
+        (["-p", "tasks=piqq"], "Unknown task 'piqq'; the nearest are piqa"),
         (["-p", "tasks="], "tasks='' names an empty task"),
         (["-p", "tasks=tiny_tool,"], "tasks='tiny_tool,' names an empty task"),
         (["-p", "calibration_text=gone.txt"], "No text source 'gone.txt'"),
@@ -202,6 +207,11 @@ def test_the_first_numbers_of_a_record_are_shown() -> None:
         (["-p", "model=cut"], "model.safetensors is damaged or cut short"),
         (["-p", "model=bare"], "bare holds no weights"),
         (["-p", "model=dumb"], "dumb holds no tokenizer"),
+        (
+            ["-p", "model=deeper"],
+            "deeper says num_hidden_layers=9, and has the weights of 6: one of the two",
+        ),
+        (["-p", "model=wider"], "wider says (7,000, 128), and its embedding is (1536, 128): one of the two"),
         (["-p", "model=bare/config.json"], "bare/config.json is a file and no GGUF file"),
         (["--notebook", "05", "-p", "ratio=0"], "ratio=0 removes nothing"),
         (["--notebook", "05", "-p", "sweep=gone"], "sweep='gone' is not there"),
@@ -227,6 +237,10 @@ def test_a_dry_run_refuses_what_the_run_would(
         for file in ("config.json", *files.split()) if name != "empty" else ():
             (tmp_path / name / file).write_text("{}")
     save_file({"x": torch.zeros(1)}, tmp_path / "dumb" / "model.safetensors")
+    for name, settings in dict(deeper=dict(num_hidden_layers=9), wider=dict(vocab_size=7000)).items():
+        shutil.copytree(DATA / "models" / "tiny-llama", tmp_path / name)
+        config = json.loads((tmp_path / name / "config.json").read_text()) | settings
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
     monkeypatch.chdir(tmp_path)
     asked = ["run", *([] if "--notebook" in words else ["--preset", "ci"]), *words, "--out", "runs"]
     for dry_run in (["--dry-run"], []):
@@ -242,7 +256,7 @@ def test_a_device_that_is_not_here_can_be_forecast_and_not_run(tmp_path: Path, c
     assert "device='cuda:99' is not there" in capsys.readouterr().err and not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("out", ["a_file", "a_file/inside", ""])
+@pytest.mark.parametrize("out", ["a_file", "a_file/inside", "", "x" * 300])
 def test_a_dry_run_looks_where_the_runs_go(
     out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -251,7 +265,8 @@ def test_a_dry_run_looks_where_the_runs_go(
     monkeypatch.chdir(tmp_path)
     for asked in (["run", "--preset", "ci"], ["sweep", "grid.yaml"]):
         assert cli.main([*asked, "--out", out, "--dry-run"]) == 2
-        assert ("is no folder" if out else "--out is empty") in capsys.readouterr().err
+        said = "is no name of a file" if len(out) > 255 else "is no folder" if out else "--out is empty"
+        assert said in capsys.readouterr().err
     assert (tmp_path / "a_file").read_text() == "kept"
 
 

@@ -102,6 +102,19 @@ def test_the_command_gathers_a_sweep_and_leaves_a_summary(tmp_path: Path, capsys
     assert "Runs: 2 finished, 0 failed, 0 left out. Rows of our own: 1." in text and "| 2 |" in text
 
 
+def test_the_command_names_what_it_leaves_out_and_refuses_to_gather_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    for content in ("{", "[]"):
+        (tmp_path / "sweep" / "00ff").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "sweep" / "00ff" / "record.json").write_text(content)
+        assert cli.main(["gather", str(tmp_path / "sweep"), "--out", str(tmp_path / "table")]) == 2
+        assert "holds no finished record" in capsys.readouterr().err and not (tmp_path / "table").exists()
+    made(tmp_path / "sweep" / "0aff" / "record.json", 6.0)
+    assert cli.main(["gather", str(tmp_path / "sweep"), "--out", str(tmp_path / "table")]) == 0
+    assert "Left out: 00ff/record.json: " in capsys.readouterr().err
+
+
 def test_the_shipped_records_are_tables_that_are_sound() -> None:
     for name, count in (("leaderboard", 762), ("results", 78), ("sweep", 81)):
         folder = amp.DATA / name

@@ -142,7 +142,7 @@ def test_seeds_differ(name: str) -> None:
         (dict(perturbation="noise"), "Unknown perturbation 'noise'; choose from typos"),
         (dict(perturbation=("typos", "noise")), "Unknown perturbation 'noise'"),
         (dict(rate=1.5), "rate=1.5 is no probability"),
-        (dict(rate=float("nan")), "rate=nan is no probability"),
+        (dict(rate=float("nan")), "rate of robustness must be a finite number"),
         (dict(tasks=["piqa"]), "Items can be changed of tiny_tool"),
     ],
 )

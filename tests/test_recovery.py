@@ -117,7 +117,7 @@ def test_whatever_is_switched_off_around_it(rows: Path) -> None:
         assert recovered(model, rows, seed=3).history == wanted
     with torch.inference_mode(), pytest.raises(ValueError, match="Nothing is learned under torch.inference_mode"):
         recovered(model, rows, seed=3)
-    with pytest.raises(ValueError, match="must be more than 0 and finite"):
+    with pytest.raises(ValueError, match="learning_rate must be a finite number, not inf"):
         recovered(model, rows, lr=math.inf)
 
 

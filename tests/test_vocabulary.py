@@ -28,7 +28,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 import amp_tutorial as amp
 from amp_tutorial.core.checkpoint import without_weights
@@ -429,6 +436,6 @@ def test_what_cannot_be_done_is_said() -> None:
     ending = Tokenizer(models.BPE({"a</w>": 0, "b": 1}, [], end_of_word_suffix="</w>"))
     with pytest.raises(ValueError, match="marks where words begin or end"):
         amp.tokens_in_use(model, PreTrainedTokenizerFast(tokenizer_object=ending), ["a"])
-    slow: Any = type("Slow", (), {})()
+    slow: Any = type("Slow", (PreTrainedTokenizerBase,), {"__init__": lambda _: None})()
     with pytest.raises(ValueError, match="A Slow is not of the tokenizers library"):
         amp.tokens_in_use(model, slow, ["a"])

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -12,7 +11,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ..files.atomic import expanded, new_folder, reason
+from ..files.atomic import expanded, new_folder
 from ..files.checkpoints import (
     CHECKPOINT,
     MismatchError,
@@ -27,6 +26,7 @@ from ..files.checkpoints import (
     readable,
     said_of,
     understood,
+    usable,
     without_code,
 )
 from ..files.downloads import asked_once
@@ -38,7 +38,7 @@ from .families import FAMILIES, family_of, older_names_of
 @asked_once
 def load(
     name: str | Path,
-    device: str | None = None,
+    device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
@@ -53,9 +53,10 @@ def load(
         dtype: as stored in the checkpoint by default.
 
     Raises:
-        ValueError: what `configuration` and `readable` refuse, or weights that do not match the configuration.
+        ValueError: what `configuration` and `readable` refuse, a device that is not here, or weights that do not match.
     """
     readable(where := located(name))
+    device = usable(device)
     config = configuration(name, revision, trust_remote_code)  # refuses what cannot be pruned, before a weight is read
     source, gguf = pretrained(where)
     options = dict(revision=revision, trust_remote_code=trust_remote_code, **gguf)
@@ -68,9 +69,8 @@ def load(
             stored.pop("auto_map", None)
     except MismatchError:
         raise
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ValueError(f"Could not load {str(name)!r}: {reason(error)}.{missing(name)}") from error
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    except Exception as error:
+        raise ValueError(f"Could not load {str(name)!r}: {said_of(error)}.{missing(name)}") from error
     return model.to(device).eval(), tokenizer
 
 
@@ -106,7 +106,7 @@ def configuration(name: str | Path, revision: str | None = None, trust_remote_co
     except Exception as error:
         raise ValueError(f"Could not load {str(name)!r}: {said_of(error)}.{missing(name)}") from error
     # Not every decoder has a row in FAMILIES: those without can still be measured.
-    if config.is_encoder_decoder or getattr(config, "quantization_config", None):
+    if config.is_encoder_decoder or getattr(config, "quantization_config", None) is not None:
         family_of(config)  # says why not
     if not known:
         a_decoder(name, config)

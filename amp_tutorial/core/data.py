@@ -100,7 +100,7 @@ def calibration(
         warnings.warn(
             f"{said(source)} gave {tokens_in(batches):,} of the {samples} × {length} = {samples * length:,} "
             f"calibration tokens asked for: {apart if join is None else 'it holds no more'}.",
-            stacklevel=2,
+            stacklevel=3,
         )
     return batches
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ..files.arguments import misfit
 from ..files.atomic import expanded, write_json
 from .anatomy import Anatomy
 from .scores import Scores
@@ -86,9 +87,8 @@ class Plan:
             stored = json.loads(expanded(path).read_text(encoding="utf-8"))
             stored["of"] = {"all": "parameters", "blocks": "block parameters"}.get(stored["of"], stored["of"])
             found = cls(**stored)
-            lists = [*found.heads, *found.neurons, found.kept_layers, found.tokens or []]
-            if len(found.heads) != len(found.neurons) or any(type(n) is not int for kept in lists for n in kept):
-                raise ValueError("heads and neurons must be lists of whole numbers, one for each layer")
+            if (wrong := misfit(found)) or len(found.heads) != len(found.neurons) or found.of not in OF:
+                raise ValueError(wrong or f"heads and neurons are of as many layers, and of={found.of!r} one of {OF}")
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"{path} is not a plan as Plan.save writes them ({error}); plan again.") from error
         return found
@@ -296,11 +296,11 @@ def can_lose(a: Anatomy, parts: str) -> None:
 def _scored(a: Anatomy, scores: Scores) -> None:
     """Refuse scores of another model, and scores that rank nothing."""
     shape = [(a.heads, a.neurons)] * a.layers
-    scored = [(len(h), len(n)) for h, n in zip(scores.heads, scores.neurons, strict=True)]
-    if scored != shape:
+    scored = [(len(h), len(n)) for h, n in zip(scores.heads, scores.neurons, strict=False)]
+    if scored != shape or len(scores.heads) != len(scores.neurons):
         raise ValueError(
-            f"The scores are for {len(scored)} layers of (heads, neurons) = {max(scored)}, the model has {len(shape)} "
-            f"of {shape[0]}; score this model."
+            f"The scores are for {len(scored)} layers of (heads, neurons) = {max(scored, default=0)}, the model has "
+            f"{len(shape)} of {shape[0]}; score this model."
         )
     if not all(bool(s.isfinite().all()) for s in (*scores.heads, *scores.neurons)):
         raise ValueError("Some scores are NaN or infinite and rank nothing; check the checkpoint, and score again.")

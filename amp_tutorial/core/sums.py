@@ -173,7 +173,7 @@ def positions_of(model: Any) -> int | None:
 
 def entering(model: Any, batches: Any) -> Any:
     """Batches as they come in, each looked through before any work; a stream is looked through while it is read."""
-    for batch in batches if isinstance(batches, Sequence | Mapping) else ():
+    for batch in batches if isinstance(batches, Sequence | Mapping | Tensor) else ():
         ids_and_mask(model, batch)
     return batches
 

@@ -27,7 +27,15 @@ def reason(error: BaseException) -> str:
 
 
 def expanded(path: str | Path) -> Path:
-    """A path as it was typed, but for a `~` at its beginning, which is the home folder."""
+    """A path as it was typed, but for a `~` at its beginning, which is the home folder.
+
+    Raises:
+        ValueError: it is none, or no file system has such a name: one of over 255 bytes, or with a zero byte.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise ValueError(f"A path must be a text or a pathlib.Path, not a {type(path).__name__}.")
+    if "\0" in str(path) or any(len(os.fsencode(part)) > 255 for part in Path(path).parts) or len(str(path)) > 4000:
+        raise ValueError(f"{str(path)[:40]!r}… is no name of a file or folder: it is too long, or holds a zero byte.")
     return Path(os.path.expanduser(path))
 
 

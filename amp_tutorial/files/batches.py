@@ -26,6 +26,15 @@ def tokens_in(batches: Iterable[Mapping[str, Tensor]]) -> int:
     return sum(int(batch["attention_mask"].sum()) for batch in batches)
 
 
+def known_ids(rows: Iterable[Sequence[int]], words: int) -> None:
+    """Refuse token ids that a model's embedding has no row for, by a ValueError: the tokenizer is another model's."""
+    if (worst := max((max(row) for row in rows if len(row)), default=0)) >= words:
+        raise ValueError(
+            f"The tokenizer makes the token id {worst:,}, and the model knows 0 to {words - 1:,}: take the tokenizer "
+            "that belongs to the model."
+        )
+
+
 def checked(batch: Any, words: int, positions: int | None) -> tuple[Tensor, Tensor]:
     """The ids and the mask of a batch, which a model can read as they were meant.
 
@@ -49,6 +58,8 @@ def checked(batch: Any, words: int, positions: int | None) -> tuple[Tensor, Tens
     ids, mask = batch["input_ids"], batch["attention_mask"]
     if ids.dim() != 2 or ids.shape != mask.shape:
         raise ValueError(f"A batch has input_ids {tuple(ids.shape)} and attention_mask {tuple(mask.shape)}: {WANTED}.")
+    if not ids.numel():
+        raise ValueError(f"A batch of the shape {tuple(ids.shape)} holds no tokens; leave it out.")
     if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
         raise ValueError(f"The input_ids of a batch are {ids.dtype}: token ids are whole numbers, torch.long.")
     if not bool(((mask == 0) | (mask == 1)).all()):
@@ -57,7 +68,7 @@ def checked(batch: Any, words: int, positions: int | None) -> tuple[Tensor, Tens
             f"The attention_mask of a batch holds {found:g}; it must be 1 for a token and 0 for padding. Packed texts "
             "go into rows of their own, and an additive mask is (mask == 0)."
         )
-    if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < words:
+    if not 0 <= int(ids.min()) <= int(ids.max()) < words:
         worst = int(ids.max()) if int(ids.max()) >= words else int(ids.min())
         raise ValueError(
             f"A batch holds the token id {worst:,}, and the model knows 0 to {words - 1:,}: take the tokenizer that "

@@ -3,8 +3,9 @@
 import hashlib
 import json
 import os
+import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,10 @@ MODELS = DATA / "models"
 EMBEDDED = ("tiny-llama", "tiny-llama-gqa", "tiny-phi")
 SUMS, ADAPTER = "SHA256.json", "adapter_config.json"
 POINTER = 1000  # bytes; a pointer of git-lfs has some 130
-COUNTS = dict.fromkeys(("num_attention_heads", "num_key_value_heads", "hidden_size", "vocab_size"), 10**7) | {
-    "num_hidden_layers": 10_000  # more would take gigabytes to say what it needs
+WIDTHS = ("num_attention_heads", "num_key_value_heads", "head_dim", "hidden_size", "intermediate_size", "vocab_size")
+COUNTS = dict.fromkeys(WIDTHS, 10**7) | {
+    "num_hidden_layers": 10_000,  # more would take gigabytes to say what it needs
+    "max_position_embeddings": 10**9,
 }
 CHECKPOINT = (  # the files that a checkpoint consists of, and that another one may replace
     "config.json",
@@ -105,8 +108,12 @@ def looked_through(folder: Path) -> Path:
             raise ValueError(
                 f"{folder / 'config.json'} says {name}={value!r}; it must be a whole number from 1 to {COUNTS[name]:,}."
             )
-    if (folder / "generation_config.json").is_file():
-        json_object(folder / "generation_config.json")
+    pad, words = settings.get("pad_token_id"), settings.get("vocab_size")
+    if isinstance(pad, int) and isinstance(words, int) and pad >= words:
+        raise ValueError(f"{folder / 'config.json'} says pad_token_id={pad}, and the vocabulary ends at {words - 1}.")
+    for name in ("generation_config.json", "tokenizer_config.json", "special_tokens_map.json"):
+        if (folder / name).is_file():
+            json_object(folder / name)
     for index in sorted(folder.glob("*.safetensors.index.json")):
         files = json_object(index).get("weight_map")
         if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
@@ -114,6 +121,8 @@ def looked_through(folder: Path) -> Path:
         if outside := [file for file in files.values() if Path(file).name != file]:
             raise ValueError(f"{index} leads to {outside[0]}, out of its folder; weights must lie beside their index.")
     for path in sorted(folder.glob("*.safetensors")):
+        if not path.is_file():
+            raise ValueError(f"{path} leads to no file; fetch the weights again.")
         if path.stat().st_size < POINTER and path.read_bytes().startswith(b"version https://git-lfs"):
             raise ValueError(f"{path} is a pointer of git-lfs and no weights; fetch them there: git lfs pull.")
     return folder
@@ -122,7 +131,7 @@ def looked_through(folder: Path) -> Path:
 def json_object(path: Path) -> dict[str, Any]:
     """What a file of JSON holds, if that is an object."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8-sig"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} can't be read as JSON ({reason(error)}); fetch or write it again.") from error
     if not isinstance(found, dict):
@@ -134,11 +143,15 @@ def understood(config: Any) -> None:
     """Refuse settings that transformers takes into a configuration and can't build a model from.
 
     Raises:
-        ValueError: an activation or a kind of rotary positions that is not known.
+        ValueError: an activation or a kind of rotary positions that is not known, a dtype that weights cannot have.
     """
+    import torch
     from transformers.activations import ACT2FN
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+    dtype = getattr(torch, config.dtype, None) if isinstance(config.dtype, str) else config.dtype
+    if config.dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise ValueError(f"dtype={str(config.dtype)!r} in config.json is none that weights can have")
     for name in ("hidden_act", "hidden_activation", "activation_function"):
         act = getattr(config, name, None)
         if isinstance(act, str) and act not in ACT2FN:
@@ -151,13 +164,13 @@ def understood(config: Any) -> None:
 
 
 def said_of(error: BaseException) -> str:
-    """Why a configuration could not be read, in one line: transformers checks it by whatever its arithmetic raises."""
+    """Why a model could not be read, in one line: transformers checks by whatever its arithmetic raises."""
     lines = str(error).strip().splitlines()
     if type(error).__name__.startswith("StrictDataclass") and len(lines) > 1:
         return lines[-1].strip().partition(": ")[2].rstrip(".") + " (in config.json)"
     if isinstance(error, OSError | ValueError):
         return reason(error)
-    return f"its configuration makes no sense to transformers ({type(error).__name__}: {reason(error)})"
+    return f"transformers makes no sense of its files ({type(error).__name__}: {reason(error)})"
 
 
 def pretrained(where: Path) -> tuple[str, dict[str, str]]:
@@ -199,8 +212,8 @@ def tokenizer_of(name: str | Path, rows: int = 0) -> Any:
             if size != rows:
                 raise ValueError(f"the model there has {size:,} tokens, and this one was made from one with {rows:,}")
         return AutoTokenizer.from_pretrained(source, **gguf)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"No tokenizer was found in {str(name)!r} ({reason(error)}); give tokenizer=….") from error
+    except Exception as error:  # of a broken tokenizer.json anything
+        raise ValueError(f"No tokenizer was found in {str(name)!r} ({said_of(error)}); give tokenizer=….") from error
 
 
 def alike(config: Any, families: Mapping[str, Any]) -> str:
@@ -361,7 +374,7 @@ def _taken_out(name: str | Path, source: str, how: Mapping[str, Any]) -> Any:
     warnings.warn(
         f"{name} is a {type(whole).__name__}: its text model is taken out, a {type(model).__name__}; what sees or "
         "hears is left behind.",
-        stacklevel=4,
+        stacklevel=5,
     )
     return model
 
@@ -381,6 +394,20 @@ def missing(name: str | Path) -> str:
     return f" Where there is a network, this fetches it: amp-tutorial fetch {name}." if str(name) in KNOWN else ""
 
 
+def usable(device: Any) -> Any:
+    """The device to load on: the one that is said, else the first GPU, else the CPU; a ValueError if it isn't here."""
+    import torch
+
+    if device is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        why = str(error).splitlines()[0].partition(" device type at start of device string")[0].rstrip(".")
+        raise ValueError(f"device={device!r} is not to be had here ({why}); leave it out, or say 'cpu'.") from error
+    return device
+
+
 def readable(folder: Path) -> None:
     """Refuse a model that came with its sums and is damaged, and one in pickles alone, which can run code when read."""
     if folder.parent == MODELS or (folder.parent == home() and (folder / SUMS).is_file()):
@@ -398,20 +425,37 @@ def complete(folder: Path) -> None:
     """Refuse a folder that `load` could not load, as far as the heads of its files tell: no weight is read.
 
     Raises:
-        ValueError: what `readable` refuses; no weights, or such as are cut short; no tokenizer.
+        ValueError: what `looked_through` and `readable` refuse; no weights, such as are cut short, or as plainly belong
+            to another configuration; no tokenizer.
     """
-    readable(folder)
+    readable(looked_through(folder))
+    shapes: dict[str, list[int]] = {}
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise ValueError(f"{folder} holds no weights (*.safetensors).")
     for file in files:
         try:
-            with safe_open(file, framework="numpy"):
-                pass
+            with safe_open(file, framework="numpy") as stored:
+                shapes |= {key: stored.get_slice(key).get_shape() for key in stored.keys()}
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{file} is damaged or cut short ({reason(error)}); fetch it again.") from error
     if not any((folder / name).is_file() for name in TOKENIZERS):
         raise ValueError(f"{folder} holds no tokenizer ({', '.join(TOKENIZERS[:2])}, …); put it beside the model.")
+    _alike(folder, shapes)
+
+
+def _alike(folder: Path, shapes: Mapping[str, Sequence[int]]) -> None:
+    """Compare layers and the embedding with config.json, where these have their usual names; loading compares all."""
+    said, how = json_object(folder / "config.json"), "one of the two is another model's"
+    numbers = [int(found[1]) for key in shapes if (found := re.search(r"\.(?:layers|h|blocks)\.(\d+)\.", f".{key}"))]
+    layers = said.get("num_hidden_layers")
+    if isinstance(layers, int) and numbers and max(numbers) + 1 < layers:
+        raise ValueError(f"{folder} says num_hidden_layers={layers}, and has the weights of {max(numbers) + 1}: {how}.")
+    words, hidden = said.get("vocab_size"), said.get("hidden_size")
+    for key, shape in shapes.items():
+        if key in ("model.embed_tokens.weight", "transformer.wte.weight") and words and hidden:
+            if list(shape) != [words, hidden]:
+                raise ValueError(f"{folder} says ({words:,}, {hidden:,}), and its embedding is {tuple(shape)}: {how}.")
 
 
 def verify(folder: Path) -> None:
@@ -484,10 +528,12 @@ def check_generation(model: Any) -> None:
     the one that transformers derives when it loads a checkpoint that has none.
 
     Raises:
-        ValueError: it contradicts itself, with the reason of transformers.
+        ValueError: it contradicts itself, with the reason of transformers; or the model is none (`wrapping`).
     """
     from transformers import GenerationConfig
 
+    if hasattr(model, "forward") and (around := wrapping(model)):
+        raise ValueError(around)
     if model.generation_config is None:
         model.generation_config = GenerationConfig.from_model_config(model.config)
     if (model.generation_config.pad_token_id or 0) < 0:
@@ -514,19 +560,25 @@ def check_saving(name: str | Path) -> None:
         check_generation(SimpleNamespace(generation_config=GenerationConfig.from_pretrained(where), config=None))
 
 
-def wrapping(model: Any) -> str:
-    """What to do with a model that stands around the one to prune, or has another head; "" for a plain one."""
+def wrapping(model: Any, measured: bool = False) -> str:
+    """What to do with a model that stands around the one to prune, or has another head; "" for a plain one.
+
+    Args:
+        measured: it is only run: compiled, or with adapters, it does as well.
+    """
     kind = type(model).__name__
     if hasattr(model, "_orig_mod"):
+        if measured:
+            return wrapping(model._orig_mod, measured)
         return "This model is compiled: give the one inside, model._orig_mod, and compile what comes out."
     if not hasattr(model, "config"):
         inside = "give the one inside, model.module" if hasattr(model, "module") else "load one with amp.load"
         return f"A {kind} is no model of transformers: {inside}."
-    if hasattr(model, "merge_and_unload"):
+    if hasattr(model, "merge_and_unload") and not measured:
         return f"A {kind} holds adapters beside the weights; merge them first: model = model.merge_and_unload()."
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     if head is None:
         return f"A {kind} does not predict a next token; load it with AutoModelForCausalLM, or by amp.load."
-    if hasattr(head, "base_layer"):
+    if hasattr(head, "base_layer") and not measured:
         return f"The output head is a {type(head).__name__}, not a plain nn.Linear; merge adapters first."
     return ""

@@ -5,6 +5,7 @@ A corpus is fetched by `datasets.load_dataset`, or read from a local copy: a fol
 names), or one file (`c4.jsonl`, `c4.json.gz`, `c4.parquet`, …).
 """
 
+import fnmatch
 import hashlib
 import json
 import os
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from . import DATA
-from .atomic import expanded, reason
+from .atomic import reason
 from .formats import ENDINGS, Row, of_file, of_library, of_memory, row
 
 SPLITS = ("calibration", "recovery", "validation")
@@ -83,7 +84,7 @@ def copy_of(name: str, local_copies: str | Path) -> Path | None:
     Raises:
         ValueError: there are two.
     """
-    if not Path(local_copies).is_dir():
+    if not os.path.isdir(local_copies):  # Path's raises where the name is too long
         return None
     found = [path for path in sorted(Path(local_copies).iterdir()) if _named(path) == name]
     if len(found) > 1:
@@ -111,7 +112,7 @@ def text_source(name: str, local_copies: str | Path = "") -> str:
         return name
     found = copy_of(name, local_copies)
     if found is None:
-        like = sorted(path.name for path in Path(local_copies).glob(f"{name}*"))
+        like = sorted(fnmatch.filter(os.listdir(local_copies), f"{name}*")) if os.path.isdir(local_copies) else []
         other = f" ({', '.join(like)} is not called exactly so)" if like else ""
         raise ValueError(
             f"{local_copies} holds no {name}{other}: put a data set saved by save_to_disk, or its files, there as "
@@ -158,7 +159,7 @@ def rows(source: Source, split: str) -> list[Row]:
         return list(of_file(DATA / "world" / f"{split}.jsonl"))
     if str(source) in CORPORA:
         return _of_hub(str(source), split)
-    path = expanded(source)
+    path = Path(os.path.expanduser(source))
     if not os.path.exists(path):
         if len(str(source)) > 255 or "\n" in str(source):
             said = f"{str(source)[:30]!r}…"

@@ -166,6 +166,8 @@ def estimate(
     Raises:
         ValueError: what `configuration` refuses, or no row for this family.
     """
+    if min(batch, length) < 1:
+        raise ValueError(f"batch={batch} and length={length} must be at least 1.")
     config = config if isinstance(config, PreTrainedConfig) else configuration(config)
     stored = dtype or config.dtype or torch.float32
     stored = getattr(torch, stored) if isinstance(stored, str) else stored

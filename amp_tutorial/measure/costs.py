@@ -1,10 +1,11 @@
-"""What running a model costs: operations, the key-value cache, size and time.
+"""What running a model costs: operations, the key-value cache, size, time, energy and carbon.
 
 Operations and cache follow from a configuration alone: the model is built on the meta device and run there, without
-weights. Time is measured.
+weights. Time is measured. Energy is mostly an estimate, and the result says of what.
 """
 
 import copy
+import logging
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +22,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..core.anatomy import Anatomy
 from ..core.checkpoint import without_weights
+from ..core.sums import positions_of
+from ..files.checkpoints import wrapping
 
 
 @dataclass(frozen=True)
@@ -102,8 +105,9 @@ def _on_meta(
     model: PreTrainedModel | PreTrainedConfig, length: int, batch: int, dtype: torch.dtype | None = None
 ) -> PreTrainedModel:
     """The same architecture without weights, whose attention and experts are plain matrix products."""
-    if min(length, batch) < 1:
-        raise ValueError(f"length={length} and batch={batch} must both be at least 1.")
+    _at_least_one(length=length, batch=batch)
+    if not isinstance(model, PreTrainedConfig) and (said := wrapping(model, measured=True)):
+        raise ValueError(said)
     config = copy.deepcopy(model if isinstance(model, PreTrainedConfig) else model.config)
     config.pad_token_id = None  # else GPT-2 looks into the ids, to warn of padding
     dtype = dtype or (config.dtype if isinstance(model, PreTrainedConfig) else model.dtype)
@@ -112,6 +116,11 @@ def _on_meta(
     if getattr(config, "_experts_implementation", None):
         twin.set_experts_implementation("batched_mm")  # its work does not depend on the data, which meta has not
     return twin
+
+
+def _at_least_one(**sizes: int) -> None:
+    if said := ", ".join(f"{name}={size}" for name, size in sizes.items() if size < 1):
+        raise ValueError(f"{said} must be at least 1.")
 
 
 @dataclass(frozen=True)
@@ -127,7 +136,12 @@ class Size:
 
 @torch.no_grad()
 def size(model: PreTrainedModel, length: int = 128) -> Size:
-    """Parameters, bytes, multiply-accumulates per token (counted by torch on a real pass) and KV cache."""
+    """Parameters, bytes, multiply-accumulates per token (counted by torch on a real pass) and KV cache.
+
+    Raises:
+        ValueError: no positive length; what `Anatomy.of` says.
+    """
+    _at_least_one(length=length)
     anatomy, device = Anatomy.of(model), next(model.parameters()).device
     ids = torch.zeros((1, length), dtype=torch.long, device=device)
     attention, experts = model.config._attn_implementation, getattr(model.config, "_experts_implementation", None)
@@ -170,10 +184,13 @@ def latency(
         "prefill": seconds for the whole prompt. "decode": seconds per new token of the batch.
 
     Raises:
-        ValueError: no repeat.
+        ValueError: no repeat, prompt, new token or batch; more tokens than a model has learned positions for.
     """
-    if repeats < 1:
-        raise ValueError(f"repeats={repeats} must be at least 1: a time is the median of that many measurements.")
+    _at_least_one(prompt=prompt, new=new, batch=batch, repeats=repeats)
+    if said := wrapping(model, measured=True):
+        raise ValueError(said)
+    if (most := positions_of(model)) is not None and prompt + new > most:
+        raise ValueError(f"prompt={prompt} and new={new} are more than this model's {most:,} learned positions.")
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(model.config.vocab_size, (batch, prompt), generator=generator).to(device)
@@ -208,3 +225,119 @@ def _clock(run: Callable[[], object], device: torch.device) -> float:
 def _timing(seconds: list[float]) -> Timing:
     low, _, high = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else 3 * seconds
     return Timing(statistics.median(seconds), low, high)
+
+
+NO_CODECARBON = "Energy needs codecarbon; install it with: pip install codecarbon."
+
+
+@dataclass
+class Energy:
+    """What a run used; amounts stay zero while it lasts."""
+
+    kwh: float = 0.0
+    grams: float = 0.0  # CO2 equivalent: kwh · factor
+    seconds: float = 0.0
+    factor: float = 0.0  # of the grid, in grams of CO2 equivalent per kWh
+    grid: str = ""  # where the factor is from
+    measured: bool = False  # whether counters of the processor were read; memory is always estimated
+    method: str = ""  # for each part of the machine: measured by what, or estimated from what
+
+    def __str__(self) -> str:
+        return (
+            f"{self.kwh:.3g} kWh in {self.seconds:.1f} s, {self.grams:.3g} g CO2e at {self.factor:g} g/kWh "
+            f"({self.grid}); {self.method}"
+        )
+
+
+@contextmanager
+def energy(country: str | None = None, factor: float | None = None) -> Iterator[Energy]:
+    """Energy and carbon of what is done inside the context, by codecarbon in its offline mode.
+
+        with amp.energy(country="BRA") as used:
+            amp.perplexity(model, tokenizer)
+        print(used)
+
+    No network is used and no file is written. The whole machine counts, other programs too. Where the processor's own
+    counters can be read (RAPL on Linux as root, PowerMetrics, Energy Meter) its energy is measured; on most laptops
+    and on virtual machines it is estimated from its load and rated power, and a second of it is worth little.
+
+    Args:
+        country: three letters (ISO 3166), for the yearly mean of its grid in codecarbon's table.
+        factor: grams of CO2 equivalent per kWh, if you know your grid's better.
+
+    Raises:
+        ValueError: neither or both of them, a country without a row in the table, or a negative factor.
+        ImportError: codecarbon is not installed.
+    """
+    if (country is None) == (factor is None):
+        raise ValueError("Say either country='BRA' (three letters) or factor=… in grams of CO2e per kWh.")
+    if factor is not None and factor < 0:
+        raise ValueError(f"factor={factor} must not be negative: it is in grams of CO2e per kWh.")
+    used = Energy(factor=factor or 0.0, grid="as given")
+    if country is not None:
+        used.factor, used.grid = grid_of(country)
+    try:
+        from codecarbon import OfflineEmissionsTracker
+    except ImportError as error:
+        raise ImportError(NO_CODECARBON) from error
+    logging.getLogger("codecarbon").setLevel(logging.CRITICAL)  # it speaks before it reads its own log_level
+    tracker = OfflineEmissionsTracker(
+        country_iso_code=country or "",
+        force_carbon_intensity_g_co2e_kwh=used.factor,  # stated here, and never asked of a service
+        output_methods=[],  # no file
+        emissions_endpoint=None,  # whatever a .codecarbon.config says
+        measure_power_secs=1,
+        log_level="critical",
+    )
+    tracker.start()
+    try:
+        yield used
+    finally:
+        tracker.stop()
+        found = tracker.final_emissions_data
+        used.kwh, used.grams, used.seconds = found.energy_consumed, 1000 * found.emissions, found.duration
+        used.measured, used.method = _method(tracker)
+
+
+def grid_of(country: str) -> tuple[float, str]:
+    """The yearly mean of a country's grid in grams of CO2 equivalent per kWh, and whose figure it is.
+
+    Raises:
+        ValueError: a country without a row in codecarbon's table.
+        ImportError: codecarbon is not installed.
+    """
+    try:
+        from codecarbon.input import DataSource
+    except ImportError as error:
+        raise ImportError(NO_CODECARBON) from error
+    row = DataSource().get_global_energy_mix_data().get(country, {})
+    if "carbon_intensity" not in row:
+        raise ValueError(f"No grid for country={country!r}: give three letters such as 'BRA', or factor=….")
+    return float(row["carbon_intensity"]), f"{row['country_name']} {row['year']}, codecarbon"
+
+
+COUNTERS = {
+    "Intel Rapl": "RAPL",
+    "Windows Emi": "Energy Meter",
+    "Intel Power Gadget": "Power Gadget",
+    "AppleSiliconChip": "PowerMetrics",
+    "Raspberry": "the board",
+}
+
+
+def _method(tracker: Any) -> tuple[bool, str]:
+    """Whether the processor was measured, and what each part of the machine goes by, from codecarbon's descriptions."""
+    said, measured = [], False
+    for part in map(str, tracker._conf["hardware"]):
+        counter = next((name for key, name in COUNTERS.items() if key in part), None)
+        if part.startswith("RAM"):
+            said.append("memory estimated from its size")
+        elif part.startswith("GPU"):
+            said.append("GPU measured by its driver")
+        elif counter:
+            measured = True
+            said.append(f"processor measured by {counter}")
+        else:
+            by = "load and rated power (TDP)" if "Cpu Load" in part else "rated power (TDP) alone"
+            said.append(f"processor estimated from {by}")
+    return measured, ", ".join(dict.fromkeys(said))

@@ -1,9 +1,7 @@
 """Perplexity: how well a model still predicts text, with the protocol by which that was measured."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -12,8 +10,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..core.anatomy import exact
 from ..core.data import windows
 from ..core.sums import positions_of
-from ..files.batches import padded
-from ..files.texts import texts
+from ..files.batches import known_ids, padded
+from ..files.checkpoints import wrapping
+from ..files.texts import Source, texts
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class Perplexity:
 def perplexity(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    source: str | Path | Sequence[str] = "tinyworld",
+    source: Source = "tinyworld",
     window: int = 256,
     stride: int | None = None,
     limit: int | None = None,
@@ -51,15 +50,18 @@ def perplexity(
             is measured so in the literature, with "\\n\\n"; `perplexity_text` gives a corpus with what joins it.
 
     Raises:
-        ValueError: no text, a single text shorter than one window, or a window longer than the model's learned
-            positions.
+        ValueError: no text, a single text shorter than one window, a window longer than the model's learned positions,
+            tokens that the model does not have, or no model that predicts a next token.
     """
+    if said := wrapping(model, measured=True):
+        raise ValueError(said)
     if (most := positions_of(model)) is not None and window > most:
         raise ValueError(f"window={window} is longer than this model's {most:,} learned positions; take at most that.")
     if batch_size < 1 or (limit is not None and limit < 1):
         raise ValueError(f"batch_size={batch_size} and limit={limit} must be at least 1 (limit=None reads all).")
     documents = texts(source, "validation", blank=join is not None)
     rows = windows(tokenizer, documents if join is None else [join.join(documents)], window, stride)[:limit]
+    known_ids((row.ids for row in rows), model.get_input_embeddings().num_embeddings)
     order = sorted(rows, key=lambda row: len(row.ids))
     device = next(model.parameters()).device
     sums: list[float] = []

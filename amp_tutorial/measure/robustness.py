@@ -126,7 +126,7 @@ def robustness(
     tokenizer: PreTrainedTokenizerBase,
     perturbation: str | Sequence[str] = "typos",
     rate: float | None = None,
-    tasks: Sequence[str] | None = None,
+    tasks: str | Sequence[str] | None = None,
     limit: int | None = None,
     seed: int = 0,
     batch_size: int = 64,

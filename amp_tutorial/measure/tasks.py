@@ -6,7 +6,7 @@ import io
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from importlib.metadata import version
@@ -20,6 +20,8 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from ..files import DATA
+from ..files.batches import known_ids
+from ..files.checkpoints import wrapping
 from .intervals import Interval, proportion
 from .intervals import accuracy as accuracy_of
 
@@ -34,6 +36,7 @@ CHANCE = {
 TASKS = tuple(CHANCE)
 PAPER_TASKS = ("piqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge")  # whose mean is AMP's metric
 TRUSTED = "AMP_TUTORIAL_TASK_CODE"  # set: task files of a folder may run Python
+NAMED = re.compile(rb"^task:[ \t]*['\"]?([^\s'\"#]+)", re.MULTILINE)  # in a task file
 NORM = " acc_norm"  # ending of what is measured with log-likelihoods divided by the characters of each answer
 Request = tuple[tuple[str, str], list[int], list[int]]  # lm-eval's: a prompt and an answer, as texts and as tokens
 Likely = tuple[float, bool]  # the log-likelihood of an answer, and whether it is what greedy decoding writes
@@ -92,7 +95,10 @@ def task_names(tasks: str | Sequence[str] | None) -> list[str]:
         return list(TASKS)
     if tasks == "paper":
         return list(PAPER_TASKS)
-    return [name.strip() for name in tasks.split(",")] if isinstance(tasks, str) else list(tasks)
+    names = [name.strip() for name in tasks.split(",")] if isinstance(tasks, str) else list(tasks)
+    if not names:
+        raise ValueError("tasks=[] names no task; leave it out for the embedded ones.")
+    return names
 
 
 def accuracy(
@@ -123,8 +129,13 @@ def accuracy(
         folder: of task files of your own in lm-eval's format; paths in them are relative to it.
 
     Raises:
-        ValueError: an unknown task, one without accuracy, a group of tasks, or data that are not to be had.
+        ValueError: no task, an unknown one, one without accuracy, a group of tasks, or data that are not to be had; no
+            model that predicts a next token, or tokens that it does not have.
     """
+    if said := wrapping(model, measured=True):
+        raise ValueError(said)
+    if batch_size < 1 or (limit is not None and limit < 1):
+        raise ValueError(f"batch_size={batch_size} and limit={limit} must be at least 1 (limit=None asks all).")
     names = task_names(tasks)
     from lm_eval import evaluate  # here, because lm-eval takes seconds to import and not every lesson needs it
     from lm_eval.models.huggingface import HFLM
@@ -173,6 +184,7 @@ def _answers(
     Logarithms are of float32, whatever the model's dtype. What is too long for the model, which lm-eval truncates, and
     all where keys and values are not simply kept by layer, is left to lm-eval.
     """
+    known_ids((prompt + answer for _, prompt, answer in requests), harness.model.get_input_embeddings().num_embeddings)
     plain, longest = kept_by_layer(harness.model), harness.max_length
     mine = [k for k, (_, prompt, answer) in enumerate(requests) if plain and len(prompt) + len(answer) <= longest]
     found: dict[int, Likely] = {}
@@ -185,6 +197,8 @@ def _answers(
     rest = [k for k in range(len(requests)) if k not in found]
     if rest:
         found |= dict(zip(rest, one_by_one([requests[k] for k in rest], *args, **kw), strict=True))
+    if any(math.isnan(likely) for likely, _ in found.values()):
+        raise ValueError("The model's logits are NaN; check the checkpoint, and measure in float32 or bfloat16.")
     return [found[k] for k in range(len(requests))]
 
 
@@ -283,15 +297,31 @@ def known_tasks(names: list[str], folder: str | Path = "") -> Any:
     if own and set(others) <= set(own.all_tasks):
         manager = own  # lm-eval's own index takes seconds; it is not asked if the folder has all
     else:
+        _in_some_file([name for name in others if not own or name not in own.all_tasks])
         manager = TaskManager(include_path=path) if path else _all()
     for name in others:
         if name not in manager.all_subtasks:
             if name in manager.all_tasks:
                 raise ValueError(f"Task {name!r} is a group; name the tasks in it.")
-            near = ", ".join(difflib.get_close_matches(name, [*TASKS, *manager.all_subtasks], 3))
-            meant = f"the nearest are {near}" if near else f"choose from {', '.join(TASKS)}, or from lm-eval's"
-            raise ValueError(f"Unknown task {name!r}; {meant}.")
+            raise ValueError(_unknown(name, manager.all_subtasks))
     return manager
+
+
+def _in_some_file(names: Sequence[str]) -> None:
+    """Refuse a name that stands in no file of lm-eval's: that takes a twentieth of the time that its index does."""
+    import lm_eval.tasks
+
+    said = [path.read_bytes() for path in Path(lm_eval.tasks.__file__).parent.rglob("*.yaml")]
+    for name in names:
+        word = re.compile(rb"(?<![\w.-])%s(?![\w.-])" % re.escape(name.encode()))
+        if not any(word.search(text) for text in said):
+            raise ValueError(_unknown(name, {n.decode() for text in said for n in NAMED.findall(text)}))
+
+
+def _unknown(name: str, known: Iterable[str]) -> str:
+    near = ", ".join(difflib.get_close_matches(name, sorted({*TASKS, *known}), 3))
+    meant = f"the nearest are {near}" if near else f"choose from {', '.join(TASKS)}, or from lm-eval's"
+    return f"Unknown task {name[:40]!r}; {meant}."
 
 
 def no_code(folder: Path) -> None:

@@ -89,6 +89,8 @@ def rank_layers(
     anatomy = Anatomy.of(model)
     kept = with_layers(whole_plan(anatomy), range(anatomy.layers) if layers is None else layers, model).kept_layers
     first, last = LAYER_CRITERIA[criterion] if spare is None else spare
+    if features < 1:
+        raise ValueError(f"features={features} must be at least 1: hidden states are compared by so many.")
     candidates = kept[first : max(first, len(kept) - last)]
     if min(first, last) < 0 or not candidates:
         raise ValueError(f"spare={(first, last)} leaves none of {len(kept)} layers to choose from; spare fewer.")

@@ -22,10 +22,11 @@ from transformers.pytorch_utils import Conv1D
 from ..core.anatomy import Anatomy
 from ..core.checkpoint import load
 from ..core.sums import positions_of
+from ..files.arguments import misfit
 from ..files.atomic import expanded, reason
-from ..files.batches import padded
-from ..files.checkpoints import ADAPTER, json_object
-from ..files.texts import pairs
+from ..files.batches import known_ids, padded
+from ..files.checkpoints import ADAPTER, json_object, wrapping
+from ..files.texts import Source, pairs, said
 from .layerwise import weights_change
 
 IGNORE = -100  # label of a position that is not trained on
@@ -52,6 +53,8 @@ class RecoveryConfig:
     rows_at_once: int | None = None  # of a step, how many are in memory at a time; None: all of them
 
     def __post_init__(self) -> None:
+        if wrong := misfit(self):
+            raise ValueError(f"{wrong}.")
         least = dict(epochs=1, rank=1, alpha=1, batch_size=1, length=2)
         given = {name: getattr(self, name) for name in least}
         given |= {name: value for name in ("samples", "rows_at_once") if (value := getattr(self, name)) is not None}
@@ -81,7 +84,7 @@ class Recovery:
 def recover(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    source: str | Path = "tinyworld",
+    source: Source = "tinyworld",
     config: RecoveryConfig | None = None,
     progress: bool = True,
 ) -> Recovery:
@@ -93,7 +96,7 @@ def recover(
     what is trained and summed stays float32.
 
     Args:
-        source: "tinyworld", a JSONL file with `prompt` and `response` (or `text`), or a text file.
+        source: "tinyworld", or as in `files.texts.texts` rows with a `prompt` and a `response`, or with a `text` alone.
         config: how to train; by default as in AMP's official code.
         progress: show a bar over steps.
 
@@ -103,6 +106,8 @@ def recover(
     """
     if torch.is_inference_mode_enabled():
         raise ValueError("Nothing is learned under torch.inference_mode; leave it for recovery.")
+    if around := wrapping(model):
+        raise ValueError(around)
     c = config or RecoveryConfig()
     rows = pairs(source)
     rng = random.Random(c.seed)
@@ -110,8 +115,11 @@ def recover(
     length = min(c.length, positions_of(model) or c.length)  # no row is longer than what the model has positions for
     examples = [row for prompt, response in rows for row in encode(tokenizer, prompt, response, c.loss, length)]
     if not examples:
-        raise ValueError(f"Every prompt in {source} fills length={length} tokens; raise length to reach a response.")
+        raise ValueError(
+            f"Every prompt in {said(source)} fills length={length} tokens; raise length to reach a response."
+        )
     examples = rng.sample(examples, min(c.samples or len(examples), len(examples)))
+    known_ids((ids for ids, _ in examples), model.get_input_embeddings().num_embeddings)
     with seeded(model, c.seed), weights_change(), torch.enable_grad():
         tuned = adapted(model, c.rank, c.alpha, c.dropout)
         trainable = [p for p in tuned.parameters() if p.requires_grad]
@@ -237,7 +245,7 @@ def summed_loss(
 
 
 def merged(
-    folder: str | Path, base: str | Path | None = None, device: str | None = None
+    folder: str | Path, base: str | Path | None = None, device: str | torch.device | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A model with the adapter of a PEFT folder merged into it, a stock model again, and its tokenizer.
 

@@ -57,6 +57,8 @@ class Options:
             )
         if self.polish < 0:
             raise ValueError(f"polish={self.polish} must be at least 0: so many steps polish the MLP of each layer.")
+        if (self.ridge or 0) < 0:
+            raise ValueError(f"ridge={self.ridge} must be at least 0; left out, it is chosen for each projection.")
         if self.polish and (anatomy.family.no_neurons or not _mlp(anatomy)):
             why = anatomy.family.no_neurons or "its layers hold the matrices of the MLP without a module for it"
             raise ValueError(f"The MLPs of a {anatomy.model.config.model_type} cannot be polished: {why}.")
@@ -194,7 +196,7 @@ class Refits:
             warnings.warn(
                 f"Fewer calibration tokens than inputs of a projection ({self.short}): the rest is left to the ridge; "
                 "give more text.",
-                stacklevel=3,
+                stacklevel=4,
             )
 
     def _pass_by(self, i: int) -> None:

@@ -58,10 +58,11 @@ def rotation(model: PreTrainedModel, batches: Iterable[Batch], decay: float = 1.
     Args:
         model: a causal language model of a family with a `stream`; it is not changed.
         batches: as in `score`. Positions with attention mask 0 do not count.
-        decay: 0 weighs all norms alike.
+        decay: 0 weighs all norms alike; more gives later ones less.
 
     Raises:
-        ValueError: a family whose hidden size cannot be sliced, no tokens, or activations that are not finite.
+        ValueError: a decay below 0, a family whose hidden size cannot be sliced, no tokens, or activations that are not
+            finite.
 
     Warns:
         UserWarning: fewer tokens than the hidden size.
@@ -83,6 +84,8 @@ class Moments:
     """The sum of `second_moments` over norms and tokens, on the way through a model."""
 
     def __init__(self, anatomy: Anatomy, decay: float = 1.0) -> None:
+        if decay < 0:
+            raise ValueError(f"decay={decay} must be at least 0, which weighs all norms alike.")
         self.anatomy, self.stream = anatomy, stream_of(anatomy)
         every = [name for i in range(anatomy.layers) for name in self.norms(i)]
         self.weights = {name: k**-decay for k, name in enumerate(every, start=1)}
@@ -133,6 +136,6 @@ class Moments:
             warnings.warn(
                 f"{self.tokens} calibration tokens for a hidden size of {self.anatomy.hidden}: the order of directions "
                 "that no token uses is arbitrary; give more text.",
-                stacklevel=3,
+                stacklevel=4,
             )
         return Rotation.of(self.sum, self.tokens, self.probe)

@@ -20,7 +20,7 @@ from ..core.plans import Plan, keep
 from ..core.scores import score
 from ..core.sums import Batch, entering
 from ..core.surgery import Pruned, prune
-from ..files.atomic import new_folder, write_json
+from ..files.atomic import expanded, new_folder, write_json
 from ..files.checkpoints import fingerprint
 from ..measure.check import preview
 from .lora import Recovery
@@ -185,7 +185,7 @@ def prune_in_shots(
     left, batches = widths(model, heads, neurons, shots, unit, combine), entering(model, batches)
     how = dict(criterion=criterion, average=average, unit=unit, combine=combine, seed=seed)
     settings = dict(model=fingerprint(model), heads=left[-1][0], neurons=left[-1][1], shots=shots, **how)
-    folder = None if out is None else _folder(Path(out), settings | {"recover": _said(recover)})
+    folder = None if out is None else _folder(expanded(out), settings | {"recover": _said(recover)})
     return _shots(model, tokenizer, batches, left, how, recover, folder)
 
 

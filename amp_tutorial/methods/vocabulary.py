@@ -25,6 +25,7 @@ from ..core.anatomy import Anatomy
 from ..core.plans import Plan
 from ..core.surgery import VOCABULARY, Cut, Words
 from ..files.atomic import write_json
+from ..files.checkpoints import wrapping
 from ..files.texts import Source, corpus_of, texts
 
 IDS = re.compile(r"_token_ids?$|_token_index$|^force_words_ids$")  # settings that name tokens
@@ -59,6 +60,7 @@ def tokens_in_use(
     """
     if least < 1:
         raise ValueError(f"least={least} must be at least 1: how often a token stands in the text.")
+    rows = rows_of(model)
     stored, corpus, documents = _stored(tokenizer), corpus_of(text), texts(text, blank=True)
     if join == "auto":
         join = corpus.join if corpus else None
@@ -81,7 +83,7 @@ def tokens_in_use(
         ranks = {pair: rank for rank, pair in enumerate(_merges(stored["model"]))}
         merged = {part for token in found if token in names for part in _made_of(names[token], ranks)}
         found |= {numbers[part] for part in merged if part in numbers}
-    return sorted(token for token in found if token < rows_of(model))
+    return sorted(token for token in found if token < rows)
 
 
 def smaller_tokenizer(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> PreTrainedTokenizerBase:
@@ -92,10 +94,13 @@ def smaller_tokenizer(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int])
         tokens: ascending, such as the `tokens` of a plan.
 
     Raises:
-        ValueError: a tokenizer that is not of the tokenizers library, or that needs a token which goes.
+        ValueError: no token, or not ascending; a tokenizer that is not of the tokenizers library, or that needs a token
+            which goes.
     """
     if getattr(tokenizer, "kept_tokens", None) == [*tokens]:
         return tokenizer
+    if not len(tokens) or [*tokens] != sorted(set(tokens)) or tokens[0] < 0:
+        raise ValueError(f"tokens={list(tokens)[:5]}… must name at least one, each once, ascending, from 0.")
     last = max(_numbers(_stored(tokenizer)["model"]).values(), default=0)
     if len(tokenizer) == len(tokens) and tokens[-1] > last:  # a smaller one, saved and loaded again
         return tokenizer
@@ -120,7 +125,9 @@ def smaller_tokenizer(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int])
 
 
 def rows_of(model: PreTrainedModel) -> int:
-    """Tokens that a model has a row for, whatever its tokenizer knows."""
+    """Tokens that a model has a row for, whatever its tokenizer knows; a ValueError of what is no plain model."""
+    if around := wrapping(model):
+        raise ValueError(around)
     return int(model.get_input_embeddings().weight.shape[0])  # type: ignore[operator,union-attr,index]
 
 

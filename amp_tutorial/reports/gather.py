@@ -4,6 +4,7 @@
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 from ..files.atomic import write_text
@@ -25,7 +26,10 @@ def command(options: argparse.Namespace) -> int:
         ValueError: see `collection.gather`; or the records may not stand in one table.
     """
     out = Path(options.out or options.folder)
+    left_out = groups.scan(options.folder).left_out
     count = collection.gather(options.folder, out)
+    for why in left_out:
+        print(f"Left out: {why}", file=sys.stderr)
     print(f"{out / collection.TABLE}: {count} records.")
     if not {record["name"] for record in collection.gathered(out).values()} & {*OWN}:
         found = groups.scan(out)

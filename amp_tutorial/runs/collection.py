@@ -85,7 +85,8 @@ def gather(folder: str | Path, out: str | Path | None = None) -> int:
 
     Raises:
         OSError: the table can't be written.
-        ValueError: no such folder, a table that is not sound, or records of a sweep without another place to put them.
+        ValueError: no such folder, no finished record there, a table that is not sound, or records of a sweep without
+            another place to put them.
     """
     folder, here = Path(folder), Path(out or folder)
     if not folder.is_dir():
@@ -94,6 +95,8 @@ def gather(folder: str | Path, out: str | Path | None = None) -> int:
     found, single = gathered(here) | gathered(folder), dict(_finished(folder))
     if own and any("/" in name for name in single):
         raise ValueError(f"A sweep goes on from its records in {folder}; name another folder for the table by --out.")
+    if not found | single:
+        raise ValueError(f"{folder} holds no finished record; name the folder of a sweep, of runs or of records.")
     write(here, found | single)
     if own:
         for name in single:

@@ -22,7 +22,7 @@ from typing import Any
 import nbformat
 from filelock import FileLock, Timeout
 
-from ..files.atomic import write_json, write_text
+from ..files.atomic import expanded, write_json, write_text
 from . import record as records
 from .functions import call, is_function
 from .identity import absolute, code_of, data_of, id_of, parts
@@ -136,11 +136,11 @@ def could_write(out: str | Path) -> None:
     """Refuse a folder of runs that could not be made or written into, without making it.
 
     Raises:
-        ValueError: something else is in its place, or nothing can be written there.
+        ValueError: no name of a folder, something else in its place, or nothing can be written there.
     """
     if not str(out).strip():
         raise ValueError("--out is empty; name a folder, or leave it out.")
-    there = Path(out).expanduser().absolute()
+    there = expanded(out).absolute()
     while not os.path.lexists(there):
         there = there.parent
     if not there.is_dir() or not os.access(there, os.W_OK):

@@ -13,6 +13,7 @@ from .. import methods  # noqa: F401, with which the field's criteria are in the
 from ..core.criteria import named
 from ..files.checkpoints import complete, located
 from ..files.texts import CORPORA, rows, text_source, written
+from ..measure.costs import grid_of
 from ..measure.tasks import PAPER_TASKS, known_tasks, load_tasks, task_names
 from . import functions
 
@@ -92,7 +93,7 @@ def sensible(settings: Mapping[str, Any], corpora: bool = True) -> None:
 
     Raises:
         ValueError: a value that is none of its choices, a number out of range, a way of asking for widths that
-            contradicts itself, an unknown task, or a text that is not there.
+            contradicts itself, a country without a known grid, an unknown task, or a text that is not there.
     """
     s = settings
     _in_range(s)
@@ -112,6 +113,11 @@ def sensible(settings: Mapping[str, Any], corpora: bool = True) -> None:
         raise ValueError("fidelity='official' has no repair; say repair='none'.")
     if s["country"] and re.fullmatch("[A-Z]{3}", s["country"]) is None:
         raise ValueError(f"country={s['country']!r} must be three capital letters, such as BRA, or nothing.")
+    if s["country"]:
+        try:
+            grid_of(s["country"])
+        except ImportError as error:
+            raise ValueError(str(error)) from error
     _there(s, corpora)
 
 

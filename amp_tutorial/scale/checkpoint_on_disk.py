@@ -28,7 +28,7 @@ from ..core.checkpoint import configuration
 from ..core.families import family_of, older_names_of
 from ..core.surgery import tied
 from ..files.atomic import reason, write_json
-from ..files.checkpoints import json_object, matching, readable
+from ..files.checkpoints import json_object, matching, readable, said_of
 from ..files.older_names import add_older_names
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -52,12 +52,15 @@ class Folder:
         self.source, self.family = source, family_of(config)
         files = _files(source)
         self.tokenizer: PreTrainedTokenizerBase | None = None
+        generation: GenerationConfig | None = None
         try:
             if any(path for pattern in TOKENIZER for path in source.glob(pattern)):
                 self.tokenizer = AutoTokenizer.from_pretrained(source, config=config, trust_remote_code=False)
             stored = {key: (tensor, path) for path in files for key, tensor in blank(path).items()}
-        except (OSError, ValueError, SafetensorError) as error:
-            raise ValueError(f"Could not load {str(source)!r}: {reason(error)}.") from error
+            if (source / "generation_config.json").is_file():
+                generation = GenerationConfig.from_pretrained(source)
+        except Exception as error:  # of a broken tokenizer.json anything
+            raise ValueError(f"Could not load {str(source)!r}: {said_of(error)}.") from error
         # Which part each stored tensor belongs to.
         numbered = re.compile(rf"(?:^|\.){self.family.layers.rpartition('.')[2]}\.(\d+)\.")
         self.parts: dict[int | None, dict[str, Path]] = {}
@@ -78,8 +81,8 @@ class Folder:
             with self.present(None):
                 whole.config.tie_word_embeddings = tied(self.model)
             self.model = _without_weights(whole.config, whole.dtype)
-        if (source / "generation_config.json").is_file():
-            self.model.generation_config = GenerationConfig.from_pretrained(source)
+        if generation is not None:
+            self.model.generation_config = generation
         self.anatomy = Anatomy.of(self.model)
 
     def part_of(self, name: str) -> int | None:

@@ -25,6 +25,7 @@ from ..core.sums import Batch, held
 from ..core.surgery import _fits, cuts_into, smaller_config
 from ..files.atomic import expanded, new_folder
 from ..files.checkpoints import CHECKPOINT, check_generation, hash_of, located, missing
+from ..files.texts import Source
 from ..methods.depth_and_width import planned
 from ..methods.hidden_size import Turn, sliced_config
 from ..methods.layerwise import Walk
@@ -60,7 +61,7 @@ def prune_folder(
     repair: bool | dict[str, Any] = False,
     hidden_size: int | None = None,
     batches: Iterable[Batch] | None = None,
-    text: str | Path | Sequence[str] = "tinyworld",
+    text: Source = "tinyworld",
     criterion: str = "amp",
     average: str = "tokens",
     seed: int = 0,
@@ -126,7 +127,7 @@ def prune_folder(
             if folder.tokenizer is None:
                 raise ValueError(f"{source} has no tokenizer to read the text with; give batches=… instead.")
             batches = calibration(folder.tokenizer, text, seed=seed)
-        given, tokenizer = held(folder.model, batches or ()), folder.tokenizer
+        given, tokenizer = held(folder.model, () if batches is None else batches), folder.tokenizer
         if likely.tokens is not None and tokenizer is not None:
             tokenizer = smaller_tokenizer(tokenizer, likely.tokens)
         with new_folder(target, [source], overwrite, CHECKPOINT) as beside:
