@@ -144,6 +144,12 @@ def test_a_record_says_how_far_the_lesson_got(begun: Lesson, tmp_path: Path) -> 
     assert record["parameters"]["seed"] == 3
 
 
+def test_what_rounding_leaves_of_no_difference_is_zero(begun: Lesson) -> None:
+    begun.signature("gain", 1.7e-15, -12, 12, "points", baseline=("random", 0), control=("reversed", 0))
+    begun.finish()
+    assert json.loads(begun.record_path.read_text())["signature"]["value"] == 0.0
+
+
 def test_a_signature_lies_in_its_interval(begun: Lesson) -> None:
     with pytest.raises(ValueError, match="does not hold the value"):
         begun.signature("drop", 1.4, 1.1, 1.3, "nats", baseline=("random", 2), control=("reversed", 9))

@@ -193,6 +193,8 @@ class Lesson:
         """
         if not low <= value <= high:
             raise ValueError(f"The interval from {low} to {high} does not hold the value {value}.")
+        if abs(value) < 1e-9 * max(abs(low), abs(high)):
+            value = 0.0  # what rounding leaves of a difference of nothing
         self.record.metric(name, float(value), low=float(low), high=float(high), unit=unit)
         self.record.signature = {
             "name": name,

@@ -127,7 +127,7 @@ def table() -> list[str]:
     """The result that each lesson ends in, where it was run on the real model."""
 
     def said(value: float, unit: str) -> str:
-        return f"{value:,.3g}" + (f" {unit}" if len(unit) > 1 else unit)
+        return f"{round(value, 10):,.3g}" + (f" {unit}" if len(unit) > 1 else unit)
 
     rows = []
     for name, record in sorted(collection.gathered(FOLDER).items()):
@@ -146,5 +146,5 @@ def page() -> str:
 LESSONS = (
     "Each lesson ends in one result beside a baseline and a control that must fail. These are of the real model in "
     "float32, on C4 (lesson 9: WikiText-2), in the sizes that a lesson takes for a model that isn't tiny: small ones, "
-    "so their intervals are wide. In brackets 95 % intervals; minutes are on two cores."
+    "so their intervals are wide. In brackets 95 % intervals; minutes are on two cores, some beside other work."
 )

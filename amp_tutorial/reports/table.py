@@ -237,7 +237,10 @@ def execute(parameters: Mapping[str, Any]) -> Path:
     notebook = inside if inside.is_file() else clone
     try:
         with _this_package(), written_file(place, ending=".part.ipynb") as beside:
-            papermill.execute_notebook(str(notebook), str(beside), dict(parameters), progress_bar=False)
+            # A kernel on this machine alone: ipykernel's warning of that is not for whoever reads the table.
+            quiet = ["--IPKernelApp.log_level=40"]
+            given = dict(parameters)
+            papermill.execute_notebook(str(notebook), str(beside), given, progress_bar=False, extra_arguments=quiet)
     except PapermillExecutionError as error:
         raise RuntimeError(f"{error.ename}: {error.evalue}") from error
     return place
