@@ -62,7 +62,7 @@ responses = responses or ("tinyworld" if source == "tinyworld" else "alpaca")
 pairs(responses)  # what is not to be had is said before anything else
 sizes = {
     "smallest": dict(seeds=3, items=40, texts=48, letters=None),
-    "real": dict(seeds=3, items=20, texts=32, letters=500),  # of each text, so that one is one row
+    "real": dict(seeds=3, items=20, texts=32, letters=500, rows=2),  # letters of each text; rows that train at once
     "full": dict(seeds=10, items=200, texts=500, letters=None),
 }[L.size]
 seeds = range(seed, seed + sizes["seeds"])
@@ -622,7 +622,7 @@ elif best < nearly_all:
 # perplexity and by accuracy.
 # %%
 def lora(start, source=responses, **settings):
-    config = amp.RecoveryConfig(learning_rate=rate, seed=seed, **settings)
+    config = amp.RecoveryConfig(learning_rate=rate, seed=seed, rows_at_once=sizes.get("rows"), **settings)
     return amp.recover(start, tokenizer, source, config, progress=False)
 
 
