@@ -151,7 +151,8 @@ def test_the_first_cell_keeps_what_is_there_and_lessons_run_before_and_after_a_r
         package: (before[package], after.get(package)) for package in before if before[package] != after.get(package)
     } == {}
     assert {"amp-tutorial", "lm-eval", "jaxtyping"} <= set(after) - set(before)
-    for nb in (told, run("03_surgery.ipynb", at, upload)):  # the second in a new kernel, as after a restart
+    # The others in new kernels, as after a restart.
+    for nb in (told, run("03_surgery.ipynb", at, upload), run("B_your_own_model.ipynb", at, upload)):
         outputs = [output for cell in nb.cells if cell.cell_type == "code" for output in cell.outputs]
         said = "".join(output.get("text", "") for output in outputs if output.get("name") == "stderr")
         assert "Warning" not in said, said[-2000:]

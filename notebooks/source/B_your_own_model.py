@@ -67,8 +67,8 @@ known = {
         "llama", dtype="bfloat16", vocab_size=128256, intermediate_size=14336, num_key_value_heads=8
     ),
     "Phi-2": AutoConfig.for_model(
-        "phi", dtype="float16", hidden_size=2560, intermediate_size=10240, num_hidden_layers=32
-    ),
+        "phi", dtype="float16", hidden_size=2560, intermediate_size=10240, num_hidden_layers=32, pad_token_id=None
+    ),  # transformers 5.0 wants to be told that no token pads
     "GPT-2": AutoConfig.for_model("gpt2", dtype="float32"),
 }
 costs = {name: amp.estimate(config) for name, config in known.items()}
