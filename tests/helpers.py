@@ -24,7 +24,7 @@ WITH_NEURONS = tuple(name for name, row in FAMILIES.items() if not row.no_neuron
 WHOLE = tuple(name for name in WITH_HEADS if name in WITH_NEURONS)
 TEXT = "Anna has the red kite and Ben has the blue ball. The red kite belongs to Anna. Ben goes to the old mill."
 BIASES = ("attention_bias", "mlp_bias", "use_bias", "enable_bias", "use_qkv_bias", "bias")  # whatever a family calls it
-DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop", "dropout")
+DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop", "dropout", "attention_dropout", "residual_dropout")
 EXPERTS = dict(num_local_experts=4, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16)
 LOCAL = dict(num_local_experts=4, num_experts_per_tok=2)
 HALF_TURNED: dict[str, Any] = dict(rope_type="default", rope_theta=100.0, partial_rotary_factor=0.5)

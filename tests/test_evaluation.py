@@ -205,7 +205,8 @@ def test_the_cache_has_the_size_said(shape: Shape, dtype: str) -> None:
     held = sum(t.numel() * t.element_size() for layer in attending for t in (layer.keys, layer.values))
     said = amp.size(model).kv_cache_bytes_per_token
     assert said == held / 5
-    if shape.family != "falcon" and "num_key_value_heads" not in OWN.get(shape.family, {}):  # else one KV head
+    one_for_all = shape.family in ("falcon", "gpt_bigcode") or "num_key_value_heads" in OWN.get(shape.family, {})
+    if not one_for_all:
         per_head = 2 * len(attending) * shape.head_dim * getattr(torch, dtype).itemsize
         assert said == shape.groups * per_head
 

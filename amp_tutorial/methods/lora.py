@@ -180,7 +180,9 @@ def adapted(model: PreTrainedModel, rank: int = 8, alpha: int = 16, dropout: flo
     """
     family = Anatomy.of(model).family
     inside = model.get_submodule(family.layers).named_modules(prefix=family.layers)
-    linear = {name for name, m in inside if type(m) in (torch.nn.Linear, Conv1D)}  # a router can be more than that
+    # Falcon's linear map is a class of its own; a router, which can be one as well, answers more than a product.
+    maps = (torch.nn.Linear, Conv1D)
+    linear = {name for name, m in inside if isinstance(m, maps) and not type(m).__name__.endswith("Router")}
     if not family.no_neurons:
         linear = {name.rsplit(".", 1)[-1] for name in linear}
 

@@ -50,7 +50,7 @@ warnings.filterwarnings("ignore", category=FutureWarning)  # peft still uses a n
 source, _ = L.material(text)
 sizes = {
     "smallest": dict(seeds=3, windows=60, rows=32),
-    "real": dict(seeds=3, windows=16, rows=32),
+    "real": dict(seeds=3, windows=16, rows=32, together=2),  # rows that train at once
     "full": dict(seeds=10, windows=None, rows=256),
 }[L.size]
 seeds = range(seed, seed + sizes["seeds"])
@@ -437,7 +437,9 @@ quarters, at_once = (
     partial(
         amp.recover,
         source=source,
-        config=amp.RecoveryConfig(samples=sizes["rows"], epochs=epochs, loss="text", learning_rate=2e-3),
+        config=amp.RecoveryConfig(
+            samples=sizes["rows"], epochs=epochs, loss="text", learning_rate=2e-3, rows_at_once=sizes.get("together")
+        ),
         progress=False,
     )
     for epochs in (1, shots)
