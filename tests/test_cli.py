@@ -186,7 +186,7 @@ def test_the_first_numbers_of_a_record_are_shown() -> None:
         (["-p", "country=../.."], "country='../..' must be three capital letters"),
         (["-p", "country=ABC"], "No grid for country='ABC'"),
         (["-p", "tasks=foo"], "Unknown task 'foo'; choose from tiny_tool"),
-        (["-p", "tasks=piqq"], "Unknown task 'piqq'; the nearest are piqa"),
+        (["-p", "tasks=piqq"], "Unknown task 'piqq'; the nearest is piqa"),
         (["-p", "tasks="], "tasks='' names an empty task"),
         (["-p", "tasks=tiny_tool,"], "tasks='tiny_tool,' names an empty task"),
         (["-p", "calibration_text=gone.txt"], "No text source 'gone.txt'"),

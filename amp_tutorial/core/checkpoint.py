@@ -38,8 +38,8 @@ from .families import FAMILIES, family_of, older_names_of
 @asked_once
 def load(
     name: str | Path,
-    device: str | torch.device | None = None,
-    dtype: torch.dtype | None = None,
+    device: str | int | torch.device | None = None,
+    dtype: torch.dtype | str | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -67,7 +67,7 @@ def load(
         tokenizer = AutoTokenizer.from_pretrained(source, config=config, **options)
         for stored in () if trust_remote_code else (vars(model.config), tokenizer.init_kwargs):
             stored.pop("auto_map", None)
-    except MismatchError:
+    except (MismatchError, ImportError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
         raise ValueError(f"Could not load {str(name)!r}: {said_of(error)}.{missing(name)}") from error

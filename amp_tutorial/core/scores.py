@@ -1,6 +1,6 @@
 """Score every head and every neuron of a model in one forward pass; save the scores, and use them at any ratio."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -97,7 +97,7 @@ def score(
 def score_many(
     model: PreTrainedModel,
     batches: Iterable[Batch],
-    criteria: Sequence[str],
+    criteria: Iterable[str],
     average: str = "tokens",
     seed: int = 0,
     forward: Pass = one_pass,

@@ -7,16 +7,19 @@ the tests, which execute the annotations, know as much.
 import functools
 import inspect
 import math
+import operator
 import sys
 import types
 from collections import abc
 from dataclasses import fields
+from decimal import Decimal
+from numbers import Real
 from os import PathLike
 from typing import Any, Union, get_args, get_origin
 
 WORDS: dict[Any, str] = {
     bool: "True or False",
-    int: "a whole number of at most 63 bits",
+    int: "a whole number",
     float: "a finite number",
     str: "a text",
     types.NoneType: "None",
@@ -28,6 +31,7 @@ WORDS: dict[Any, str] = {
     list: "a list",
     tuple: "a pair of numbers",
 }
+EACH = {int: "whole numbers", float: "numbers", str: "texts"}
 NAMED = {
     "Path": "a path",
     "PreTrainedModel": "a model of transformers",
@@ -51,12 +55,14 @@ def checked(function: Any) -> Any:
     @functools.wraps(function)
     def call(*args: Any, **given: Any) -> Any:
         try:
-            bound = signature.bind(*args, **given).arguments
+            bound = signature.bind_partial(*args, **given)
         except TypeError:
-            return function(*args, **given)  # Python itself says what is missing or unknown
-        for name, value in bound.items():
-            look(f"{name} of {function.__name__}", value, signature.parameters[name])
-        return function(*args, **given)
+            return function(*args, **given)  # Python itself says what is unknown, and below what is missing
+        for name, value in bound.arguments.items():
+            parameter = signature.parameters[name]
+            look(f"{name} of {function.__name__}", value, parameter)
+            bound.arguments[name] = plain(value, parameter.annotation)
+        return function(*bound.args, **bound.kwargs)
 
     call.__module__ = __name__.partition(".")[0]  # where it is to be had: it is pickled by that name
     return call
@@ -82,12 +88,14 @@ def fits(value: Any, hint: Any) -> bool:
     if hint is None or hint is types.NoneType:
         return value is None
     if hint is bool:
-        return isinstance(value, bool) or type(value).__name__ in ("bool", "bool_")  # NumPy's
+        return isinstance(value, bool | int) and value in (0, 1) or type(value).__name__ in ("bool", "bool_")  # NumPy's
     if hint is int:
-        return hasattr(value, "__index__") and not getattr(value, "ndim", 0) and abs(int(value)) < 2**63
+        return _index(value) is not None
     if hint is float:
-        number = hasattr(value, "__float__") and not getattr(value, "ndim", 0)
-        return number and math.isfinite(value) and (not isinstance(value, int) or abs(value) < 2**63)
+        return isinstance(value, Real | Decimal) and (_index(value) is not None or _finite(value))
+    if origin is abc.Iterable:  # a data set without an iterator of its own is one, too
+        texts = not isinstance(value, list | tuple) or inner != (str,) or all(isinstance(one, str) for one in value)
+        return texts and (hasattr(value, "__iter__") or (hasattr(value, "__getitem__") and hasattr(value, "__len__")))
     if origin in (abc.Sequence, list):
         if isinstance(value, str | abc.Mapping) or not (hasattr(value, "__len__") and hasattr(value, "__iter__")):
             return False
@@ -97,6 +105,8 @@ def fits(value: Any, hint: Any) -> bool:
         return isinstance(value, tuple | list) and len(value) == len(inner) and all(map(fits, value, inner))
     if name == "Path":
         return isinstance(value, PathLike)
+    if name == "PreTrainedTokenizerBase" and callable(value) and not hasattr(value, "parameters"):
+        return hasattr(value, "save_pretrained")  # or what stands around one, such as a processor
     if name == "dtype":  # transformers takes them by name, too
         value = getattr(sys.modules["torch"], value, None) if isinstance(value, str) else value
         return isinstance(value, hint) and bool(value.is_floating_point)
@@ -106,6 +116,36 @@ def fits(value: Any, hint: Any) -> bool:
     if isinstance(origin, type) and not hasattr(origin, "dtypes"):  # jaxtyping's shapes are types that have these
         return isinstance(value, origin)
     return True
+
+
+def plain(value: Any, hint: Any) -> Any:
+    """A number of NumPy or torch, or a list of such, as a number of Python: it goes into plans and records."""
+    inner = get_args(hint)
+    if isinstance(value, str | bool | None | int | float):
+        return value
+    if get_origin(hint) is abc.Sequence and inner == (int,):
+        return value if isinstance(value, list | tuple | range) else [int(one) for one in value]
+    if hint is int or int in inner:
+        return value if (whole := _index(value)) is None else whole
+    if hint is float or float in inner:
+        return float(value) if isinstance(value, Real | Decimal) else value
+    return value
+
+
+def _index(value: Any) -> int | None:
+    """The whole number that a value is, if 64 bits hold it."""
+    try:
+        found = operator.index(value)
+    except (TypeError, ValueError, RuntimeError):  # of torch's tensors those of one whole number are
+        return None
+    return found if abs(found) < 2**63 else None
+
+
+def _finite(value: Any) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def misfit(made: Any) -> str:
@@ -118,9 +158,13 @@ def misfit(made: Any) -> str:
 
 def said(hint: Any) -> str:
     """An annotation in words."""
-    origin = get_origin(hint) or hint
+    origin, inner = get_origin(hint) or hint, get_args(hint)
     if origin in (Union, types.UnionType):
-        return " or ".join(dict.fromkeys(map(said, get_args(hint))))
+        return " or ".join(dict.fromkeys(map(said, inner)))
+    if origin in (abc.Iterable, abc.Sequence, list) and inner and inner[0] in EACH:
+        return f"a list of {EACH[inner[0]]}"
+    if inner and get_origin(inner[0]) is list:
+        return "a list of lists of whole numbers"
     return WORDS.get(origin) or NAMED.get(name := getattr(origin, "__name__", str(origin))) or f"a {name}"
 
 
@@ -128,12 +172,18 @@ def shown(value: Any, name: str) -> str:
     """A value in few words, and where what was meant is near, how to reach it."""
     if hasattr(value, name):
         return f"a {type(value).__name__}: give its .{name}"
+    if isinstance(value, int) and abs(value) >= 2**63:
+        return f"one of {value.bit_length()} bits"
     if value is None or isinstance(value, bool | int | float):
-        return repr(value) if len(repr(value)) <= 30 else f"a number of {len(repr(value))} digits"
+        return repr(value)
     if isinstance(value, str):
         text = repr(value) if len(value) <= 40 else f"{value[:40]!r}…"
         return text + (": load it, model, tokenizer = amp.load(…)" if name in ("model", "tokenizer") else "")
     kind = type(value).__name__
+    if kind == "dtype":
+        return str(value)
+    if isinstance(value, list | tuple) and name not in ("model", "tokenizer"):
+        return f"a {kind} that begins with {str(value[0])[:30]!r}" if value else f"an empty {kind}"
     if name in ("model", "tokenizer"):
         return f"a {kind}: " + ("model, tokenizer = amp.load(…)" if kind == "tuple" else "load one with amp.load")
     return f"a {kind}"

@@ -30,12 +30,17 @@ def expanded(path: str | Path) -> Path:
     """A path as it was typed, but for a `~` at its beginning, which is the home folder.
 
     Raises:
-        ValueError: it is none, or no file system has such a name: one of over 255 bytes, or with a zero byte.
+        ValueError: it is none, or no file system has such a name: one of over 255 bytes, or with what no name can hold.
     """
     if not isinstance(path, str | os.PathLike):
         raise ValueError(f"A path must be a text or a pathlib.Path, not a {type(path).__name__}.")
-    if "\0" in str(path) or any(len(os.fsencode(part)) > 255 for part in Path(path).parts) or len(str(path)) > 4000:
-        raise ValueError(f"{str(path)[:40]!r}… is no name of a file or folder: it is too long, or holds a zero byte.")
+    try:
+        possible = "\0" not in str(path) and len(os.fsencode(path)) < 4096  # bytes, of Linux
+        possible &= all(len(os.fsencode(part)) <= 255 for part in Path(path).parts)
+    except UnicodeEncodeError:
+        possible = False
+    if not possible:
+        raise ValueError(f"{str(path)[:40]!r}… is no name of a file or folder: too long, or with what no name holds.")
     return Path(os.path.expanduser(path))
 
 

@@ -26,6 +26,11 @@ def tokens_in(batches: Iterable[Mapping[str, Tensor]]) -> int:
     return sum(int(batch["attention_mask"].sum()) for batch in batches)
 
 
+def words_of(model: Any) -> int:
+    """Rows of a model's embedding, also where an adapter stands around it."""
+    return int(model.get_input_embeddings().weight.shape[0])
+
+
 def known_ids(rows: Iterable[Sequence[int]], words: int) -> None:
     """Refuse token ids that a model's embedding has no row for, by a ValueError: the tokenizer is another model's."""
     if (worst := max((max(row) for row in rows if len(row)), default=0)) >= words:

@@ -23,8 +23,7 @@ SUMS, ADAPTER = "SHA256.json", "adapter_config.json"
 POINTER = 1000  # bytes; a pointer of git-lfs has some 130
 WIDTHS = ("num_attention_heads", "num_key_value_heads", "head_dim", "hidden_size", "intermediate_size", "vocab_size")
 COUNTS = dict.fromkeys(WIDTHS, 10**7) | {
-    "num_hidden_layers": 10_000,  # more would take gigabytes to say what it needs
-    "max_position_embeddings": 10**9,
+    "num_hidden_layers": 10_000  # more would take gigabytes to say what it needs
 }
 CHECKPOINT = (  # the files that a checkpoint consists of, and that another one may replace
     "config.json",
@@ -108,9 +107,6 @@ def looked_through(folder: Path) -> Path:
             raise ValueError(
                 f"{folder / 'config.json'} says {name}={value!r}; it must be a whole number from 1 to {COUNTS[name]:,}."
             )
-    pad, words = settings.get("pad_token_id"), settings.get("vocab_size")
-    if isinstance(pad, int) and isinstance(words, int) and pad >= words:
-        raise ValueError(f"{folder / 'config.json'} says pad_token_id={pad}, and the vocabulary ends at {words - 1}.")
     for name in ("generation_config.json", "tokenizer_config.json", "special_tokens_map.json"):
         if (folder / name).is_file():
             json_object(folder / name)
@@ -144,14 +140,21 @@ def understood(config: Any) -> None:
 
     Raises:
         ValueError: an activation or a kind of rotary positions that is not known, a dtype that weights cannot have.
+        AssertionError: of torch, a token that pads and has no row.
     """
     import torch
     from transformers.activations import ACT2FN
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     dtype = getattr(torch, config.dtype, None) if isinstance(config.dtype, str) else config.dtype
-    if config.dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+    if not isinstance(config.dtype, dict | None) and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise ValueError(f"dtype={str(config.dtype)!r} in config.json is none that weights can have")
+    pad, words = getattr(config, "pad_token_id", None), getattr(config, "vocab_size", None)
+    if pad is not None and words is not None and pad >= words:  # which some families' embeddings allow
+        from transformers import AutoModelForCausalLM
+
+        with torch.device("meta"):
+            AutoModelForCausalLM.from_config(config)
     for name in ("hidden_act", "hidden_activation", "activation_function"):
         act = getattr(config, name, None)
         if isinstance(act, str) and act not in ACT2FN:
@@ -212,6 +215,8 @@ def tokenizer_of(name: str | Path, rows: int = 0) -> Any:
             if size != rows:
                 raise ValueError(f"the model there has {size:,} tokens, and this one was made from one with {rows:,}")
         return AutoTokenizer.from_pretrained(source, **gguf)
+    except (ImportError, MemoryError):
+        raise
     except Exception as error:  # of a broken tokenizer.json anything
         raise ValueError(f"No tokenizer was found in {str(name)!r} ({said_of(error)}); give tokenizer=….") from error
 
@@ -398,12 +403,12 @@ def usable(device: Any) -> Any:
     """The device to load on: the one that is said, else the first GPU, else the CPU; a ValueError if it isn't here."""
     import torch
 
-    if device is None:
+    if device is None or device == "":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, ValueError) as error:
-        why = str(error).splitlines()[0].partition(" device type at start of device string")[0].rstrip(".")
+        why = re.split(r" device type at start|[.:] ", str(error).splitlines()[0])[0].rstrip(".")
         raise ValueError(f"device={device!r} is not to be had here ({why}); leave it out, or say 'cpu'.") from error
     return device
 
@@ -454,7 +459,7 @@ def _alike(folder: Path, shapes: Mapping[str, Sequence[int]]) -> None:
     words, hidden = said.get("vocab_size"), said.get("hidden_size")
     for key, shape in shapes.items():
         if key in ("model.embed_tokens.weight", "transformer.wte.weight") and words and hidden:
-            if list(shape) != [words, hidden]:
+            if shape[0] < words or shape[1] != hidden:  # some families add rows
                 raise ValueError(f"{folder} says ({words:,}, {hidden:,}), and its embedding is {tuple(shape)}: {how}.")
 
 

@@ -106,8 +106,8 @@ def _on_meta(
 ) -> PreTrainedModel:
     """The same architecture without weights, whose attention and experts are plain matrix products."""
     _at_least_one(length=length, batch=batch)
-    if not isinstance(model, PreTrainedConfig) and (said := wrapping(model, measured=True)):
-        raise ValueError(said)
+    if not hasattr(model, "config") and not isinstance(model, PreTrainedConfig):
+        raise ValueError(wrapping(model))
     config = copy.deepcopy(model if isinstance(model, PreTrainedConfig) else model.config)
     config.pad_token_id = None  # else GPT-2 looks into the ids, to warn of padding
     dtype = dtype or (config.dtype if isinstance(model, PreTrainedConfig) else model.dtype)

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..core.anatomy import exact
 from ..core.data import windows
 from ..core.sums import positions_of
-from ..files.batches import known_ids, padded
+from ..files.batches import known_ids, padded, words_of
 from ..files.checkpoints import wrapping
 from ..files.texts import Source, texts
 
@@ -61,7 +61,7 @@ def perplexity(
         raise ValueError(f"batch_size={batch_size} and limit={limit} must be at least 1 (limit=None reads all).")
     documents = texts(source, "validation", blank=join is not None)
     rows = windows(tokenizer, documents if join is None else [join.join(documents)], window, stride)[:limit]
-    known_ids((row.ids for row in rows), model.get_input_embeddings().num_embeddings)
+    known_ids((row.ids for row in rows), words_of(model))
     order = sorted(rows, key=lambda row: len(row.ids))
     device = next(model.parameters()).device
     sums: list[float] = []

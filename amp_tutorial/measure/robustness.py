@@ -11,7 +11,7 @@ words are not, so at a high rate what an item asks may be gone, for every model 
 
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -126,7 +126,7 @@ def robustness(
     tokenizer: PreTrainedTokenizerBase,
     perturbation: str | Sequence[str] = "typos",
     rate: float | None = None,
-    tasks: str | Sequence[str] | None = None,
+    tasks: str | Iterable[str] | None = None,
     limit: int | None = None,
     seed: int = 0,
     batch_size: int = 64,

@@ -20,7 +20,7 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from ..files import DATA
-from ..files.batches import known_ids
+from ..files.batches import known_ids, words_of
 from ..files.checkpoints import wrapping
 from .intervals import Interval, proportion
 from .intervals import accuracy as accuracy_of
@@ -89,7 +89,7 @@ class Accuracy(dict[str, Measured]):
         return Measured(sum(m.value for m in parts) / len(parts), error, sum(m.n for m in parts), items)
 
 
-def task_names(tasks: str | Sequence[str] | None) -> list[str]:
+def task_names(tasks: str | Iterable[str] | None) -> list[str]:
     """ "tiny" (also None), "paper", or names with commas, as a list."""
     if tasks is None or tasks == "tiny":
         return list(TASKS)
@@ -104,7 +104,7 @@ def task_names(tasks: str | Sequence[str] | None) -> list[str]:
 def accuracy(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    tasks: str | Sequence[str] | None = None,
+    tasks: str | Iterable[str] | None = None,
     limit: int | None = None,
     batch_size: int = 64,
     progress: bool = False,
@@ -184,7 +184,7 @@ def _answers(
     Logarithms are of float32, whatever the model's dtype. What is too long for the model, which lm-eval truncates, and
     all where keys and values are not simply kept by layer, is left to lm-eval.
     """
-    known_ids((prompt + answer for _, prompt, answer in requests), harness.model.get_input_embeddings().num_embeddings)
+    known_ids((prompt + answer for _, prompt, answer in requests), words_of(harness.model))
     plain, longest = kept_by_layer(harness.model), harness.max_length
     mine = [k for k, (_, prompt, answer) in enumerate(requests) if plain and len(prompt) + len(answer) <= longest]
     found: dict[int, Likely] = {}
@@ -308,19 +308,21 @@ def known_tasks(names: list[str], folder: str | Path = "") -> Any:
 
 
 def _in_some_file(names: Sequence[str]) -> None:
-    """Refuse a name that stands in no file of lm-eval's: that takes a twentieth of the time that its index does."""
+    """Refuse a name with which nothing begins in lm-eval's files: that takes a twentieth of the time of its index."""
     import lm_eval.tasks
 
     said = [path.read_bytes() for path in Path(lm_eval.tasks.__file__).parent.rglob("*.yaml")]
     for name in names:
-        word = re.compile(rb"(?<![\w.-])%s(?![\w.-])" % re.escape(name.encode()))
+        word = re.compile(rb"(?<![\w.-])%s(?![a-zA-Z0-9])" % re.escape(name.encode()))
         if not any(word.search(text) for text in said):
             raise ValueError(_unknown(name, {n.decode() for text in said for n in NAMED.findall(text)}))
 
 
 def _unknown(name: str, known: Iterable[str]) -> str:
-    near = ", ".join(difflib.get_close_matches(name, sorted({*TASKS, *known}), 3))
-    meant = f"the nearest are {near}" if near else f"choose from {', '.join(TASKS)}, or from lm-eval's"
+    near = difflib.get_close_matches(name, sorted({*TASKS, *known}), 3)
+    meant = f"choose from {', '.join(TASKS)}, or from lm-eval's"
+    if near:
+        meant = f"the nearest {'are' if near[1:] else 'is'} {', '.join(near)}"
     return f"Unknown task {name[:40]!r}; {meant}."
 
 
@@ -347,7 +349,7 @@ def no_code(folder: Path) -> None:
 
 
 def load_tasks(
-    tasks: str | Sequence[str] | None, folder: str | Path = "", change: Callable[[Item], Item] | None = None
+    tasks: str | Iterable[str] | None, folder: str | Path = "", change: Callable[[Item], Item] | None = None
 ) -> dict[str, Any]:
     """Tasks with their data, as lm-eval's `evaluate` takes them; args and errors as of `accuracy`."""
     names = task_names(tasks)

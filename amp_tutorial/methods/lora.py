@@ -24,7 +24,7 @@ from ..core.checkpoint import load
 from ..core.sums import positions_of
 from ..files.arguments import misfit
 from ..files.atomic import expanded, reason
-from ..files.batches import known_ids, padded
+from ..files.batches import known_ids, padded, words_of
 from ..files.checkpoints import ADAPTER, json_object, wrapping
 from ..files.texts import Source, pairs, said
 from .layerwise import weights_change
@@ -45,7 +45,7 @@ class RecoveryConfig:
     loss: str = "responses"  # train on responses only; "text": on prompt and response
     seed: int = 0
     rank: int = 8
-    alpha: int = 16
+    alpha: float = 16
     dropout: float = 0.05
     learning_rate: float = 3e-4
     batch_size: int = 16  # rows of a step
@@ -119,7 +119,7 @@ def recover(
             f"Every prompt in {said(source)} fills length={length} tokens; raise length to reach a response."
         )
     examples = rng.sample(examples, min(c.samples or len(examples), len(examples)))
-    known_ids((ids for ids, _ in examples), model.get_input_embeddings().num_embeddings)
+    known_ids((ids for ids, _ in examples), words_of(model))
     with seeded(model, c.seed), weights_change(), torch.enable_grad():
         tuned = adapted(model, c.rank, c.alpha, c.dropout)
         trainable = [p for p in tuned.parameters() if p.requires_grad]
@@ -173,7 +173,7 @@ def seeded(model: torch.nn.Module, seed: int) -> Iterator[None]:
                 torch.mps.set_rng_state(apples)
 
 
-def adapted(model: PreTrainedModel, rank: int = 8, alpha: int = 16, dropout: float = 0.05) -> PeftModel:
+def adapted(model: PreTrainedModel, rank: int = 8, alpha: float = 16, dropout: float = 0.05) -> PeftModel:
     """A copy of the model with adapters, which alone are trained, on every linear map of its blocks.
 
     Packed experts have none. Where peft takes what stands beside them for theirs (a shared expert), only attention has.
@@ -188,7 +188,11 @@ def adapted(model: PreTrainedModel, rank: int = 8, alpha: int = 16, dropout: flo
 
     def on(names: Collection[str]) -> PeftModel:
         adapter = LoraConfig(
-            r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=sorted(names), task_type="CAUSAL_LM"
+            r=rank,
+            lora_alpha=alpha,  # type: ignore[arg-type]  # a factor
+            lora_dropout=dropout,
+            target_modules=sorted(names),
+            task_type="CAUSAL_LM",
         )
         with warnings.catch_warnings(
             action="ignore", category=FutureWarning

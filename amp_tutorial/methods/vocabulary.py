@@ -25,6 +25,7 @@ from ..core.anatomy import Anatomy
 from ..core.plans import Plan
 from ..core.surgery import VOCABULARY, Cut, Words
 from ..files.atomic import write_json
+from ..files.batches import words_of
 from ..files.checkpoints import wrapping
 from ..files.texts import Source, corpus_of, texts
 
@@ -60,7 +61,9 @@ def tokens_in_use(
     """
     if least < 1:
         raise ValueError(f"least={least} must be at least 1: how often a token stands in the text.")
-    rows = rows_of(model)
+    if around := wrapping(model, measured=True):
+        raise ValueError(around)
+    rows = words_of(model)
     stored, corpus, documents = _stored(tokenizer), corpus_of(text), texts(text, blank=True)
     if join == "auto":
         join = corpus.join if corpus else None
@@ -128,7 +131,7 @@ def rows_of(model: PreTrainedModel) -> int:
     """Tokens that a model has a row for, whatever its tokenizer knows; a ValueError of what is no plain model."""
     if around := wrapping(model):
         raise ValueError(around)
-    return int(model.get_input_embeddings().weight.shape[0])  # type: ignore[operator,union-attr,index]
+    return words_of(model)
 
 
 def token_parameters(model: PreTrainedModel) -> int:

@@ -59,6 +59,8 @@ class Folder:
             stored = {key: (tensor, path) for path in files for key, tensor in blank(path).items()}
             if (source / "generation_config.json").is_file():
                 generation = GenerationConfig.from_pretrained(source)
+        except (ImportError, MemoryError):
+            raise
         except Exception as error:  # of a broken tokenizer.json anything
             raise ValueError(f"Could not load {str(source)!r}: {said_of(error)}.") from error
         # Which part each stored tensor belongs to.
