@@ -706,6 +706,14 @@ def test_a_model_with_adapters_or_compiled_is_measured_as_it_is(as_users_run_it:
         ("seed of calibration must be a whole number", lambda: amp.calibration(TOKENIZER, seed="3")),  # type: ignore[arg-type]
         ("must be a whole number, not one of 100 bits", lambda: amp.calibration(TOKENIZER, seed=10**30)),
         ("criterion of score is a text of 5,000", lambda: amp.score(idle(), BATCHES, "x" * 5000)),
+        ("features of rank_layers must be", lambda: amp.drop_layers(idle(), BATCHES, 1, features="x", progress=False)),
+        (
+            "heads of planned must be a whole number",
+            lambda: amp.prune_folder("tiny-llama", "out", heads="x", neurons=8),
+        ),
+        ("prune_folder takes no bogus=…; of what stays it takes align,", lambda: cut_folder(bogus=3)),
+        ("ridge must be a finite number or None, not 'x'", lambda: cut_folder(repair={"ridge": "x"})),
+        ("is no name of a file or folder", lambda: amp.save(tiny(), TOKENIZER, "\ud800x")),
         ("is no name of a file or folder", lambda: amp.save(tiny(), TOKENIZER, "x" * 300)),
         ("is no name of a file or folder", lambda: amp.save(tiny(), TOKENIZER, "a\0b")),
         ("A path must be a text or a pathlib.Path, not a int", lambda: amp.Plan([[0]], [[0]], 1, 1, 1).save(5)),  # type: ignore[arg-type]
@@ -722,6 +730,10 @@ def test_a_value_that_is_none_is_refused_at_once(
     words: str, call: Callable[[], object], here: Path, as_users_run_it: None
 ) -> None:
     refused(here, words, call)
+
+
+def cut_folder(**more: Any) -> object:
+    return amp.prune_folder("tiny-llama", "out", 0.3, progress=False, **more)
 
 
 def pruned() -> amp.Pruned:

@@ -290,7 +290,7 @@ EMPTY["attention_mask"] *= 0
         (dict(of="energy"), "of='energy' is unknown; choose from parameters, operations, cache, latency"),
         (dict(cut=["experts"]), "cut='experts' is unknown; choose from heads, layers, hidden, neurons"),
         (dict(cut=[]), "must be a list of what may go"),
-        (dict(cut="heads"), "cut of fit_budget must be a list, not 'heads'"),
+        (dict(cut="heads"), "cut of fit_budget must be a list of texts, not 'heads'"),
         (dict(pruning_ratio=0), "pruning_ratio=0 is not a ratio"),
         (dict(pruning_ratio=1.0), "pruning_ratio=1.0 is not a ratio"),
         (dict(trials=0), "trials=0 must be at least 1"),

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from ..core.anatomy import Anatomy, exact
 from ..core.plans import OF, Plan, a_ratio, counted, one_of, whole_plan
 from ..core.sums import Batch, entering, evaluating, held
+from ..files.arguments import checked
 from .depth_and_width import with_layers
 from .similarity import METRICS
 from .whole_layers import Pass
@@ -141,7 +142,7 @@ def drop_layers(
     one_of(of=(of, OF))
     kept = list(range(anatomy.layers))
     for _ in tqdm(range(num_layers), desc="Removed", unit="layer", disable=not progress):
-        kept.remove(_order(rank_layers(model, batches, criterion, layers=kept, **settings))[0])
+        kept.remove(_order(checked(rank_layers)(model, batches, criterion, layers=kept, **settings))[0])
     return with_layers(whole_plan(anatomy, of=of, criterion=criterion), kept, model)
 
 

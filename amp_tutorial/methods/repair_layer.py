@@ -16,6 +16,7 @@ from ..core.anatomy import Anatomy, Layer, exact, weight_of
 from ..core.plans import Plan
 from ..core.sums import Batch
 from ..core.surgery import Cut, _kept, cuts_of, narrowed
+from ..files.arguments import misfit
 from .hidden_size import Turn
 from .layerwise import Walk, weights_change
 from .normal_equations import Normal, eliminate
@@ -49,7 +50,9 @@ class Options:
     polish: int = 0
 
     def check(self, anatomy: Anatomy, hidden_size: int | None) -> None:
-        """Refuse what the dense model's own pass, or its family, cannot do."""
+        """Refuse values that are none, and what the dense model's own pass, or its family, cannot do."""
+        if wrong := misfit(self):
+            raise ValueError(f"{wrong}.")
         if (self.refit_inputs or self.polish or hidden_size is not None) and not self.sequential:
             raise ValueError(
                 "refit_inputs=True, polish=… and hidden_size=… need sequential=True: they follow what the pruned model "

@@ -9,6 +9,7 @@ import copy
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from ..core.plans import Plan, whole_plan
 from ..core.scores import Scores, score
 from ..core.sums import Batch, held
 from ..core.surgery import _fits, cuts_into, smaller_config
+from ..files.arguments import checked
 from ..files.atomic import expanded, new_folder
 from ..files.checkpoints import CHECKPOINT, check_generation, hash_of, located, missing
 from ..files.texts import Source
@@ -171,9 +173,12 @@ def _likely(
             raise ValueError(f"A ready-made plan says what stays; leave {', '.join(given)} out, or the plan.")
         _fits(folder.anatomy, plan)
         return plan
+    if unknown := widths.keys() - (known := signature(planned).parameters.keys()):
+        names = ", ".join(sorted({*known} - {"model", "scores"}))
+        raise ValueError(f"prune_folder takes no {sorted(unknown)[0]}=…; of what stays it takes {names}.")
     chance = replace(score(folder.model, [], "random"), criterion=criterion)
     by_rank = {"nearest": True} if widths.get("parts") == "scored" else {}  # there the widths will be others
-    return planned(folder.model, chance, pruning_ratio, **widths | by_rank)
+    return checked(planned)(folder.model, chance, pruning_ratio, **widths | by_rank)
 
 
 def score_folder(
