@@ -127,7 +127,8 @@ def table() -> list[str]:
     """The result that each lesson ends in, where it was run on the real model."""
 
     def said(value: float, unit: str) -> str:
-        return f"{round(value, 10):,.3g}" + (f" {unit}" if len(unit) > 1 else unit)
+        value = 0.0 if abs(value) < 1e-12 else value  # what rounding leaves
+        return f"{value:,.3g}" + (f" {unit}" if len(unit) > 1 else unit)
 
     rows = []
     for name, record in sorted(collection.gathered(FOLDER).items()):
