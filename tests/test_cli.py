@@ -250,6 +250,15 @@ def test_a_dry_run_refuses_what_the_run_would(
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_lesson_asks_for_the_splits_that_it_reads(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Lesson 9 measures on one text and calibrates on another: a test split of the first will do."""
+    (tmp_path / "wikitext2").mkdir()
+    (tmp_path / "wikitext2" / "wikitext2_test.txt").write_text("Some text. " * 99)
+    (tmp_path / "c4.txt").write_text("Other text. " * 99)
+    asked = ["run", "--dry-run", "--notebook", "09", "-p", "model=tiny-llama", "-p", f"local_copies={tmp_path}"]
+    assert cli.main([*asked, "--out", str(tmp_path / "runs")]) == 0, capsys.readouterr().err
+
+
 def test_a_device_that_is_not_here_can_be_forecast_and_not_run(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     asked = ["run", "--preset", "ci", "-p", "device=cuda:99", "--out", str(tmp_path / "runs")]
     assert cli.main([*asked, "--dry-run"]) == 0 and cli.main(asked) == 2
