@@ -175,7 +175,6 @@ def check(model: Any, plan: Plan) -> Any:
     return checked(preview)(model, plan)
 
 
-for _call in (prune, prune_and_fold, repair, slice_hidden, fit_budget, drop_layers, plan_layers):
+_wrapped: tuple[Any, ...] = (prune, prune_and_fold, prune_in_shots, prune_folder, plan, plan_layers, drop_layers)
+for _call in (*_wrapped, repair, slice_hidden, fit_budget, perplexity, score, recover):
     _call.__module__ = __name__  # they are pickled by where they are
-for _call in (perplexity, prune_in_shots, prune_folder, plan, score, recover):
-    _call.__module__ = __name__

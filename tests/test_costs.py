@@ -76,7 +76,7 @@ def test_the_cache_of_llama_2_7b() -> None:
 @pytest.mark.parametrize(("length", "batch"), [(0, 1), (4, 0)])
 def test_nothing_to_count_is_refused(length: int, batch: int) -> None:
     for count in (amp.flops, amp.kv_cache_bytes):
-        with pytest.raises(ValueError, match="(length|batch)=0 must be at least 1"):
+        with pytest.raises(ValueError, match=f"^{'batch' if length else 'length'}=0 must be at least 1"):
             count(tiny(), length, batch)
 
 

@@ -50,7 +50,7 @@ def load(
             folder, a GGUF file (4-bit weights are made float32; `config.made_from` says so), or a hub id "owner/name".
             Of a multimodal model the text model is taken out, with a warning that says so.
         device: "cpu", "cuda", …; the first GPU if there is one, by default.
-        dtype: as stored in the checkpoint by default.
+        dtype: or its name; as stored in the checkpoint by default.
 
     Raises:
         ValueError: what `configuration` and `readable` refuse, a device that is not here, or weights that do not match.
@@ -106,7 +106,7 @@ def configuration(name: str | Path, revision: str | None = None, trust_remote_co
     except Exception as error:
         raise ValueError(f"Could not load {str(name)!r}: {said_of(error)}.{missing(name)}") from error
     # Not every decoder has a row in FAMILIES: those without can still be measured.
-    if config.is_encoder_decoder or getattr(config, "quantization_config", None) is not None:
+    if config.is_encoder_decoder or getattr(config, "quantization_config", None):
         family_of(config)  # says why not
     if not known:
         a_decoder(name, config)

@@ -88,7 +88,7 @@ class Plan:
             stored["of"] = {"all": "parameters", "blocks": "block parameters"}.get(stored["of"], stored["of"])
             found = cls(**stored)
             if (wrong := misfit(found)) or len(found.heads) != len(found.neurons) or found.of not in OF:
-                raise ValueError(wrong or f"heads and neurons are of as many layers, and of={found.of!r} one of {OF}")
+                raise ValueError(wrong or f"heads and neurons must cover as many layers, of={found.of!r} be in {OF}")
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"{path} is not a plan as Plan.save writes them ({error}); plan again.") from error
         return found

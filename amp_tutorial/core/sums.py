@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from ..files.batches import checked
+from ..files.batches import checked, words_of
 from .anatomy import Anatomy, exact, weight_of
 from .criteria import COLUMNS, Measure
 
@@ -162,7 +162,7 @@ def one_pass(anatomy: Anatomy, batches: Iterable[Batch], sums: Sums, average: st
 
 def ids_and_mask(model: Any, batch: Any) -> tuple[Tensor, Tensor]:
     """What a batch holds; a ValueError if that is not what this model reads (`checked`)."""
-    return checked(batch, model.get_input_embeddings().num_embeddings, positions_of(model))
+    return checked(batch, words_of(model), positions_of(model))
 
 
 def positions_of(model: Any) -> int | None:

@@ -78,6 +78,12 @@ def look(what: str, value: Any, parameter: inspect.Parameter) -> None:
         raise ValueError(f"{what} is a text of {len(value):,} characters, where a single word is meant.")
 
 
+def at_least_one(**sizes: int | None) -> None:
+    """Refuse what is below 1, by a ValueError; None is as much as there is."""
+    if wrong := ", ".join(f"{name}={size}" for name, size in sizes.items() if size is not None and size < 1):
+        raise ValueError(f"{wrong} must be at least 1.")
+
+
 def fits(value: Any, hint: Any) -> bool:
     """Whether a value is what an annotation says; anything is, where this does not know the annotation."""
     if hint is Any:

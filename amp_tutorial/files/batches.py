@@ -34,10 +34,12 @@ def words_of(model: Any) -> int:
 def known_ids(rows: Iterable[Sequence[int]], words: int) -> None:
     """Refuse token ids that a model's embedding has no row for, by a ValueError: the tokenizer is another model's."""
     if (worst := max((max(row) for row in rows if len(row)), default=0)) >= words:
-        raise ValueError(
-            f"The tokenizer makes the token id {worst:,}, and the model knows 0 to {words - 1:,}: take the tokenizer "
-            "that belongs to the model."
-        )
+        raise ValueError(f"{_no_row('The tokenizer makes', worst, words)}.")
+
+
+def _no_row(who: str, worst: int, words: int) -> str:
+    known = f"the model knows 0 to {words - 1:,}"
+    return f"{who} the token id {worst:,}, and {known}: take the tokenizer that belongs to the model"
 
 
 def checked(batch: Any, words: int, positions: int | None) -> tuple[Tensor, Tensor]:
@@ -75,10 +77,8 @@ def checked(batch: Any, words: int, positions: int | None) -> tuple[Tensor, Tens
         )
     if not 0 <= int(ids.min()) <= int(ids.max()) < words:
         worst = int(ids.max()) if int(ids.max()) >= words else int(ids.min())
-        raise ValueError(
-            f"A batch holds the token id {worst:,}, and the model knows 0 to {words - 1:,}: take the tokenizer that "
-            "belongs to the model (ids of labels, such as -100, are not to be read)."
-        )
+        labels = "(ids of labels, such as -100, are not to be read)"
+        raise ValueError(f"{_no_row('A batch holds', worst, words)} {labels}.")
     if positions is not None and ids.shape[1] > positions:
         raise ValueError(
             f"A row of {ids.shape[1]:,} tokens is longer than the model's {positions:,} learned positions; make "

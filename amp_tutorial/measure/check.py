@@ -11,6 +11,7 @@ from ..core.anatomy import Anatomy
 from ..core.checkpoint import configuration, without_weights
 from ..core.plans import Plan
 from ..core.surgery import made_for, smaller_config
+from ..files.arguments import at_least_one
 from .programs import Loads, loads
 
 
@@ -164,10 +165,9 @@ def estimate(
         dtype: of the weights; by default what the configuration says, else float32.
 
     Raises:
-        ValueError: what `configuration` refuses, or no row for this family.
+        ValueError: no positive batch or length, what `configuration` refuses, or no row for this family.
     """
-    if min(batch, length) < 1:
-        raise ValueError(f"batch={batch} and length={length} must be at least 1.")
+    at_least_one(batch=batch, length=length)
     config = config if isinstance(config, PreTrainedConfig) else configuration(config)
     stored = dtype or config.dtype or torch.float32
     stored = getattr(torch, stored) if isinstance(stored, str) else stored

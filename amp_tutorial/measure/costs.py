@@ -23,6 +23,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from ..core.anatomy import Anatomy
 from ..core.checkpoint import without_weights
 from ..core.sums import positions_of
+from ..files.arguments import at_least_one
 from ..files.checkpoints import wrapping
 
 
@@ -105,7 +106,7 @@ def _on_meta(
     model: PreTrainedModel | PreTrainedConfig, length: int, batch: int, dtype: torch.dtype | None = None
 ) -> PreTrainedModel:
     """The same architecture without weights, whose attention and experts are plain matrix products."""
-    _at_least_one(length=length, batch=batch)
+    at_least_one(length=length, batch=batch)
     if not hasattr(model, "config") and not isinstance(model, PreTrainedConfig):
         raise ValueError(wrapping(model))
     config = copy.deepcopy(model if isinstance(model, PreTrainedConfig) else model.config)
@@ -116,11 +117,6 @@ def _on_meta(
     if getattr(config, "_experts_implementation", None):
         twin.set_experts_implementation("batched_mm")  # its work does not depend on the data, which meta has not
     return twin
-
-
-def _at_least_one(**sizes: int) -> None:
-    if said := ", ".join(f"{name}={size}" for name, size in sizes.items() if size < 1):
-        raise ValueError(f"{said} must be at least 1.")
 
 
 @dataclass(frozen=True)
@@ -141,7 +137,7 @@ def size(model: PreTrainedModel, length: int = 128) -> Size:
     Raises:
         ValueError: no positive length; what `Anatomy.of` says.
     """
-    _at_least_one(length=length)
+    at_least_one(length=length)
     anatomy, device = Anatomy.of(model), next(model.parameters()).device
     ids = torch.zeros((1, length), dtype=torch.long, device=device)
     attention, experts = model.config._attn_implementation, getattr(model.config, "_experts_implementation", None)
@@ -186,7 +182,7 @@ def latency(
     Raises:
         ValueError: no repeat, prompt, new token or batch; more tokens than a model has learned positions for.
     """
-    _at_least_one(prompt=prompt, new=new, batch=batch, repeats=repeats)
+    at_least_one(prompt=prompt, new=new, batch=batch, repeats=repeats)
     if said := wrapping(model, measured=True):
         raise ValueError(said)
     if (most := positions_of(model)) is not None and prompt + new > most:
@@ -225,9 +221,6 @@ def _clock(run: Callable[[], object], device: torch.device) -> float:
 def _timing(seconds: list[float]) -> Timing:
     low, _, high = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else 3 * seconds
     return Timing(statistics.median(seconds), low, high)
-
-
-NO_CODECARBON = "Energy needs codecarbon; install it with: pip install codecarbon."
 
 
 @dataclass
@@ -273,15 +266,12 @@ def energy(country: str | None = None, factor: float | None = None) -> Iterator[
         raise ValueError("Say either country='BRA' (three letters) or factor=… in grams of CO2e per kWh.")
     if factor is not None and factor < 0:
         raise ValueError(f"factor={factor} must not be negative: it is in grams of CO2e per kWh.")
+    tracked = _codecarbon()
     used = Energy(factor=factor or 0.0, grid="as given")
     if country is not None:
         used.factor, used.grid = grid_of(country)
-    try:
-        from codecarbon import OfflineEmissionsTracker
-    except ImportError as error:
-        raise ImportError(NO_CODECARBON) from error
     logging.getLogger("codecarbon").setLevel(logging.CRITICAL)  # it speaks before it reads its own log_level
-    tracker = OfflineEmissionsTracker(
+    tracker = tracked.OfflineEmissionsTracker(
         country_iso_code=country or "",
         force_carbon_intensity_g_co2e_kwh=used.factor,  # stated here, and never asked of a service
         output_methods=[],  # no file
@@ -306,14 +296,18 @@ def grid_of(country: str) -> tuple[float, str]:
         ValueError: a country without a row in codecarbon's table.
         ImportError: codecarbon is not installed.
     """
-    try:
-        from codecarbon.input import DataSource
-    except ImportError as error:
-        raise ImportError(NO_CODECARBON) from error
-    row = DataSource().get_global_energy_mix_data().get(country, {})
+    row = _codecarbon().input.DataSource().get_global_energy_mix_data().get(country, {})
     if "carbon_intensity" not in row:
         raise ValueError(f"No grid for country={country!r}: give three letters such as 'BRA', or factor=….")
     return float(row["carbon_intensity"]), f"{row['country_name']} {row['year']}, codecarbon"
+
+
+def _codecarbon() -> Any:
+    try:
+        import codecarbon.input
+    except ImportError as error:
+        raise ImportError("Energy needs codecarbon; install it with: pip install codecarbon.") from error
+    return codecarbon
 
 
 COUNTERS = {

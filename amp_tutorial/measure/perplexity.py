@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..core.anatomy import exact
 from ..core.data import windows
 from ..core.sums import positions_of
+from ..files.arguments import at_least_one
 from ..files.batches import known_ids, padded, words_of
 from ..files.checkpoints import wrapping
 from ..files.texts import Source, texts
@@ -57,8 +58,7 @@ def perplexity(
         raise ValueError(said)
     if (most := positions_of(model)) is not None and window > most:
         raise ValueError(f"window={window} is longer than this model's {most:,} learned positions; take at most that.")
-    if batch_size < 1 or (limit is not None and limit < 1):
-        raise ValueError(f"batch_size={batch_size} and limit={limit} must be at least 1 (limit=None reads all).")
+    at_least_one(batch_size=batch_size, limit=limit)
     documents = texts(source, "validation", blank=join is not None)
     rows = windows(tokenizer, documents if join is None else [join.join(documents)], window, stride)[:limit]
     known_ids((row.ids for row in rows), words_of(model))

@@ -20,6 +20,7 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from ..files import DATA
+from ..files.arguments import at_least_one
 from ..files.batches import known_ids, words_of
 from ..files.checkpoints import wrapping
 from .intervals import Interval, proportion
@@ -134,8 +135,7 @@ def accuracy(
     """
     if said := wrapping(model, measured=True):
         raise ValueError(said)
-    if batch_size < 1 or (limit is not None and limit < 1):
-        raise ValueError(f"batch_size={batch_size} and limit={limit} must be at least 1 (limit=None asks all).")
+    at_least_one(batch_size=batch_size, limit=limit)
     names = task_names(tasks)
     from lm_eval import evaluate  # here, because lm-eval takes seconds to import and not every lesson needs it
     from lm_eval.models.huggingface import HFLM
@@ -308,7 +308,7 @@ def known_tasks(names: list[str], folder: str | Path = "") -> Any:
 
 
 def _in_some_file(names: Sequence[str]) -> None:
-    """Refuse a name with which nothing begins in lm-eval's files: that takes a twentieth of the time of its index."""
+    """Refuse a name with which nothing begins in lm-eval's files: to look there takes far less time than its index."""
     import lm_eval.tasks
 
     said = [path.read_bytes() for path in Path(lm_eval.tasks.__file__).parent.rglob("*.yaml")]

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from ..core.anatomy import Anatomy, exact
 from ..core.plans import OF, Plan, a_ratio, counted, one_of, whole_plan
 from ..core.sums import Batch, entering, evaluating, held
-from ..files.arguments import checked
+from ..files.arguments import at_least_one, checked
 from .depth_and_width import with_layers
 from .similarity import METRICS
 from .whole_layers import Pass
@@ -90,8 +90,7 @@ def rank_layers(
     anatomy = Anatomy.of(model)
     kept = with_layers(whole_plan(anatomy), range(anatomy.layers) if layers is None else layers, model).kept_layers
     first, last = LAYER_CRITERIA[criterion] if spare is None else spare
-    if features < 1:
-        raise ValueError(f"features={features} must be at least 1: hidden states are compared by so many.")
+    at_least_one(features=features)
     candidates = kept[first : max(first, len(kept) - last)]
     if min(first, last) < 0 or not candidates:
         raise ValueError(f"spare={(first, last)} leaves none of {len(kept)} layers to choose from; spare fewer.")

@@ -251,7 +251,7 @@ def summed_loss(
 
 
 def merged(
-    folder: str | Path, base: str | Path | None = None, device: str | torch.device | None = None
+    folder: str | Path, base: str | Path | None = None, device: str | int | torch.device | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A model with the adapter of a PEFT folder merged into it, a stock model again, and its tokenizer.
 
