@@ -294,6 +294,15 @@ def test_plans_of_layers_come_back_from_json_and_older_plans_load(tmp_path: Path
     assert amp.Plan.load(tmp_path / "older.json") == wide and wide.layers is None
 
 
+@pytest.mark.parametrize("field", ["of", "unit", "combine"])
+def test_a_file_with_another_word_is_no_plan(field: str, tmp_path: Path) -> None:
+    model = tiny(Shape())
+    wrong = asdict(amp.keep(model, drawn(model), heads=2, neurons=9)) | {field: "blocks of wood"}
+    (tmp_path / "plan.json").write_text(json.dumps(wrong))
+    with pytest.raises(ValueError, match=f"as Plan.save writes them .{field}='blocks of wood' must be one"):
+        amp.Plan.load(tmp_path / "plan.json")
+
+
 def test_shared_counts_only_layers_that_both_keep() -> None:
     model = tiny(Shape(layers=4))
     wide = amp.keep(model, drawn(model), heads=2, neurons=9)

@@ -466,6 +466,16 @@ def test_a_choice_by_what_the_loss_feels_spares_the_outputs_it_reads() -> None:
     assert (plain, by_loss) == ([0, 1], [2, 3])
 
 
+def test_a_metric_of_another_model_is_refused() -> None:
+    model = tiny(Shape())
+    metric = amp.output_metric(model, BATCHES)
+    nan = [{part: g.clone().fill_(torch.nan) for part, g in parts.items()} for parts in metric]
+    thin = [{part: g[:, 1:] for part, g in parts.items()} for parts in metric]
+    for wrong in ([], metric[:1], metric + metric[:1], [{"neurons": parts["neurons"]} for parts in metric], nan, thin):
+        with pytest.raises(ValueError, match=r"metric must have, for each of 2 layers, finite matrices \(32, 32\)"):
+            amp.repair(model, some_plan(model, 4, 10), BATCHES, metric=wrong, progress=False)
+
+
 @pytest.mark.parametrize("rows", [(1,), ()])
 def test_without_text_nothing_is_felt(rows: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="no finite gradients"):

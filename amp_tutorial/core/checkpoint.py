@@ -126,8 +126,7 @@ def save(
         folder: `~` is the home folder.
         overwrite: replace the checkpoint that the folder holds (`CHECKPOINT` lists its files); any other file there is
             a refusal. Never the folder that the model or the tokenizer was loaded from, as far as their `name_or_path`
-            tells: `load` writes the whole path there, while a relative one of other makers is taken from the working
-            folder of now.
+            tells: `load` writes the whole path there; a relative one of others is taken from the working folder of now.
         max_shard_size: as in transformers ("5GB", or bytes): larger models are split over files, with an index.
 
     Raises:

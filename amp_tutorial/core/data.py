@@ -31,8 +31,7 @@ def windows(
     """Each document in windows of at most `length` tokens, each opened by BOS if the tokenizer has one.
 
     Windows start every `stride` tokens (by default they are disjoint). Of several documents each may be short; they
-    are never joined, so no text sees another. A lone document shorter than a window is refused: a perplexity or a
-    score over a stub says nothing.
+    are never joined, so no text sees another. A lone document shorter than a window is refused: a stub says nothing.
 
     Args:
         stub: let a lone document be shorter than a window, because it is one of many.

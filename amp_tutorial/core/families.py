@@ -1,7 +1,6 @@
 """Where heads, KV groups and neurons live in each model family. The rest of the package knows no family by name.
 
-To add a family, add a row to `data/families.yaml`: the key is the `model_type` of its configuration. The tests run on
-every row.
+To add a family, add a row to `data/families.yaml`, under the `model_type` of its configuration; tests run on every row.
 """
 
 import os

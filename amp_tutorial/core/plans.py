@@ -20,7 +20,7 @@ from .scores import Scores
 
 OF = ("parameters", "block parameters")
 PARTS = ("both", "heads", "neurons")
-UNITS = ("groups", "queries")
+UNITS, COMBINED = ("groups", "queries"), ("sum", "max")
 
 
 @dataclass(frozen=True)
@@ -66,9 +66,7 @@ class Plan:
     def shared(self, other: "Plan") -> tuple[float, float]:
         """Shares of this plan's kept heads and neurons that the other keeps too; a ValueError if depths differ."""
         if len(self.heads) != len(other.heads):
-            raise ValueError(
-                f"The plans are for models of {len(self.heads)} and {len(other.heads)} layers; compare like."
-            )
+            raise ValueError(f"Plans for models of {len(self.heads)} and {len(other.heads)} layers; compare like.")
 
         def share(mine: list[list[int]], theirs: list[list[int]]) -> float:
             common = sum(len({*mine[i]} & {*theirs[i]}) for i in self.kept_layers if i in other.kept_layers)
@@ -87,8 +85,9 @@ class Plan:
             stored = json.loads(expanded(path).read_text(encoding="utf-8"))
             stored["of"] = {"all": "parameters", "blocks": "block parameters"}.get(stored["of"], stored["of"])
             found = cls(**stored)
-            if (wrong := misfit(found)) or len(found.heads) != len(found.neurons) or found.of not in OF:
-                raise ValueError(wrong or f"heads and neurons must cover as many layers, of={found.of!r} be in {OF}")
+            if (wrong := misfit(found)) or len(found.heads) != len(found.neurons):
+                raise ValueError(wrong or "heads and neurons must cover as many layers")
+            one_of(of=(found.of, OF), unit=(found.unit, UNITS), combine=(found.combine, COMBINED))
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"{path} is not a plan as Plan.save writes them ({error}); plan again.") from error
         return found
@@ -190,7 +189,7 @@ def keep(
             lose; scores of another model, or that are not numbers.
     """
     a = Anatomy.of(model)
-    one_of(unit=(unit, UNITS), combine=(combine, ("sum", "max")), of=(of, OF))
+    one_of(unit=(unit, UNITS), combine=(combine, COMBINED), of=(of, OF))
     _scored(a, scores)
     units, neurons = _possible(a, heads, neurons, unit)
     made = replace(

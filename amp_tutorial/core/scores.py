@@ -104,8 +104,7 @@ def score_many(
 ) -> dict[str, Scores]:
     """Score by several criteria in the same pass; what they have in common is measured once.
 
-    "reversed" beside "amp" costs nothing. A criterion that needs gradients has a pass of its own, so batches that can
-    be read only once are held then.
+    "reversed" beside "amp" costs nothing. What needs gradients has its own pass: batches to be read once are held then.
 
     Args: as for `score`.
     """

@@ -147,8 +147,7 @@ def masked(model: PreTrainedModel, plan: Plan) -> Iterator[PreTrainedModel]:
 
     A head's or neuron's only way out is its columns of an output projection, so its input there is set to zero. In a
     family whose query and key norms span all heads (OLMo-2), what stays is normed without what goes, as after a cut.
-    A layer that goes whole still runs, so that the cache of every layer stays as long as the text, but hands on what
-    it was given.
+    A layer that goes whole still runs, so each layer's cache stays as long as the text, but hands on what it was given.
     """
     anatomy = Anatomy.of(model)
     _fits(anatomy, plan)
@@ -301,7 +300,7 @@ def cuts_into(small: PreTrainedModel, anatomy: Anatomy, plan: Plan, names: Calla
 def fill_buffers(
     small: PreTrainedModel, dense: PreTrainedModel, config: PreTrainedConfig, old: dict[str, str] | None = None
 ) -> None:
-    """Fill what no checkpoint stores: rotary frequencies, computed anew from the configuration; all else is copied.
+    """Fill what no checkpoint stores: anew from the configuration, as a reload does; what that can't say is copied.
 
     `old` has the names that the modules had in the dense model, where they are others.
     """
@@ -313,4 +312,9 @@ def fill_buffers(
             small.set_submodule(name, type(module)(config=config).to(device))
         else:
             for key, buffer in dense.get_submodule(old[name] if old else name).named_buffers(recurse=False):
-                module.register_buffer(key, buffer.detach().clone(), persistent=False)
+                module.register_buffer(
+                    key, buffer.detach().to(module.get_buffer(key).dtype, copy=True), persistent=False
+                )
+            for parameter in module.parameters(recurse=False):
+                parameter.__dict__["_is_hf_initialized"] = True  # so that the next line makes buffers alone
+            small._init_weights(module)

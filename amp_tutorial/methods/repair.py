@@ -28,7 +28,7 @@ from ..core.surgery import Pruned, _fits, prune
 from .hidden_size import Turn, slice_hidden, sliced_config
 from .repair_layer import Fit, Options, Refits
 from .rotation import rotation
-from .taylor import Metric
+from .taylor import Metric, is_metric
 from .whole_layers import cut_layer
 
 
@@ -99,12 +99,14 @@ def repair(
 
     Raises:
         ValueError: a plan for another shape, no calibration tokens, `refit_inputs`, `polish` or `hidden_size` without
-            `sequential`, `polish` of experts or below 0, or what `slice_hidden` refuses.
+            `sequential`, `polish` of experts or below 0, a metric of another model, or what `slice_hidden` refuses.
     """
     anatomy, training, batches = Anatomy.of(model), model.training, held(model, batches)
     _fits(anatomy, plan)
     options = Options(reselect, sequential, refit_inputs, ridge, polish)
     options.check(anatomy, hidden_size)
+    if metric is not None:
+        is_metric(anatomy, metric)
     turn = None
     if hidden_size is not None:
         sliced_config(anatomy, hidden_size)  # refuses before any work

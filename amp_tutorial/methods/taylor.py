@@ -129,6 +129,19 @@ def output_metric(model: PreTrainedModel, batches: Iterable[Batch]) -> Metric:
     return [{part: found[i, part] for part in PARTS if (i, part) in found} for i in range(anatomy.layers)]
 
 
+def is_metric(anatomy: Anatomy, metric: Metric) -> None:
+    """Refuse, by a ValueError, what `output_metric` does not give for a model of this shape."""
+    shape, found = (anatomy.hidden, anatomy.hidden), []
+    for i, parts in enumerate(metric[: anatomy.layers]):
+        wanted = {part for part in PARTS if projection(anatomy.layer(i), part)}
+        found += [parts.keys() == wanted and all(g.shape == shape and bool(g.isfinite().all()) for g in parts.values())]
+    if len(metric) != anatomy.layers or not all(found):
+        raise ValueError(
+            f"metric must have, for each of {anatomy.layers} layers, finite matrices {shape} for its parts, as "
+            "output_metric gives them for this model."
+        )
+
+
 def _weighted_loss(model: PreTrainedModel, batch: Batch, average: str) -> Float[Tensor, ""]:
     """Sum over tokens of what predicting the next one costs, in nats, each weighted as `average` says."""
     inputs = model_inputs(model, batch)
