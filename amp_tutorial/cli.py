@@ -13,8 +13,10 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any, NoReturn
 
+from .files import OWN
 from .files.atomic import reason
 
+FAMILIES = "--families"
 COMMANDS = {
     "run": ("one run of a notebook", "amp_tutorial.runs.single_run", "--preset ci -p seed=1 --dry-run"),
     "sweep": ("every run of a grid, on this machine or a cluster", "amp_tutorial.runs.sweep", "GRID.yaml --dry-run"),
@@ -38,8 +40,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", category=FutureWarning)  # of libraries about each other
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # retries without a network, line by line
     asked = list(sys.argv[1:] if arguments is None else arguments)
+    while FAMILIES in asked[:-1]:  # read before any module that reads the table
+        os.environ[OWN] = os.path.abspath(asked.pop(asked.index(FAMILIES) + 1))
+        asked.remove(FAMILIES)
+    try:
+        return _command(asked)
+    except ValueError as error:
+        print(f"amp-tutorial {' '.join(asked[:1])}: {error}", file=sys.stderr)
+        return 2
+    except ImportError as error:
+        if not str(error).startswith("amp_tutorial needs"):
+            raise
+        print(f"amp-tutorial {' '.join(asked[:1])}: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # whoever read the output has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # so that Python's own flush at the end has where to go
+        return 1
+    except OSError as error:
+        where = f": {error.filename}" if error.filename else ""
+        print(f"amp-tutorial {' '.join(asked[:1])}: {reason(error)}{where}.", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nStopped. What is finished is kept; the same command goes on.", file=sys.stderr)
+        return 130
+
+
+def _command(asked: list[str]) -> int:
     parser = _Parser(prog="amp-tutorial", description="Reproducible runs of the course's notebooks.")
     parser.add_argument("--version", action="version", version=f"amp-tutorial {version('amp-tutorial')}")
+    about = "rows of your own for the table of model families, as data/families.yaml has them; with any command"
+    parser.add_argument(FAMILIES, metavar="FILE.yaml", help=about)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     modules: dict[str, Any] = {}
     for name, (about, module, example) in COMMANDS.items():
@@ -51,21 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             listed = getattr(modules[name], "listed", None)
             sub.epilog = f"example: amp-tutorial {name} {example}" + (f"\n\n{listed(asked)}" if listed else "")
     options = parser.parse_args(asked)
-    try:
-        return int(modules[options.command].command(options))
-    except ValueError as error:
-        print(f"amp-tutorial {options.command}: {error}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # whoever read the output has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # so that Python's own flush at the end has where to go
-        return 1
-    except OSError as error:
-        where = f": {error.filename}" if error.filename else ""
-        print(f"amp-tutorial {options.command}: {reason(error)}{where}.", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nStopped. What is finished is kept; the same command goes on.", file=sys.stderr)
-        return 130
+    return int(modules[options.command].command(options))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from typing import Any
 
 import jaxtyping
 import numpy as np
+import peft
 import pytest
 import torch
 from helpers import PLAIN, TEXT, Shape, batch, byte_tokenizer, equal, hooks, prompts, some_plan, tiny, weights
@@ -30,6 +31,7 @@ from transformers import (
 import amp_tutorial as amp
 from amp_tutorial.files import checkpoints
 from amp_tutorial.files.arguments import fits, look
+from amp_tutorial.measure import tasks
 from amp_tutorial.methods.depth_and_width import planned
 
 TOKENIZER = byte_tokenizer()
@@ -351,7 +353,10 @@ ADAPTED = json.dumps(dict(peft_type="LORA", base_model_name_or_path="tiny-llama"
         ("hidden_size='32'; it must be", dict(hidden_size="32")),
         ("head_dim=0; it must be a whole number from 1", dict(head_dim=0)),
         ("intermediate_size=-3; it must be", dict(intermediate_size=-3)),
-        ("Padding_idx must be within num_embeddings", dict(pad_token_id=10**6)),
+        (
+            r"pad_token_id=1000000 in config.json is beyond the 259 tokens of the embedding; set it to null",
+            dict(pad_token_id=10**6),
+        ),
         ("dtype='torch.int8' in config.json is none that weights can have", dict(dtype="int8")),
         ("num_hidden_layers=1000000; it must be a whole number from 1 to 10,000", dict(num_hidden_layers=10**6)),
         (
@@ -359,11 +364,12 @@ ADAPTED = json.dumps(dict(peft_type="LORA", base_model_name_or_path="tiny-llama"
             dict(model_type="llama", num_attention_heads=7, head_dim=None),
         ),
         ("=7 is no multiple of num_key_value_heads=", dict(model_type="llama", num_attention_heads=7)),
-        ("'rms_norm_eps' expected float, got str", dict(rms_norm_eps="1e-6")),
+        ("says rms_norm_eps='1e-6'; it must be a number above 0", dict(rms_norm_eps="1e-6")),
         ("`layer_types` .99..*in config.json", dict(model_type="qwen3", layer_types=["full_attention"] * 99)),
         ("hidden_act='foo' in config.json is no activation", dict(hidden_act="foo")),
         ("rope_type='foo' in config.json is no kind", dict(rope_parameters=dict(rope_type="foo", rope_theta=1e4))),
-        ("AttributeError: module 'torch' has no attribute 'float7'", dict(dtype="float7")),
+        ("says dtype='float7'; it must be float32, float16 or bfloat16", dict(dtype="float7")),
+        ("says model_type=.'llama'.; it must be one word", dict(model_type=["llama"])),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -861,3 +867,81 @@ def test_what_people_bring_gets_the_sentence_that_the_docs_show(what: str, happe
     with pytest.raises(ValueError, match=re.escape(happens)) as caught:
         brought(what, here)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (r"t.yaml would run Python of its own \(!function\)", "task: mine\ndoc_to_text: !<!function> utils.f\n"),
+        (r"would run Python of its own", "%TAG !! !fun\n---\ntask: mine\ndoc_to_text: !!ction utils.f\n"),
+        (r"would run Python of its own \(tag:yaml.org,2002:python/name", "task: !!python/name:os.system\n"),
+        (r"includes \.\./c\.yaml, from outside", "task: mine\ninclude: [b.yaml, ../c.yaml]\n"),
+        (r"includes \.\./\.\./x, from outside", 'task: mine\n"include": ../../x\n'),
+        (r"t.yaml is no YAML", "task: [\n"),
+    ],
+)
+def test_task_files_run_no_python_however_they_say_it(words: str, text: str, here: Path) -> None:
+    folder = here / "tasks"
+    folder.mkdir()
+    (folder / "utils.py").write_text("open('PWNED', 'w').write('x')\n\n\ndef f(item):\n    return ''\n")
+    (folder / "t.yaml").write_text(text)
+    refused(here, words, lambda: tasks.load_tasks("mine", folder))
+    assert not (here / "PWNED").exists() and not (folder / "PWNED").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "file", "content"),
+    [
+        ("tokenizer.json is a pointer of git-lfs and not the file itself; fetch", "tokenizer.json", POINTER),
+        ("says rope_theta='x'; it must be a number above 0", "config.json", dict(rope_theta="x")),
+        ("says rms_norm_eps=nan; it must be a number above 0", "config.json", dict(rms_norm_eps=math.nan)),
+        ("does not load .*.max_new_tokens. must be", "generation_config.json", '{"max_new_tokens": -1}'),
+        ("names 1 files that are not there, such as gone.safetensors; fetch", "model.safetensors.index.json",
+         '{"weight_map": {"a": "gone.safetensors"}}'),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_folder_is_complete_before_a_run_begins(
+    words: str, file: str, content: str | dict[str, object], saved: Path, here: Path
+) -> None:
+    if isinstance(content, dict):
+        content = json.dumps(json.loads((saved / file).read_text()) | content)
+    (saved / file).write_text(content)
+    refused(here, words, lambda: checkpoints.complete(saved))
+
+
+def test_a_token_of_the_number_minus_one_pads_nothing(saved: Path) -> None:
+    (saved / "config.json").write_text(
+        json.dumps(json.loads((saved / "config.json").read_text()) | dict(pad_token_id=-1))
+    )
+    model, tokenizer = amp.load(saved)
+    assert model.config.pad_token_id is None and model.get_input_embeddings().padding_idx is None
+    assert (
+        json.loads((amp.save(model, tokenizer, saved.parent / "again") / "config.json").read_text())["pad_token_id"]
+        is None
+    )
+
+
+def test_gradients_are_not_asked_for_where_they_are_forbidden(here: Path) -> None:
+    model = tiny()
+    with torch.inference_mode():
+        refused(here, "Gradients are needed, which torch.inference_mode", lambda: amp.score(model, BATCHES, "taylor"))
+        assert amp.score(model, BATCHES, "amp").tokens
+
+
+def test_an_adapter_of_a_larger_model_is_not_half_merged(here: Path) -> None:
+    """Its tensors that have no place in the model are not left out in silence."""
+    model = tiny(Shape(layers=3))
+    adapter = peft.LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM")
+    peft.get_peft_model(model, adapter).save_pretrained("adapter")
+    amp.save(tiny(Shape(layers=2)), TOKENIZER, "smaller")
+    refused(here, "of its tensors have no place there, such as .*layers.2", lambda: amp.merged("adapter", "smaller"))
+
+
+def test_names_of_nothing_and_of_nobody_are_told(here: Path) -> None:
+    refused(here, "The model's name is empty", lambda: amp.load(" "))
+    refused(here, "The text source is empty", lambda: amp.texts(""))
+    refused(
+        here, "home folder of a user who is not here", lambda: amp.save(tiny(), TOKENIZER, "~nobody-of-this-name/x")
+    )
+    assert amp.load("tiny-llama/")[0].config.model_type == "llama"

@@ -307,3 +307,20 @@ def test_a_sweep_refuses_before_any_run(grid: str, said: str, tmp_path: Path, ca
         assert cli.main(["sweep", str(tmp_path / "grid.yaml"), "--out", str(tmp_path / "runs"), *dry_run]) == 2
         assert said in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_row_for_a_family_is_given_on_the_command_line(tmp_path: Path) -> None:
+    """Before anything that reads the table; a file that is none is one sentence."""
+    rows = tmp_path / "rows.yaml"
+    rows.write_text("families: {mine: {query: self_attn.q_proj, neurons_in: mlp.up}}")
+    for file, words in (
+        (rows, "The row 'mine' is wrong: neurons_in must be a list"),
+        ("gone.yaml", "is no table of famil"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "amp_tutorial.cli", "--families", str(file), "run", "--preset", "ci", "--dry-run"],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+        )
+        assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr

@@ -1,6 +1,9 @@
 """Checking attempts at exercises, and what a lesson does from its start to its record."""
 
+import inspect
 import json
+import math
+import statistics
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -62,9 +65,14 @@ def spoils_its_input(weight: Tensor, n: int) -> Tensor:
         (None, "unsolved", "not solved yet"),
         (..., "unsolved", "not solved yet"),
         (rows, "misconception", "You sliced rows"),
-        (stops, "raised", "In case 1 of 2 your attempt stopped with IndexError"),
+        (stops, "raised", "your attempt stopped with IndexError"),
         (lambda: 1, "raised", "TypeError"),
-        (first, "different", "In case 2 of 2 the answer is a tensor of shape (4, 2) with [2, 3,"),
+        (
+            first,
+            "different",
+            "In case 2 of 2, weight = a tensor of shape (4, 4) with [0, 1, 2, …], n = 1, your answer is",
+        ),
+        (lambda weight, n: weight[:, :1], "different", ", where a tensor of shape (4, 2) is asked for"),
         (3, "different", "A function is asked for; yours is 3"),
     ],
 )
@@ -232,3 +240,134 @@ def test_every_exercise_knows_its_reference_and_its_misconceptions(name: str) ->
         verdict = judge(mistake() if exercise.asks_for_a_value else mistake, exercise)
         assert verdict.kind == "misconception" and sentence in verdict.sentence
     assert "def " in sources.fold(sources.PLACEHOLDER.match(f"{{{{solution:{name}}}}}"))  # type: ignore[arg-type]
+
+
+# What students write in place of the right expression, with the arguments called as in the exercise.
+WRONG = {
+    "l0_share_of_blocks": [
+        "remove * block_parameters / parameters",
+        "remove",
+        "1 - remove * parameters / block_parameters",
+        "remove * parameters // block_parameters",
+        "100 * remove * parameters / block_parameters",
+        "print(remove * parameters / block_parameters)",
+    ],
+    "l0_keep_best": [
+        "torch.argsort(scores, descending=True)[:keep].tolist()",
+        "sorted(torch.argsort(scores)[:keep].tolist())",
+        "sorted(scores.tolist(), reverse=True)[:keep]",
+        "sorted(torch.argsort(scores, descending=True)[keep:].tolist())",
+        "list(range(keep))",
+    ],
+    "l1_head_slice": [
+        "o_proj[head * head_dim : (head + 1) * head_dim]",
+        "o_proj[:, head * head_dim : (head + 1) * head_dim].T",
+        "o_proj[:, head : head + head_dim]",
+        "o_proj[:, (head - 1) * head_dim : head * head_dim]",
+        "o_proj[:, head * head_dim : (head + 1) * head_dim - 1]",
+    ],
+    "l1_heads_of_group": [
+        "[h for h in range(heads) if h % groups == group]",
+        "[group]",
+        "list(range(group * groups, (group + 1) * groups))",
+        "list(range(group * (heads // groups), (group + 1) * (heads // groups) - 1))",
+        "[h + 1 for h in range(heads) if h // (heads // groups) == group]",
+    ],
+    "l1_group_cost": [
+        "4 * head_dim * hidden",
+        "3 * (heads // groups) * head_dim * hidden",
+        "(2 * heads + 2 * groups) * head_dim * hidden",
+        "(heads // groups + 2) * head_dim * hidden",
+    ],
+    "l1_neuron_cost": [
+        "2 * hidden",
+        "(3 if gated else 2) * hidden",
+        "(3 if gated else 2) * (hidden + bias)",
+        "3 * hidden",
+    ],
+    "l2_head_importance": [
+        "((h @ W.T).abs().sum(-1)).mean()",
+        "((h @ W.T).abs().sum(-1) * mask).mean()",
+        "((h @ W.T).norm(dim=-1) * mask).sum() / mask.sum()",
+        "(h.abs().sum(-1) * mask).sum() / mask.sum()",
+        "((h @ W.T).sum(-1).abs() * mask).sum() / mask.sum()",
+    ],
+    "l2_prompt_average": [
+        "(values * mask).sum() / mask.sum()",
+        "values.mean()",
+        "(values * mask).sum(1) / mask.sum(1)",
+    ],
+    "l3_cut_output": [
+        "o_proj[[h * head_dim + j for h in kept_heads for j in range(head_dim)]]",
+        "o_proj[:, kept_heads]",
+        "o_proj[:, [i for i in range(o_proj.shape[1]) if i // head_dim not in kept_heads]]",
+    ],
+    "l3_cut_key": [
+        "k_proj[[h * head_dim + j for h in kept_heads for j in range(head_dim)]]",
+        "k_proj[sorted({h // group_size for h in kept_heads})]",
+    ],
+    "l3_neurons_to_remove": [
+        "(target - heads_removed * 4 * head_dim * hidden) // (3 * hidden)",
+        "(target - heads_removed * 4 * head_dim * hidden) / (3 * hidden)",
+        "round((target - heads_removed * 4 * head_dim * hidden) / hidden)",
+        "round(target / (3 * hidden))",
+    ],
+    "l4_merge": ["weight + alpha * (b @ a)", "weight + b @ a", "alpha / a.shape[0] * (b @ a)"],
+    "l4_labels": ["prompt + response", "response", "[0] * len(prompt) + response"],
+    "l4_closed": [
+        "(recovered - pruned) / (dense - pruned)",
+        "recovered / dense",
+        "recovered - pruned",
+        "(dense_tuned - recovered) / (dense_tuned - pruned)",
+    ],
+    "l5_perplexity": [
+        "math.exp(sum(window_losses) / len(window_losses))",
+        "sum(x * n for x, n in zip(window_losses, window_tokens)) / sum(window_tokens)",
+        "sum(math.exp(x) * n for x, n in zip(window_losses, window_tokens)) / sum(window_tokens)",
+    ],
+    "l5_standard_error": [
+        "statistics.stdev(correct)",
+        "1.96 * statistics.stdev(correct) / math.sqrt(len(correct))",
+        "statistics.stdev(correct) / len(correct)",
+    ],
+    "l5_equal_neurons": ["heads_gone * head_cost // neuron_cost", "heads_gone * head_cost / neuron_cost"],
+    "l6_wanda_neurons": [
+        "down.abs().mean(1) * a.square().mean(0).sqrt()",
+        "down.abs().mean(0) * a.abs().mean(0)",
+        "a.square().mean(0).sqrt()",
+    ],
+    "l6_schedule": ["[target] * shots", "[current - (current - target) * (k + 1) / shots for k in range(shots)]"],
+    "l7_votes": ["{i: sum(d[i] for d in distances.values()) for i in next(iter(distances.values()))}"],
+    "l7_one_at_a_time": ["sorted(sorted(layers, key=score(list(layers)).get)[remove:])"],
+    "l8_refit": [
+        "torch.linalg.lstsq(x, y).solution.T",
+        "torch.linalg.solve(x.T @ x + ridge * torch.eye(x.shape[1]), x.T @ y).T",
+        "torch.linalg.solve(x.T @ x + (p := (ridge * (x.T @ x).diagonal()).diag()), x.T @ y + p @ old.T)",
+    ],
+    "l8_target": ["dense_adds", "own_before - dense_before - dense_adds", "dense_before + dense_adds"],
+    "l9_mended": ["(cut - repaired) / (cut - dense)", "1 - math.log(cut / repaired) / math.log(cut / dense)"],
+    "l9_sink_share": ["attention[:, :, 0].mean(dim=1)", "attention[:, 0, 1:].mean(dim=1)"],
+    "b_kv_cache_bytes": [
+        "layers * groups * head_dim * bytes_per_number * tokens * texts",
+        "2 * layers * groups * head_dim * tokens * texts",
+    ],
+}
+
+
+def test_wrong_answers_are_told_what_is_wrong_with_them() -> None:
+    """None passes, none is told the answer, and at least 80 % of them are told the mistake that they make."""
+    assert WRONG.keys() == exercises.all_exercises().keys()
+    told: list[bool] = []
+    passed: list[str] = []
+    for name, expressions in WRONG.items():
+        exercise = exercises.named(name)
+        arguments = ", ".join(inspect.signature(exercise.reference).parameters)
+        for expression in expressions:
+            scope = dict(torch=torch, math=math, statistics=statistics)
+            verdict = judge(eval(f"lambda {arguments}: {expression}", scope), exercise)
+            passed += [f"{name}: {expression}"] if verdict.kind in ("right", "unsolved") else []
+            told.append(verdict.kind == "misconception")
+            if not told[-1]:
+                print(f"{name}: {expression}\n    {verdict.sentence}")
+    assert not passed
+    assert len(told) >= 60 and sum(told) >= 0.8 * len(told), f"{sum(told)} of {len(told)}"

@@ -208,7 +208,7 @@ Hook = Callable[[nn.Linear, tuple[Tensor], Tensor], None]
 
 
 def transcribed(model: PreTrainedModel, prompts: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """For each layer: mean over prompts of (mean over tokens of ‖h_n W_n‖₁), and the same of |input of down_proj|."""
+    """For each layer: mean over prompts of (mean over tokens of ‖h_n W_nᵀ‖₁), and the same of |input of down_proj|."""
     heads: dict[int, list[Tensor]] = {}
     neurons: dict[int, list[Tensor]] = {}
     count, size = model.config.num_attention_heads, model.config.head_dim

@@ -2,6 +2,7 @@
 
 import copy
 import errno
+import importlib.machinery
 import importlib.metadata
 import importlib.util
 import json
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from amp_tutorial.course import build, exercises, run, sources
 from amp_tutorial.course.exercises import Exercise
+from amp_tutorial.files import SOURCES
 from amp_tutorial.runs import this_machine
 
 
@@ -30,11 +32,12 @@ SLICE = Exercise(columns, lambda: [(torch.arange(16.0).view(4, 4), 0)], {}, HINT
 
 SOURCE = """\
 # lesson: A title
-# reading: 7
 # %% [markdown]
 # # A title
 #
-# It takes {{minutes}} minutes.
+# It takes {{minutes}}. **Predict** how many words more make it longer.
+#
+# *Medium, 4 minutes.* An exercise.
 
 # %% tags=["parameters"]
 model = "tiny-llama"
@@ -52,19 +55,25 @@ y = 2
 
 def test_parsing_a_source() -> None:
     source = sources.parse(SOURCE)
-    assert (source.title, source.reading) == ("A title", 7)
+    assert (source.title, source.reading, source.exercising) == ("A title", 1, 4)
+    longer = sources.parse(SOURCE.replace("An exercise.", "An exercise. " + "word " * 400))
+    assert longer.reading == source.reading + 3
     assert [c.kind for c in source.cells] == ["markdown", "code", "markdown", "code"]
-    assert source.cells[0].source == "# A title\n\nIt takes {{minutes}} minutes."
+    assert source.cells[0].source == (
+        "# A title\n\nIt takes {{minutes}}. **Predict** how many words more make it longer.\n\n"
+        "*Medium, 4 minutes.* An exercise."
+    )
     assert source.cells[1].tags == ["parameters"]
     assert source.cells[3].source == "x = 1\n\ny = 2"
 
 
 def test_the_same_source_gives_the_same_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exercises, "all_exercises", lambda: {"slice": SLICE})
-    one, two = (sources.notebook(sources.parse(SOURCE), "07_title", minutes=8) for _ in range(2))
+    one, two = (sources.notebook(sources.parse(SOURCE), "07_title", running=8) for _ in range(2))
     assert one == two
     assert [cell.id for cell in one.cells] == [f"07_title-{i:02d}" for i in range(6)]
-    assert one.cells[1].source.endswith("It takes 8 minutes.")
+    assert "It takes 13 minutes (1 to read, 4 for the exercises, 8 to run)." in one.cells[1].source
+    assert (one.metadata.minutes, one.metadata.running) == (13, 8)
     assert one.cells[2].source == sources.setup() and "SOURCE" not in one.cells[2].source
     folded = one.cells[4].source
     assert folded.count("<details>") == folded.count("</details>") == 3
@@ -75,12 +84,14 @@ def test_the_same_source_gives_the_same_notebook(monkeypatch: pytest.MonkeyPatch
 PLACES = "amp_tutorial-0.1.0-py3-none-any.whl"
 
 
-def run_setup(folder: Path, monkeypatch: pytest.MonkeyPatch, address: str = "", said: str = "") -> list[list[str]]:
-    """Run the setup cell in a folder, where the package can't be imported; return the commands that it ran."""
+def run_setup(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, address: str = "", said: str = "", spec: object = None
+) -> list[list[str]]:
+    """Run the setup cell in a folder, where the package is not found but as `spec`; return the commands that it ran."""
     ran: list[list[str]] = []
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
     monkeypatch.setattr(sources, "address", lambda: address)
 
     def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
@@ -315,3 +326,45 @@ def test_a_lesson_that_fails_is_not_built_and_its_cell_is_named() -> None:
     nb = sources.notebook(sources.parse(LESSON.replace("sorted(os.listdir())", "1 / 0")), "00_small")
     with pytest.raises(ValueError, match=r"ZeroDivisionError: division by zero \(cell 00_small-06: 1 / 0\)"):
         build.execute(nb)
+
+
+def test_terms_lead_to_the_glossary_where_they_are_first_mentioned() -> None:
+    texts = [
+        "# The KV cache\n\nA `KV cache` costs $KV cache$; the [KV cache](x.md) too.",
+        "Two KV caches, one KV cache; a neuron.\n\n## References\n- On perplexity.",
+    ]
+    first, second = sources.linked(texts)
+    assert first == texts[0]
+    assert second.startswith("Two [KV caches](../docs/glossary.md#kv-cache), one KV cache; a [neuron](")
+    assert second.endswith("- On perplexity.")
+
+
+def test_every_term_of_the_glossary_is_used_in_a_lesson_and_its_page_is_in_order() -> None:
+    terms = list(sources.glossary())
+    assert terms == sorted(terms, key=str.lower) and len(terms) >= 40
+    lessons = [sources.parse(path.read_text(encoding="utf-8")) for path in sorted(SOURCES.glob("*.py"))]
+    linked = "".join(cell.source for lesson in lessons for cell in sources.notebook(lesson, "01_some").cells)
+    assert [term for term, anchor in sources.glossary().items() if f"glossary.md#{anchor})" not in linked] == []
+
+
+@pytest.mark.parametrize("name", ["amp_tutorial", "amp_tutorial-main"])
+def test_a_clone_or_unpacked_zip_beside_the_notebook_is_found(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As after `!git clone` on Colab, where Python takes the clone's folder for a package without anything in it."""
+    (tmp_path / name / "amp_tutorial").mkdir(parents=True)
+    (tmp_path / name / "amp_tutorial" / "__init__.py").touch()
+    folder_alone = importlib.machinery.ModuleSpec("amp_tutorial", None, is_package=True)
+    assert run_setup(tmp_path, monkeypatch, spec=folder_alone) == []
+    assert sys.path[0] == str(tmp_path / name)
+
+
+def test_in_the_folder_of_a_clone_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def nowhere(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", nowhere)
+    monkeypatch.setattr(this_machine, "requires", lambda _: ["no-such-thing>=1"])
+    here = importlib.machinery.ModuleSpec("amp_tutorial", None, origin="amp_tutorial/__init__.py")
+    with pytest.raises(RuntimeError, match=r"Missing: no-such-thing>=1"):
+        run_setup(tmp_path, monkeypatch, spec=here)

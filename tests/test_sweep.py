@@ -303,6 +303,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no end": ({"limit": float("inf")}, "--limit must be more than 0 seconds and a finite number"),
     "no number": ({"limit": float("nan")}, "--limit must be more than 0 seconds and a finite number"),
     "an empty address": ({"scheduler": " "}, "--scheduler is empty; give an address"),
+    "a web page": ({"scheduler": "http://127.0.0.1:1"}, "--scheduler http://127.0.0.1:1 is no address"),
+    "no such port": ({"scheduler": "tcp://127.0.0.1:99999"}, "--scheduler tcp://127.0.0.1:99999 is no address"),
     "jobs on a cluster": ({"jobs": 2, "scheduler": "tcp://127.0.0.1:1"}, "--jobs is for runs on this machine"),
 }
 
@@ -313,6 +315,16 @@ def test_a_mistake_is_one_sentence_and_nothing_is_written(case: str, made: Made,
     with pytest.raises(ValueError, match=message):
         sweep(made(count=[1]), tmp_path / "runs", **options)
     assert not (tmp_path / "runs").exists() and not fake.names
+
+
+def test_a_model_that_is_asked_for_later_is_said_not_to_be_there(made: Made, fake: Fake, tmp_path: Path) -> None:
+    cell = nbformat.v4.new_code_cell(f"{CELL}keep_model = False\n", metadata={"tags": ["parameters"]})
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "book.ipynb")
+    grid = {"notebook": "book.ipynb", "grid": {"count": [1, 2]}}
+    first = sweep(grid_of(grid, "grid.yaml", tmp_path), tmp_path / "runs")
+    again = sweep(grid_of(grid | {"fixed": {"keep_model": True}}, "grid.yaml", tmp_path), tmp_path / "runs")
+    assert (first.unkept, first.status, again.finished, again.unkept, again.status) == (0, 0, 2, 2, 1)
+    assert "The models of 2 finished runs were not kept then: give another --out" in str(again)
 
 
 def test_ten_thousand_and_one_runs_without_a_yes(made: Made, fake: Fake, tmp_path: Path) -> None:

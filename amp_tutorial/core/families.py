@@ -11,11 +11,10 @@ from typing import Any, Literal, NamedTuple
 
 import yaml
 
-from ..files import DATA
+from ..files import DATA, OWN
+from ..files.arguments import misfit
 from ..files.atomic import reason
 from ..files.checkpoints import unprunable, without_row
-
-OWN = "AMP_TUTORIAL_FAMILIES"  # names a YAML file with further rows, for whatever runs
 
 Kind = Literal["query", "shared", "neurons"]  # whose rows: of query heads, of key-value heads, of neurons
 
@@ -96,13 +95,15 @@ def row_of(kind: str, said: Mapping[str, Any]) -> Family:
     """A row as YAML says it, with mappings for pairs; a ValueError for a name that is no field of `Family`."""
 
     def made(of: Any, given: Mapping[str, Any]) -> Any:
-        if unknown := sorted(given.keys() - of.__annotations__.keys()):
-            known = ", ".join(of.__annotations__)
-            raise ValueError(f"The row {kind!r} says {unknown[0]!r}, no field of {of.__name__}; known: {known}.")
+        if new := sorted(given.keys() - (known := of.__annotations__).keys()):
+            raise ValueError(f"The row {kind!r} says {new[0]!r}, no field of {of.__name__}; known: {', '.join(known)}.")
         return of(**{name: _plain(value) for name, value in given.items()})
 
     parts = {"stream": Stream, "programs": Programs}
-    return made(Family, {name: made(parts[name], one) if name in parts else one for name, one in said.items()})
+    row: Family = made(Family, {name: made(parts[name], one) if name in parts else one for name, one in said.items()})
+    if wrong := misfit(row):
+        raise ValueError(f"The row {kind!r} is wrong: {wrong}.")
+    return row
 
 
 def table(path: Path) -> dict[str, Family]:

@@ -88,7 +88,7 @@ class Plan:
             if (wrong := misfit(found)) or len(found.heads) != len(found.neurons):
                 raise ValueError(wrong or "heads and neurons must cover as many layers")
             one_of(of=(found.of, OF), unit=(found.unit, UNITS), combine=(found.combine, COMBINED))
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise ValueError(f"{path} is not a plan as Plan.save writes them ({error}); plan again.") from error
         return found
 

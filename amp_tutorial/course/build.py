@@ -77,7 +77,7 @@ def stored_differs(stem: str, source: Source) -> str | None:
     if not path.is_file():
         return "it was never built"
     stored = nbformat.read(path, as_version=4)
-    wanted = notebook(source, stem, stored.metadata.get("minutes", 0))
+    wanted = notebook(source, stem, stored.metadata.get("running", 0))
     if len(stored.cells) != len(wanted.cells):
         return f"it has {len(stored.cells)} cells, its source gives {len(wanted.cells)}"
     for have, want in zip(stored.cells, wanted.cells, strict=True):
@@ -96,9 +96,9 @@ def build(stem: str, source: Source) -> float:
     seconds = execute(nb)
     if problems := faults(nb):
         raise ValueError("\n".join(problems))
-    minutes = source.reading + ceil(seconds / 60)
-    nb.metadata["minutes"] = minutes
-    for cell, fresh in zip(nb.cells, notebook(source, stem, minutes).cells, strict=True):
+    said = notebook(source, stem, ceil(seconds / 60))
+    nb.metadata = said.metadata
+    for cell, fresh in zip(nb.cells, said.cells, strict=True):
         cell.source = fresh.source
     nbformat.validate(nb)
     with written_file(NOTEBOOKS / f"{stem}.ipynb") as beside:

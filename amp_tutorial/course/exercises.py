@@ -4,8 +4,11 @@ Each lesson keeps its own in `exercises_NN.py` beside this file, as a dict `EXER
 The folded solutions in the notebooks are the source of these references, so the two cannot drift apart.
 """
 
+import contextlib
 import copy
 import importlib
+import inspect
+import io
 import math
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence, Set
@@ -88,7 +91,11 @@ def judge(attempt: Any, exercise: Exercise) -> Verdict:
         return Verdict("different", f"not yet. A function is asked for; yours is {brief(attempt)}.")
     cases = list(exercise.cases())
     expected = [_outcome(exercise.reference, case) for case in cases]
-    given = [_outcome(attempt, case) if callable(attempt) else attempt for case in cases]
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        given = [_outcome(attempt, case) if callable(attempt) else attempt for case in cases]
+    if said.getvalue().strip() and all(g is None for g in given):
+        return Verdict("misconception", "not yet. Your function prints its answer and gives None back: return it.")
     if any(isinstance(g, NotImplementedError) for g in given) or all(g is None or g is Ellipsis for g in given):
         if not all(e is None for e in expected):
             return Verdict("unsolved", "not solved yet.")
@@ -98,12 +105,76 @@ def judge(attempt: Any, exercise: Exercise) -> Verdict:
     for sentence, mistake in exercise.misconceptions.items():
         if all(same(g, _outcome(mistake, case)) for g, case in zip(given, cases, strict=True)):
             return Verdict("misconception", f"not yet. {sentence}")
+    if not all(same(g, e) for g, e in zip(given, expected, strict=True)) and all(
+        _turned(_rounded, g, e) for g, e in zip(given, expected, strict=True)
+    ):
+        return Verdict("misconception", "not yet. Whole numbers are asked for: round to the nearest, once, at the end.")
+    for sentence, turned in COMMON.items():
+        if all(_turned(turned, e, g) for g, e in zip(given, expected, strict=True)):
+            return Verdict("misconception", f"not yet. {sentence}")
     i = wrong[0]
-    where = f"In case {i + 1} of {len(cases)}" if callable(attempt) else "Here"
+    where = f"In case {i + 1} of {len(cases)}, {_arguments(exercise.reference, cases[i])}," if cases[i] else "Here"
     if isinstance(given[i], Exception):
         message = f"{type(given[i]).__name__}: {given[i]}".splitlines()[0].rstrip(".")
         return Verdict("raised", f"not yet. {where} your attempt stopped with {message}.")
-    return Verdict("different", f"not yet. {where} the answer is {brief(expected[i])}; yours is {brief(given[i])}.")
+    other = "" if _shape(given[i]) == _shape(expected[i]) else f", where {_kind(expected[i])} is asked for"
+    return Verdict("different", f"not yet. {where} your answer is {brief(given[i])}{other}.")
+
+
+# What a right answer becomes by mistakes that no exercise is safe from; each is told if it explains every case.
+COMMON: dict[str, Callable[[Any], Any]] = {
+    "Rows and columns are exchanged: your matrix is the transpose of the answer.": lambda x: _plain(x).mT,
+    "The sign is the wrong way round.": lambda x: -_plain(x),
+    "You cut off what is behind the point: look for // or int().": lambda x: _plain(torch.as_tensor(_plain(x)).floor()),
+    "You round up: look for ceil().": lambda x: _plain(torch.as_tensor(_plain(x)).ceil()),
+    "You round, and too early or too far: give the number as it comes out.": lambda x: _plain(
+        torch.as_tensor(_plain(x)).round()
+    ),
+    "You give percent where a share is asked for: 0.3, not 30.": lambda x: 100 * torch.as_tensor(_plain(x)),
+    "You give a share where percent is asked for: 30, not 0.3.": lambda x: torch.as_tensor(_plain(x)) / 100,
+    "You give what goes, not what stays; or the other way round.": lambda x: 1 - torch.as_tensor(_plain(x)),
+    "It is the other way up: the fraction is upside down.": lambda x: 1 / torch.as_tensor(_plain(x)),
+    "It is twice what it should be.": lambda x: 2 * torch.as_tensor(_plain(x)),
+    "It is half of what it should be.": lambda x: torch.as_tensor(_plain(x)) / 2,
+    "The square root is missing.": lambda x: torch.as_tensor(_plain(x)) ** 2,
+    "The logarithm, or its inverse, is missing.": lambda x: torch.as_tensor(_plain(x)).exp(),
+    "The exponential is missing: you stopped at the logarithm.": lambda x: torch.as_tensor(_plain(x)).log(),
+    "The right ones, in another order than asked for.": lambda x: sorted(x, reverse=True),
+    "You count from 1; positions begin at 0.": lambda x: [k + 1 for k in x],
+    "One is missing at the end: a range, or a slice, ends before its second number.": lambda x: x[:-1],
+}
+
+
+def _rounded(x: Any) -> Any:
+    return [round(k) for k in x] if isinstance(x, (list, tuple)) else round(x)
+
+
+def _turned(turned: Function, expected: Any, given: Any) -> bool:
+    """Whether what was given is the answer with a common mistake; and not where the mistake changes nothing."""
+    try:
+        return same(given, turned(expected)) and not isinstance(expected, Exception)
+    except (TypeError, ValueError, RuntimeError, AttributeError, IndexError):
+        return False
+
+
+def _arguments(function: Function, case: tuple[Any, ...]) -> str:
+    """What a case hands to the function: "heads = 8, groups = 2"."""
+    return ", ".join(
+        f"{name} = {brief(x)}" for name, x in zip(inspect.signature(function).parameters, case, strict=False)
+    )
+
+
+def _shape(x: Any) -> Any:
+    """What two answers must have in common before their values can be compared."""
+    x = _plain(x)
+    if isinstance(x, Tensor):
+        return tuple(x.shape)
+    return "number" if isinstance(x, (int, float)) else type(x).__name__
+
+
+def _kind(x: Any) -> str:
+    shape = _shape(x)
+    return f"a tensor of shape {shape}" if isinstance(shape, tuple) else f"a {shape}"
 
 
 def _outcome(function: Function, case: tuple[Any, ...]) -> Any:

@@ -49,6 +49,9 @@ EXERCISES = {
             "You kept the lowest scores. A high score means important: that is the control, not the method.": (
                 lambda scores, keep: sorted(torch.argsort(scores)[:keep].tolist())
             ),
+            "Those are the ones that go; asked for are those that stay.": (
+                lambda scores, keep: sorted(torch.argsort(scores, descending=True)[keep:].tolist())
+            ),
             "You gave the scores themselves; a plan needs the positions of the heads that have them.": (
                 lambda scores, keep: torch.sort(scores, descending=True).values[:keep].tolist()
             ),

@@ -60,6 +60,12 @@ EXERCISES = {
             "You took `head_dim` columns from column `head` on; head n begins at column n · head_dim.": (
                 lambda o_proj, head, head_dim: o_proj[:, head : head + head_dim]
             ),
+            "You count heads from 1; the first one is head 0.": (
+                lambda o_proj, head, head_dim: o_proj[:, (head - 1) * head_dim : head * head_dim]
+            ),
+            "The last column is missing: a slice ends before its second number.": (
+                lambda o_proj, head, head_dim: o_proj[:, head * head_dim : (head + 1) * head_dim - 1]
+            ),
         },
         hints=[
             "A linear map computes `x @ W.T`: its inputs are the columns of `W`. Where do the heads come in?",
@@ -76,6 +82,9 @@ EXERCISES = {
             ),
             "That is one head with the group's own number, as if every query head had a key-value head of its own.": (
                 lambda group, heads, groups: [group]
+            ),
+            "You took the number of groups for the size of one; a group has heads // groups query heads.": (
+                lambda group, heads, groups: list(range(group * groups, (group + 1) * groups))
             ),
         },
         hints=[
@@ -98,6 +107,12 @@ EXERCISES = {
             ),
             "That is right for one query head per group only; here `heads // groups` query heads go together.": (
                 lambda hidden, head_dim, heads, groups: 4 * head_dim * hidden
+            ),
+            "That is the price of a whole layer's attention; one group of it is asked for.": (
+                lambda hidden, head_dim, heads, groups: 2 * (heads + groups) * head_dim * hidden
+            ),
+            "You counted three matrices for each query head. Its own are query and output; key and value come once.": (
+                lambda hidden, head_dim, heads, groups: 3 * (heads // groups) * head_dim * hidden
             ),
         },
         hints=[
@@ -122,6 +137,8 @@ EXERCISES = {
             "You left the way out of the MLP: a neuron also has a column of `hidden` weights there.": (
                 lambda hidden, gated, bias: (2 if gated else 1) * (hidden + bias)
             ),
+            "That is a plain MLP without biases. Ask `gated` and `bias`.": lambda hidden, gated, bias: 2 * hidden,
+            "That is a gated MLP without biases. Ask `gated` and `bias`.": lambda hidden, gated, bias: 3 * hidden,
         },
         hints=[
             "A neuron is a row of each map into the MLP and a column of the map out of it. `hidden` weights each.",

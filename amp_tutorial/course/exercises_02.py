@@ -71,6 +71,9 @@ EXERCISES = {
             "You averaged over the hidden dimension; the L1 norm is the sum over it.": (
                 lambda h, W, mask: ((h @ W.T).abs().mean(-1) * mask).sum() / mask.sum()
             ),
+            "You summed over the hidden dimension before taking absolute values, so that +5 and −5 cancel.": (
+                lambda h, W, mask: ((h @ W.T).sum(-1).abs() * mask).sum() / mask.sum()
+            ),
         },
         hints=[
             "Three steps, in this order: project (`h @ W.T`), L1 norm over the hidden dimension, mean over tokens.",
@@ -91,6 +94,9 @@ EXERCISES = {
             ),
             "You added the prompts' means up; take their mean.": (
                 lambda values, mask: ((values * mask).sum(1) / mask.sum(1)).sum()
+            ),
+            "That is each prompt's mean; the mean of those is still to be taken.": (
+                lambda values, mask: (values * mask).sum(1) / mask.sum(1)
             ),
         },
         hints=[

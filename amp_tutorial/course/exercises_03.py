@@ -45,7 +45,7 @@ def _key_cases() -> list[tuple[Tensor, list[int], int, int]]:
 
 
 def _budget_cases() -> list[tuple[int, int, int, int]]:
-    return [(44_271_360, 7, 128, 4096), (100_000, 6, 16, 128), (50_000, 3, 16, 128)]
+    return [(44_271_360, 7, 128, 4096), (100_000, 6, 16, 128), (50_200, 3, 16, 128)]
 
 
 def _query_rows(k_proj: Tensor, kept_heads: list[int], group_size: int, head_dim: int) -> Tensor:
@@ -72,6 +72,11 @@ EXERCISES = {
             "You kept the columns of the first heads, whichever the plan keeps.": (
                 lambda o_proj, kept_heads, head_dim: o_proj[:, : len(kept_heads) * head_dim]
             ),
+            "You kept the columns of the heads that go.": (
+                lambda o_proj, kept_heads, head_dim: o_proj[
+                    :, [c for c in range(o_proj.shape[1]) if c // head_dim not in kept_heads]
+                ]
+            ),
             "You zeroed the removed heads' columns: that is a mask, and the matrix is as large as before.": (
                 lambda o_proj, kept_heads, head_dim: (
                     o_proj * torch.tensor([float(c // head_dim in kept_heads) for c in range(o_proj.shape[1])])
@@ -92,6 +97,9 @@ EXERCISES = {
             "You kept a group's rows once for each of its query heads; the group is shared, so it is kept once.": (
                 _repeated_rows
             ),
+            "You kept one row for each group; a group has `head_dim` of them.": (
+                lambda k_proj, kept_heads, group_size, head_dim: k_proj[sorted({h // group_size for h in kept_heads})]
+            ),
         },
         hints=[
             "Which group does query head n read? There are `group_size` heads to a group.",
@@ -107,6 +115,16 @@ EXERCISES = {
             ),
             "You left out that the heads have paid a part of the target already.": (
                 lambda target, heads_removed, head_dim, hidden: round(target / (3 * hidden))
+            ),
+            "You rounded down. The nearest number comes closer to the target.": (
+                lambda target, heads_removed, head_dim, hidden: (
+                    (target - heads_removed * 4 * head_dim * hidden) // (3 * hidden)
+                )
+            ),
+            "You counted one matrix for a neuron; with a gate there are three.": (
+                lambda target, heads_removed, head_dim, hidden: round(
+                    (target - heads_removed * 4 * head_dim * hidden) / hidden
+                )
             ),
             "You counted three matrices for a head; there are four: query, key, value and output.": (
                 lambda target, heads_removed, head_dim, hidden: round(

@@ -98,6 +98,9 @@ EXERCISES = {
             "That is the gain itself. Divide it by the gap there was to close.": (
                 lambda pruned, recovered, dense, dense_tuned: recovered - pruned
             ),
+            "That is the share of the dense model's score, which was never all lost; of the gap it is more or less.": (
+                lambda pruned, recovered, dense, dense_tuned: recovered / dense
+            ),
             "That is the share of the gap that stays open.": (
                 lambda pruned, recovered, dense, dense_tuned: (dense_tuned - recovered) / (dense_tuned - pruned)
             ),

@@ -54,6 +54,9 @@ EXERCISES = {
             "You left the ridge out. With few tokens the fit then follows their noise.": (
                 lambda x, y, old, ridge: _solved(x, y, torch.zeros_like(x[0]), old)
             ),
+            "That is plain ridge regression. Here the penalty is in each input's energy, and on the change w' − w.": (
+                lambda x, y, old, ridge: _solved(x, y, ridge * torch.ones_like(x[0]), torch.zeros_like(old))
+            ),
             "Your weight is (in, out). A linear map keeps it the other way round: transpose at the end.": (
                 lambda x, y, old, ridge: refit(x, y, old, ridge).T
             ),

@@ -185,8 +185,14 @@ class Lesson:
         unit: str,
         baseline: tuple[str, Number],
         control: tuple[str, Number],
+        spread: str = "95 % interval",
+        must: str = "that must fail",
     ) -> None:
         """Print the lesson's one result beside a weaker baseline and a control that must fail; put it in the record.
+
+        Args:
+            low, high: what `spread` calls it; a record says it where it is no interval.
+            must: what is asked of the control.
 
         Raises:
             ValueError: the value lies outside its own interval.
@@ -205,11 +211,23 @@ class Lesson:
             "baseline": {"name": baseline[0], "value": float(baseline[1])},
             "control": {"name": control[0], "value": float(control[1])},
         }
+        if spread != "95 % interval":
+            self.record.signature["spread"] = spread
         print(
-            f"{name}: {quantity(value, unit)} (95 % interval {quantity(low, unit)} to {quantity(high, unit)}).\n"
+            f"{name}: {quantity(value, unit)} ({spread} {quantity(low, unit)} to {quantity(high, unit)}).\n"
             f"Baseline, {baseline[0]}: {quantity(baseline[1], unit)}.\n"
-            f"Control that must fail, {control[0]}: {quantity(control[1], unit)}."
+            f"Control {must}, {control[0]}: {quantity(control[1], unit)}."
         )
+
+    def conclude(self, claims: Mapping[str, bool]) -> None:
+        """Say what to take home, sentence by sentence; of one that this run does not bear out, that it does not.
+
+        Args:
+            claims: sentences, with numbers of the run, and whether they hold. All do in the committed lessons.
+        """
+        self.record.notes["conclusions"] = {sentence: bool(holds) for sentence, holds in claims.items()}
+        for sentence, holds in claims.items():
+            print(f"• {sentence}" if holds else f"• Otherwise in this run, so think again: not “{sentence}”")
 
     def assert_close(self, a: Any, b: Any, tol: float, what: str) -> None:
         """Print "✔ what" if no pair of elements differs by more than `tol`.

@@ -1,9 +1,10 @@
 """Lesson sources: from percent format to the unexecuted notebook. The same source always gives the same notebook.
 
-A source's first line is `# lesson: title`, and a line `# reading: 20` may follow (minutes a reader needs; otherwise
-estimated from the number of words). Then cells: `# %% [markdown]` with comment lines, `# %%` with code,
-`# %% tags=["parameters"]` with code and tags. In markdown, `{{minutes}}` is the measured time, and on lines of their
-own `{{hint:NAME}}` and `{{solution:NAME}}` become an exercise's folded hints and the folded source of its reference.
+A source's first line is `# lesson: title`. Then cells: `# %% [markdown]` with comment lines, `# %%` with code,
+`# %% tags=["parameters"]` with code and tags. In markdown, `{{minutes}}` is the time that a lesson takes, as three sums
+(`Source`, and running it as measured), and on lines of their own `{{hint:NAME}}` and `{{solution:NAME}}` become an
+exercise's folded hints and the folded source of its reference. Where a term of docs/glossary.md is first mentioned, it
+becomes a link to it.
 """
 
 import inspect
@@ -24,15 +25,25 @@ CELL = re.compile(r"^# %%\s*(?P<markdown>\[markdown\])?\s*(?:tags=(?P<tags>\[.*\
 PLACEHOLDER = re.compile(r"^\{\{(hint|solution):(\w+)\}\}$", re.MULTILINE)
 COMPARED = "# NBVAL_CHECK_OUTPUT"  # first line of a cell whose output nbval compares
 UNCOMPARED = "nbval-ignore-output"  # the tag of all others, so that plain nbval passes as its lax form does
-WORDS_PER_MINUTE = 100  # slow, as technical text is read with pauses to predict and to try
+WORDS_PER_MINUTE = 150  # of prose; code is not counted
+PREDICTION = 0.5  # minutes, for each "**Predict"
+EXERCISE = re.compile(r"^\*(?:Easy|Medium|Hard), (\d+) minutes?\.\*", re.MULTILINE)
+
+GLOSSARY = "../docs/glossary.md"  # as a notebook sees it
+# Where a word is not made a link: references, code, formulas, headings, links.
+APART = re.compile(
+    r"^## References.*|```.*?```|`[^`]*`|\$\$.*?\$\$|\$[^$\n]*\$|\[[^\]]*\]\([^)]*\)|^#[^\n]*$|<[^>]*>",
+    re.DOTALL | re.MULTILINE,
+)
 
 SETUP = """\
 # Setup: uses this repository or an installed package; elsewhere (Colab, Kaggle) it installs the package first.
-import importlib.util, pathlib, re, subprocess, sys, tempfile
+import importlib.metadata, importlib.util, pathlib, re, subprocess, sys, tempfile
 
-if importlib.util.find_spec("amp_tutorial") is None:
+found = importlib.util.find_spec("amp_tutorial")
+if found is None or found.origin is None:  # not there, or only a folder called so, with a clone in it
     here, given = pathlib.Path.cwd(), pathlib.Path("/kaggle/input")
-    places = [here, *here.parents, *given.glob("*"), *given.glob("*/*")]
+    places = [here, *here.parents, *here.glob("*"), *given.glob("*"), *given.glob("*/*")]
     clone = next((p for p in places if (p / "amp_tutorial" / "__init__.py").is_file()), None)
     files = [f for p in places for kind in ("whl", "zip") for f in sorted(p.glob(f"amp_tutorial*.{kind}"))]
     source = str(files[0]) if files else "SOURCE"
@@ -51,14 +62,20 @@ if importlib.util.find_spec("amp_tutorial") is None:
             ways = ", ".join(dict.fromkeys(re.findall(r"\\(constraint\\) (\\S+)", done.stdout + done.stderr)))
             said = f"{ways} stands in the way, and stays as it is" if ways else "what the machine has is kept"
             raise RuntimeError(f"Nothing was installed: {said}; pip says: {done.stderr[-800:]}")
-        importlib.invalidate_caches()
+    importlib.invalidate_caches()
+try:
+    importlib.metadata.version("amp-tutorial")
+    before = found is not None and found.origin is not None
+except importlib.metadata.PackageNotFoundError:
+    before = False
+if not before:
     from amp_tutorial.runs import this_machine
 
     this_machine.checked()  # that all it needs is here, and what is loaded is what is installed"""
 
 NOWHERE = (
     "This course has no public address yet. Upload its wheel (`make wheel` writes dist/amp_tutorial-….whl; all in it)"
-    " or a zip of the repository beside this notebook, and run this cell again."
+    " or a zip of the repository, called amp_tutorial….zip, beside this notebook, and run this cell again."
 )
 
 
@@ -74,8 +91,21 @@ class Source:
     """A lesson's source, parsed."""
 
     title: str
-    reading: int  # minutes
     cells: list[Cell]
+
+    @property
+    def prose(self) -> str:
+        return "\n".join(cell.source for cell in self.cells if cell.kind == "markdown")
+
+    @property
+    def reading(self) -> int:
+        """Minutes, by the number of words and of predictions."""
+        return ceil(len(self.prose.split()) / WORDS_PER_MINUTE + PREDICTION * self.prose.count("**Predict"))
+
+    @property
+    def exercising(self) -> int:
+        """Minutes, as its exercises say."""
+        return sum(map(int, EXERCISE.findall(self.prose)))
 
 
 def address() -> str:
@@ -111,7 +141,7 @@ def parse(text: str) -> Source:
     lines = text.splitlines()
     if not lines or not lines[0].startswith("# lesson: "):
         raise ValueError("The first line must be `# lesson: title`.")
-    title, reading, cells = lines[0].removeprefix("# lesson: ").strip(), 0, []
+    title, cells = lines[0].removeprefix("# lesson: ").strip(), []
     for number, line in enumerate(lines[1:], start=2):
         if line.startswith("# %%"):
             header = CELL.match(line)
@@ -121,9 +151,7 @@ def parse(text: str) -> Source:
                 )
             cells.append(Cell("markdown" if header["markdown"] else "code", "", json.loads(header["tags"] or "[]")))
         elif not cells:
-            if line.startswith("# reading: "):
-                reading = int(line.removeprefix("# reading: "))
-            elif line.strip():
+            if line.strip():
                 raise ValueError(f"Line {number} stands before the first cell: {line!r}.")
         elif cells[-1].kind == "code":
             cells[-1].source += line + "\n"
@@ -133,8 +161,28 @@ def parse(text: str) -> Source:
             cells[-1].source += line[2:] + "\n"
     for cell in cells:
         cell.source = cell.source.strip("\n")
-    words = sum(len(cell.source.split()) for cell in cells if cell.kind == "markdown")
-    return Source(title, reading or ceil(words / WORDS_PER_MINUTE), cells)
+    return Source(title, cells)
+
+
+def glossary() -> dict[str, str]:
+    """Terms of the glossary, and where on its page they stand."""
+    page = (ROOT / "docs/glossary.md").read_text(encoding="utf-8")
+    return {term: term.lower().replace(" ", "-") for term in re.findall(r"^### (.+)$", page, re.MULTILINE)}
+
+
+def linked(texts: list[str]) -> list[str]:
+    """The texts of a lesson, each glossary term a link where it is first mentioned."""
+    texts, waiting = list(texts), sorted(glossary().items(), key=lambda item: -len(item[0]))
+    for term, anchor in waiting:
+        word = re.compile(rf"(?<![\w-]){re.escape(term)}s?(?![\w-])", re.IGNORECASE if term.islower() else 0)
+        for k, text in enumerate(texts):
+            taken = [found.span() for found in APART.finditer(text)]
+            free = (m for m in word.finditer(text) if not any(a < m.end() and m.start() < b for a, b in taken))
+            if (first := next(free, None)) is not None:
+                link = f"[{first[0]}]({GLOSSARY}#{anchor})"
+                texts[k] = text[: first.start()] + link + text[first.end() :]
+                break
+    return texts
 
 
 def fold(match: re.Match[str]) -> str:
@@ -148,16 +196,28 @@ def fold(match: re.Match[str]) -> str:
     return "\n\n".join(f"<details><summary>{name}</summary>\n\n{text}\n\n</details>" for name, text in folds)
 
 
-def notebook(source: Source, stem: str, minutes: int = 0) -> NotebookNode:
-    """The unexecuted notebook; the same source always gives the same cells with the same ids."""
+def minutes(source: Source, running: int) -> str:
+    """How long a lesson takes, and what of it is what."""
+    parts = {"to read": source.reading, "for the exercises": source.exercising, "to run": running}
+    return f"{sum(parts.values())} minutes ({', '.join(f'{n} {what}' for what, n in parts.items() if n)})"
+
+
+def notebook(source: Source, stem: str, running: int = 0) -> NotebookNode:
+    """The unexecuted notebook; the same source always gives the same cells with the same ids.
+
+    Args:
+        running: minutes, as measured.
+    """
     first, *rest = source.cells
     if not (first.kind == "markdown" and first.source.startswith("# ")):
         raise ValueError(f"{stem}: the first cell must be markdown that begins with the title as a heading.")
     cells = []
-    for index, cell in enumerate([Cell("markdown", badge(stem)), first, Cell("code", setup(), ["setup"]), *rest]):
-        text = cell.source
+    given = [Cell("markdown", badge(stem)), first, Cell("code", setup(), ["setup"]), *rest]
+    prose = iter(linked([cell.source for cell in given if cell.kind == "markdown"]))
+    for index, cell in enumerate(given):
+        text = next(prose) if cell.kind == "markdown" else cell.source
         if cell.kind == "markdown":
-            text = PLACEHOLDER.sub(fold, text).replace("{{minutes}}", str(minutes))
+            text = PLACEHOLDER.sub(fold, text).replace("{{minutes}}", minutes(source, running))
             if "{{" in text:
                 raise ValueError(
                     f"{stem}: cell {index} holds an unknown placeholder: {text[text.index('{{') :][:40]!r}."
@@ -168,7 +228,8 @@ def notebook(source: Source, stem: str, minutes: int = 0) -> NotebookNode:
         cells.append(new(text, id=f"{stem}-{index:02d}", metadata={"tags": tags} if tags else {}))
     metadata = {
         "title": source.title,
-        "minutes": minutes,
+        "minutes": source.reading + source.exercising + running,
+        "running": running,
         "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"},
         "language_info": {"name": "python"},
     }

@@ -16,3 +16,6 @@ STATIC = "AMP_TUTORIAL_STATIC"  # set in the environment of unattended runs: no 
 def record_path(out: str | Path, name: str, model: str) -> Path:
     """Where the record of a lesson on a model goes; of a folder or hub id only the last part is used."""
     return Path(out) / "records" / f"{name}-{Path(model).name}.json"
+
+
+OWN = "AMP_TUTORIAL_FAMILIES"  # names a YAML file with further rows of model families, for whatever runs

@@ -15,7 +15,7 @@ from dataclasses import fields
 from decimal import Decimal
 from numbers import Real
 from os import PathLike
-from typing import Any, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin
 
 WORDS: dict[Any, str] = {
     bool: "True or False",
@@ -107,6 +107,10 @@ def fits(value: Any, hint: Any) -> bool:
             return False
         simple = inner and (inner[0] in (int, str, float) or get_origin(inner[0]) is list)
         return not simple or all(fits(one, inner[0]) for one in value)
+    if origin is Literal:
+        return value in inner
+    if origin is tuple and inner[-1:] == (...,):
+        return isinstance(value, tuple | list) and all(fits(one, inner[0]) for one in value)
     if origin is tuple:
         return isinstance(value, tuple | list) and len(value) == len(inner) and all(map(fits, value, inner))
     if name == "Path":
@@ -169,6 +173,10 @@ def said(hint: Any) -> str:
         return " or ".join(dict.fromkeys(map(said, inner)))
     if origin in (abc.Iterable, abc.Sequence, list) and inner and inner[0] in EACH:
         return f"a list of {EACH[inner[0]]}"
+    if origin is Literal:
+        return f"one of {', '.join(inner)}"
+    if origin is tuple and inner[-1:] == (...,):
+        return "a list"
     if inner and get_origin(inner[0]) is list:
         return "a list of lists of whole numbers"
     return WORDS.get(origin) or NAMED.get(name := getattr(origin, "__name__", str(origin))) or f"a {name}"

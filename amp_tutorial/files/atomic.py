@@ -41,7 +41,10 @@ def expanded(path: str | Path) -> Path:
         possible = False
     if not possible:
         raise ValueError(f"{str(path)[:40]!r}… is no name of a file or folder: too long, or with what no name holds.")
-    return Path(os.path.expanduser(path))
+    whole = Path(os.path.expanduser(path))
+    if str(path).startswith("~") and str(whole).startswith("~"):
+        raise ValueError(f"{path} names the home folder of a user who is not here; say ./{path} for a name with a ~.")
+    return whole
 
 
 @contextmanager

@@ -42,6 +42,10 @@ def _no_row(who: str, worst: int, words: int) -> str:
     return f"{who} the token id {worst:,}, and {known}: take the tokenizer that belongs to the model"
 
 
+def _layout(tensor: Tensor) -> str:
+    return "meta" if tensor.is_meta else str(tensor.layout).removeprefix("torch.")
+
+
 def checked(batch: Any, words: int, positions: int | None) -> tuple[Tensor, Tensor]:
     """The ids and the mask of a batch, which a model can read as they were meant.
 
@@ -60,6 +64,8 @@ def checked(batch: Any, words: int, positions: int | None) -> tuple[Tensor, Tens
     for name in ("input_ids", "attention_mask"):
         if batch.get(name) is None:
             raise ValueError(f"A batch has no {name}: {WANTED}.")
+        if isinstance(batch[name], Tensor) and (batch[name].is_meta or batch[name].layout != torch.strided):
+            raise ValueError(f"The {name} of a batch are a {_layout(batch[name])} tensor: {WANTED}.")
         if not isinstance(batch[name], Tensor):
             raise ValueError(f"The {name} of a batch are {_kind(batch[name])}, not a torch.Tensor: {WANTED}.")
     ids, mask = batch["input_ids"], batch["attention_mask"]
@@ -79,6 +85,12 @@ def checked(batch: Any, words: int, positions: int | None) -> tuple[Tensor, Tens
         worst = int(ids.max()) if int(ids.max()) >= words else int(ids.min())
         labels = "(ids of labels, such as -100, are not to be read)"
         raise ValueError(f"{_no_row('A batch holds', worst, words)} {labels}.")
+    place = batch.get("position_ids")
+    if isinstance(place, Tensor) and not bool(((place == (mask.cumsum(-1) - 1)) | (mask == 0)).all()):
+        raise ValueError(
+            "A batch has position_ids that do not count its tokens from 0, as packing makes them; they are not read: "
+            "give packed texts as rows of their own."
+        )
     if positions is not None and ids.shape[1] > positions:
         raise ValueError(
             f"A row of {ids.shape[1]:,} tokens is longer than the model's {positions:,} learned positions; make "

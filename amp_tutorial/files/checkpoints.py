@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import re
 import warnings
@@ -25,6 +26,7 @@ WIDTHS = ("num_attention_heads", "num_key_value_heads", "head_dim", "hidden_size
 COUNTS = dict.fromkeys(WIDTHS, 10**7) | {
     "num_hidden_layers": 10_000  # more would take gigabytes to say what it needs
 }
+POSITIVE = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "rope_theta", "max_position_embeddings")
 CHECKPOINT = (  # the files that a checkpoint consists of, and that another one may replace
     "config.json",
     "generation_config.json",
@@ -52,17 +54,22 @@ TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model",
 def located(name: str | Path) -> Path:
     """The folder or GGUF file a name stands for; a hub id is returned as it is, and is neither."""
     name = str(expanded(name)) if str(name).startswith("~") else str(name)
+    if not name.strip():
+        raise ValueError(
+            f"The model's name is empty; give {', '.join(EMBEDDED)}, a local folder, or a hub id owner/name."
+        )
+    name = name.rstrip("/") or "/"
     if name in EMBEDDED:
         return MODELS / name
     path = place_of(name) if name in KNOWN else Path(name)
     if os.path.isfile(path) and path.suffix != ENDING:
         raise ValueError(f"{name} is a file and no GGUF file; give the folder of the model.")
+    if os.path.isdir(path) and not os.access(path, os.R_OK | os.X_OK):
+        raise ValueError(f"{name} can't be read: permission denied. Ask its owner, or copy it to where you may.")
     if os.path.isdir(path) and not (path / "config.json").is_file():
         if (file := only_one(path)) is None:
             raise ValueError(f"{name} {_other_folder(path)}.")
         return file
-    if name.endswith("/") and not os.path.isdir(path):
-        name, path = name.rstrip("/"), Path(name)
     there = os.path.isdir(path) or (path.suffix == ENDING and os.path.isfile(path))
     if not there and name not in KNOWN and (name.count("/") != 1 or name.startswith((".", "/", "~"))):
         raise ValueError(
@@ -98,15 +105,34 @@ def looked_through(folder: Path) -> Path:
     """
     if not folder.is_dir():
         return folder
+    for path in sorted(folder.iterdir()):
+        if not os.access(path, os.R_OK) and path.exists():
+            raise ValueError(f"{path} can't be read: permission denied. Ask its owner, or copy it to where you may.")
+        if path.is_file() and path.stat().st_size < POINTER:
+            if path.read_bytes().startswith(b"version https://git-lfs"):
+                kind = "no weights" if path.suffix == ".safetensors" else "not the file itself"
+                raise ValueError(f"{path} is a pointer of git-lfs and {kind}; fetch them there: git lfs pull.")
     if (folder / ADAPTER).is_file():
         raise ValueError(f"{folder} holds {ADAPTER} beside a model; move the adapter away, or {_merge(folder)}.")
     settings = json_object(folder / "config.json")
+    if not isinstance(kind := settings.get("model_type", ""), str):
+        raise ValueError(f"{folder / 'config.json'} says model_type={kind!r}; it must be one word, such as 'llama'.")
+    dtype = settings.get("dtype", settings.get("torch_dtype"))
+    if isinstance(dtype, str) and dtype != "auto":
+        import torch
+
+        if not hasattr(torch, dtype.removeprefix("torch.")):
+            raise ValueError(f"{folder / 'config.json'} says dtype={dtype!r}; it must be float32, float16 or bfloat16.")
     for name in COUNTS:
         value = settings.get(name)
         if isinstance(value, bool | str | float) or (isinstance(value, int) and not 1 <= value <= COUNTS[name]):
             raise ValueError(
                 f"{folder / 'config.json'} says {name}={value!r}; it must be a whole number from 1 to {COUNTS[name]:,}."
             )
+    for name in POSITIVE:
+        value = settings.get(name)
+        if value is not None and not (isinstance(value, int | float) and 0 < value < math.inf):
+            raise ValueError(f"{folder / 'config.json'} says {name}={value!r}; it must be a number above 0.")
     for name in ("generation_config.json", "tokenizer_config.json", "special_tokens_map.json"):
         if (folder / name).is_file():
             json_object(folder / name)
@@ -119,8 +145,6 @@ def looked_through(folder: Path) -> Path:
     for path in sorted(folder.glob("*.safetensors")):
         if not path.is_file():
             raise ValueError(f"{path} leads to no file; fetch the weights again.")
-        if path.stat().st_size < POINTER and path.read_bytes().startswith(b"version https://git-lfs"):
-            raise ValueError(f"{path} is a pointer of git-lfs and no weights; fetch them there: git lfs pull.")
     return folder
 
 
@@ -140,12 +164,14 @@ def understood(config: Any) -> None:
 
     Raises:
         ValueError: an activation or a kind of rotary positions that is not known, a dtype that weights cannot have.
-        AssertionError: of torch, a token that pads and has no row.
+            Or a token that pads and has no row.
     """
     import torch
     from transformers.activations import ACT2FN
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+    if isinstance(getattr(config, "pad_token_id", None), int) and config.pad_token_id < 0:
+        config.pad_token_id = None  # none is meant; torch would take a row from the end of the embedding
     dtype = getattr(torch, config.dtype, None) if isinstance(config.dtype, str) else config.dtype
     if not isinstance(config.dtype, dict | None) and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise ValueError(f"dtype={str(config.dtype)!r} in config.json is none that weights can have")
@@ -153,8 +179,13 @@ def understood(config: Any) -> None:
     if pad is not None and words is not None and pad >= words:  # which some families' embeddings allow
         from transformers import AutoModelForCausalLM
 
-        with torch.device("meta"):
-            AutoModelForCausalLM.from_config(config)
+        try:
+            with torch.device("meta"):
+                AutoModelForCausalLM.from_config(config)
+        except AssertionError as error:
+            raise ValueError(
+                f"pad_token_id={pad} in config.json is beyond the {words} tokens of the embedding; set it to null"
+            ) from error
     for name in ("hidden_act", "hidden_activation", "activation_function"):
         act = getattr(config, name, None)
         if isinstance(act, str) and act not in ACT2FN:
@@ -170,7 +201,8 @@ def said_of(error: BaseException) -> str:
     """Why a model could not be read, in one line: transformers checks by whatever its arithmetic raises."""
     lines = str(error).strip().splitlines()
     if type(error).__name__.startswith("StrictDataclass") and len(lines) > 1:
-        return lines[-1].strip().partition(": ")[2].rstrip(".") + " (in config.json)"
+        said = lines[-1].strip().partition(": ")[2].rstrip(".")
+        return f"{said if len(said) <= 200 else said[:199] + '…'} (in config.json; write there what is expected)"
     if isinstance(error, OSError | ValueError):
         return reason(error)
     return f"transformers makes no sense of its files ({type(error).__name__}: {reason(error)})"
@@ -350,7 +382,10 @@ def decoder(name: str | Path, source: str, config: Any, **options: Any) -> Any:
     how, kind = dict(use_safetensors=True, output_loading_info=True, **options), config.model_type
     if "gguf_file" not in options:
         asked = {key: options[key] for key in ("revision", "trust_remote_code") if key in options}
-        kind = PreTrainedConfig.get_config_dict(source, **asked)[0].get("model_type", kind)
+        stored = PreTrainedConfig.get_config_dict(source, **asked)[0]
+        kind = stored.get("model_type", kind)
+        if kind == config.model_type and stored.get("pad_token_id") != config.pad_token_id:  # mended (`understood`)
+            how["config"] = config
     if kind == "llama" != config.model_type:
         how["config"] = config
     elif kind != config.model_type and text_inside(AutoConfig.from_pretrained(source, **asked)) is not None:
@@ -435,6 +470,12 @@ def complete(folder: Path) -> None:
     """
     readable(looked_through(folder))
     shapes: dict[str, list[int]] = {}
+    for index in folder.glob("*.safetensors.index.json"):
+        if gone := sorted({*json_object(index)["weight_map"].values()} - {path.name for path in folder.iterdir()}):
+            raise ValueError(
+                f"{index} names {len(gone)} files that are not there, such as {gone[0]}; fetch them again."
+            )
+    check_saving(folder)
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise ValueError(f"{folder} holds no weights (*.safetensors).")
@@ -556,13 +597,27 @@ def check_generation(model: Any) -> None:
 
 
 def check_saving(name: str | Path) -> None:
-    """Refuse a local model whose generation settings could not be saved, before hours of work that end in saving."""
+    """Refuse a local model whose generation settings transformers does not load, or would not save in the end.
+
+    Without a file of them they are those that config.json holds.
+    """
     from types import SimpleNamespace
 
-    from transformers import GenerationConfig
+    from transformers import AutoConfig, GenerationConfig
 
-    if ((where := located(name)) / "generation_config.json").is_file():
-        check_generation(SimpleNamespace(generation_config=GenerationConfig.from_pretrained(where), config=None))
+    file = (where := located(name)) / "generation_config.json"
+    try:
+        if file.is_file():
+            found = GenerationConfig.from_pretrained(where)
+        elif (where / "config.json").is_file():
+            found = GenerationConfig.from_model_config(AutoConfig.from_pretrained(where))
+        else:
+            return
+    except Exception as error:
+        if not file.is_file():
+            return  # of a configuration that is told to be wrong elsewhere
+        raise ValueError(f"transformers does not load {file}: {reason(error)}; set it right there.") from error
+    check_generation(SimpleNamespace(generation_config=found, config=None))
 
 
 def wrapping(model: Any, measured: bool = False) -> str:

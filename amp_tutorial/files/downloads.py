@@ -241,6 +241,13 @@ def _answers(minute: int) -> bool:
     return ask_hub()[0]
 
 
+def hub_answers() -> bool:
+    """Whether the hub can be asked: it is not switched off, and answered within the last minute."""
+    from huggingface_hub import constants
+
+    return not constants.HF_HUB_OFFLINE and _answers(int(time.monotonic() // 60))
+
+
 def asked_once(function: Callable[P, T]) -> Callable[P, T]:
     """For a function of a model's name: where the hub does not answer, what is cached is taken at once.
 

@@ -15,7 +15,7 @@ from typing import Any
 from .atomic import reason
 
 Row = dict[str, str]  # "text", and where they are known "prompt" and "response", of Alpaca also the columns it came in
-JSON_LINES = (".jsonl", ".ndjson")
+JSON_LINES = (".jsonl", ".jsonlines", ".ndjson")
 ZIPPED = (".txt", ".json", *JSON_LINES)
 ENDINGS = (*ZIPPED, *(f"{ending}.gz" for ending in ZIPPED), ".parquet")
 TABLES = {".csv": "", ".tsv": ', sep="\\t"'}  # and what the reader of `datasets` has to be told
@@ -54,6 +54,8 @@ def of_file(path: Path) -> Iterator[Row]:
     elif plain == ".json" and _first(path) == "[":
         found = _parsed(_whole(path), str(path), lines=True)
         yield from (row(one, f"{path}, row {i}") for i, one in enumerate(found))
+    elif plain == ".json" and (whole := _one_object(path)) is not None:
+        yield row(whole, str(path))
     elif plain in (".json", *JSON_LINES):
         for number, line in enumerate(_lines(path), start=1):
             if line.strip():
@@ -61,6 +63,16 @@ def of_file(path: Path) -> Iterator[Row]:
                 yield row(_parsed(line, where), where)
     else:
         yield {"text": _whole(path)}
+
+
+def _one_object(path: Path) -> Any:
+    """The one object that a file holds over several lines; None if its first line is one by itself, or none begins."""
+    first = next((line for line in _lines(path) if line.strip()), "")
+    try:
+        json.loads(first)
+    except (ValueError, RecursionError):
+        return _parsed(_whole(path), str(path), lines=True) if first.strip() in ("{", "") else None
+    return None
 
 
 def of_library(path: Path, load: Any) -> Iterator[Row]:
@@ -175,7 +187,8 @@ def _parsed(content: str, where: str, lines: bool = False) -> Any:
         return json.loads(content)
     except json.JSONDecodeError as error:
         line = f", line {error.lineno}" if lines else ""
-        raise ValueError(f"{where}{line}: this JSON is broken at column {error.colno}: {error.msg}.") from error
+        column = error.colno if lines else min(error.pos, len(content.rstrip())) + 1  # not on the line after
+        raise ValueError(f"{where}{line}: this JSON is broken at column {column}: {error.msg}.") from error
     except (ValueError, RecursionError) as error:  # numbers too long for Python, brackets too deep
         raise ValueError(f"{where}: this JSON can't be read: {reason(error)}.") from error
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from . import DATA
-from .atomic import reason
+from .atomic import expanded, reason
 from .formats import ENDINGS, Row, of_file, of_library, of_memory, row
 
 SPLITS = ("calibration", "recovery", "validation")
@@ -110,6 +110,7 @@ def text_source(name: str, local_copies: str | Path = "") -> str:
     """
     if name not in CORPORA or not str(local_copies):
         return name
+    local_copies = expanded(local_copies)
     found = copy_of(name, local_copies)
     if found is None:
         like = sorted(fnmatch.filter(os.listdir(local_copies), f"{name}*")) if os.path.isdir(local_copies) else []
@@ -159,7 +160,11 @@ def rows(source: Source, split: str) -> list[Row]:
         return list(of_file(DATA / "world" / f"{split}.jsonl"))
     if str(source) in CORPORA:
         return _of_hub(str(source), split)
-    path = Path(os.path.expanduser(source))
+    if not str(source).strip():
+        raise ValueError("The text source is empty; give a file or folder, 'tinyworld', or the name of a corpus.")
+    path = expanded(source) if len(str(source)) <= 255 else Path(source)
+    if os.path.isdir(path) and not os.access(path, os.R_OK | os.X_OK):
+        raise ValueError(f"{path} can't be read: permission denied. Ask its owner, or copy it to where you may.")
     if not os.path.exists(path):
         if len(str(source)) > 255 or "\n" in str(source):
             said = f"{str(source)[:30]!r}…"

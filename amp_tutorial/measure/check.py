@@ -137,7 +137,7 @@ class Estimate:
     score_peak: int  # weights and the activations of one batch, while `score` runs
     prune_peak: int  # dense and pruned weights, at most; inplace=True needs little more than the weights
     disk: int  # of the saved folder, at most: that of the dense model
-    macs_per_token: float  # multiply-accumulates of the decoder layers; scoring needs no logits
+    macs_per_token: float  # multiply-adds of the decoder layers; scoring needs no logits
 
     def seconds(self, tokens: int, flops: float) -> float:
         """Least time to score so many tokens on a machine that does `flops` floating-point operations a second."""

@@ -29,7 +29,7 @@ from ..files.checkpoints import wrapping
 
 @dataclass(frozen=True)
 class Flops:
-    """Floating-point operations of a batch; a multiply-accumulate is two. Only matrix products count."""
+    """Floating-point operations of a batch; a multiply-add is two. Only matrix products count."""
 
     prefill: int  # a text of `length` tokens, logits of every position included
     decode: int  # one more token of every text, with a cache of `length` tokens
@@ -126,13 +126,13 @@ class Size:
     parameters: int
     block_parameters: int
     bytes: int  # of all weights, as stored
-    macs_per_token: float  # multiply-accumulates, mean over a sequence of `length` tokens, output head included
+    macs_per_token: float  # multiply-adds, mean over a sequence of `length` tokens, output head included
     kv_cache_bytes_per_token: int
 
 
 @torch.no_grad()
 def size(model: PreTrainedModel, length: int = 128) -> Size:
-    """Parameters, bytes, multiply-accumulates per token (counted by torch on a real pass) and KV cache.
+    """Parameters, bytes, multiply-adds per token (counted by torch on a real pass) and KV cache.
 
     Raises:
         ValueError: no positive length; what `Anatomy.of` says.

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from importlib.metadata import version
-from itertools import groupby
+from itertools import groupby, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from ..files import DATA
 from ..files.arguments import at_least_one
+from ..files.atomic import reason
 from ..files.batches import known_ids, words_of
 from ..files.checkpoints import wrapping
 from .intervals import Interval, proportion
@@ -37,6 +38,7 @@ CHANCE = {
 TASKS = tuple(CHANCE)
 PAPER_TASKS = ("piqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge")  # whose mean is AMP's metric
 TRUSTED = "AMP_TUTORIAL_TASK_CODE"  # set: task files of a folder may run Python
+PLAIN = {"!", *(f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null", "seq", "map"))}
 NAMED = re.compile(rb"^task:[ \t]*['\"]?([^\s'\"#]+)", re.MULTILINE)  # in a task file
 NORM = " acc_norm"  # ending of what is measured with log-likelihoods divided by the characters of each answer
 Request = tuple[tuple[str, str], list[int], list[int]]  # lm-eval's: a prompt and an answer, as texts and as tokens
@@ -337,15 +339,19 @@ def no_code(folder: Path) -> None:
     trust = f"if you trust it, set {TRUSTED}=1 in the environment"
     for path in sorted(path for ending in ("*.yaml", "*.yml") for path in folder.rglob(ending)):
         text = path.read_text(encoding="utf-8", errors="replace")
-        try:
-            tags = [token.value[1] for token in yaml.scan(text) if isinstance(token, yaml.TagToken)]
-        except yaml.YAMLError:
-            tags = ["function"] if "!function" in text else []
-        if "function" in tags:
-            raise ValueError(f"{path} would run Python of its own (!function); {trust}.")
-        for other in re.findall(r"^include:\s*['\"]?([^'\"\n]+)", text, re.MULTILINE):
-            if not (path.parent / other.strip()).resolve().is_relative_to(folder):
-                raise ValueError(f"{path} includes {other.strip()}, from outside {folder}; {trust}.")
+        try:  # tags as they are resolved, however they are written
+            events = list(yaml.parse(text, Loader=yaml.SafeLoader))
+        except (yaml.YAMLError, RecursionError) as error:
+            raise ValueError(f"{path} is no YAML ({reason(error)}); mend it, or take it out of {folder}.") from error
+        for tag in (getattr(event, "tag", None) for event in events):
+            if tag is not None and tag not in PLAIN:
+                raise ValueError(f"{path} would run Python of its own ({tag}); {trust}.")
+        values = [getattr(event, "value", None) for event in events]
+        for k in (k for k, value in enumerate(values) if value == "include"):
+            many = isinstance(events[k + 1], yaml.SequenceStartEvent)  # of files, up to the list's end
+            for other in takewhile(lambda value: value is not None, values[k + 2 :] if many else values[k + 1 : k + 2]):
+                if not (path.parent / str(other).strip()).resolve().is_relative_to(folder):
+                    raise ValueError(f"{path} includes {str(other).strip()}, from outside {folder}; {trust}.")
 
 
 def load_tasks(

@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from safetensors import safe_open
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -283,9 +284,16 @@ def merged(
             model, tokenizer = load(named, device)
         try:
             with warnings.catch_warnings(action="error", category=UserWarning):  # of weights that were not found
+                warnings.simplefilter("ignore", FutureWarning)
                 tuned = PeftModel.from_pretrained(model, path)
         except (ValueError, RuntimeError, KeyError, UserWarning) as error:
             raise ValueError(f"The adapter in {folder} is not for {model.name_or_path}: {reason(error)}.") from error
+    with safe_open(path / "adapter_model.safetensors", framework="pt") as stored:
+        if strays := sorted(set(stored.keys()) - get_peft_model_state_dict(tuned).keys()):
+            raise ValueError(
+                f"The adapter in {folder} is not for {model.name_or_path}: {len(strays)} of its tensors have no place "
+                f"there, such as {strays[0]}."
+            )
     return _whole(tuned), tokenizer
 
 

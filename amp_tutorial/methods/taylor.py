@@ -66,6 +66,8 @@ def by_gradients(anatomy: Anatomy, batches: Iterable[Batch], average: str) -> tu
 @contextmanager
 def _gradients_of(model: PreTrainedModel, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
     """Gradients of these alone, in evaluation mode; the model's own gradients and settings are put back."""
+    if torch.is_inference_mode_enabled():
+        raise ValueError("Gradients are needed, which torch.inference_mode() forbids: call this outside of it.")
     before, training = [(p, p.grad, p.requires_grad) for p in model.parameters()], model.training
     model.eval()
     try:

@@ -5,9 +5,8 @@
 
 import argparse
 import sys
-from pathlib import Path
 
-from ..files.atomic import write_text
+from ..files.atomic import expanded, write_text
 from ..runs import collection
 from . import groups, standings, table
 
@@ -25,11 +24,13 @@ def command(options: argparse.Namespace) -> int:
     Raises:
         ValueError: see `collection.gather`; or the records may not stand in one table.
     """
-    out = Path(options.out or options.folder)
-    left_out = groups.scan(options.folder).left_out
-    count = collection.gather(options.folder, out)
-    for why in left_out:
+    folder = expanded(options.folder)
+    out = folder if options.out is None else expanded(options.out)
+    if not str(options.folder).strip() or options.out == "":
+        raise ValueError("The name of a folder is empty; give that of a sweep, of runs or of records.")
+    for why in groups.scan(folder).left_out:
         print(f"Left out: {why}", file=sys.stderr)
+    count = collection.gather(folder, out)
     print(f"{out / collection.TABLE}: {count} records.")
     if not {record["name"] for record in collection.gathered(out).values()} & {*OWN}:
         found = groups.scan(out)

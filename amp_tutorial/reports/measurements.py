@@ -316,7 +316,7 @@ def _recovered(
 
 
 def _costs(model: PreTrainedModel) -> tuple[float, float, float]:
-    """Parameters, multiply-accumulates of a prompt, and bytes of its cache."""
+    """Parameters, multiply-adds of a prompt, and bytes of its cache."""
     return model.num_parameters(), amp.flops(model, LENGTH).prefill, amp.kv_cache_bytes(model, LENGTH)
 
 

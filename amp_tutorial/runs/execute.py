@@ -120,7 +120,7 @@ def writable(out: str | Path) -> Path:
     Raises:
         ValueError: nothing can be written there.
     """
-    out = Path(out).expanduser().absolute()
+    out = expanded(out).absolute()
     if out in WRITTEN and not (out / ".locks").is_dir():  # made anew, it would hide what the drive will bring back
         raise ValueError(GONE.format(out))
     try:

@@ -107,8 +107,12 @@ def read(path: str | Path, yes: bool = False, everywhere: Sequence[str] = ()) ->
     """
     path = Path(path)
     grid = grid_of(read_yaml(path), str(path), path.parent).confirmed(yes)
-    for text in everywhere:
-        name = text.partition("=")[0]
+    said = [text.partition("=")[0] for text in everywhere]
+    for i, (text, name) in enumerate(zip(everywhere, said, strict=True)):
+        if name in said[:i]:
+            raise ValueError(f"-p {name} is given twice.")
+        if name == "preset":
+            raise ValueError(f"-p preset is only a note for the record; {path} names parameter files under preset:.")
         if not any(name in block.known for block in grid.blocks):
             known = sorted({name for block in grid.blocks for name in block.known})
             raise ValueError(f"-p {text}: {path} has no parameter {name!r}{_nearest(name, known)}.")

@@ -18,7 +18,7 @@ from typing import Any
 
 from ..files import DATA
 from ..files.checkpoints import located
-from ..files.downloads import KNOWN
+from ..files.downloads import KNOWN, asked_once
 from ..files.texts import CORPORA, copy_of, files_of_all_splits
 from .functions import function_sha256, is_function
 from .package_code import NUMBERS, code_sha256
@@ -150,6 +150,7 @@ def _model(name: str, revision: str) -> dict[str, Any]:
 
 
 @cache
+@asked_once
 def _commit(name: str, revision: str) -> str | None:
     """The commit of a model on the hub; None if the hub can't be asked and the cache does not know.
 

@@ -7,11 +7,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import constants
+import torch
+from huggingface_hub import constants, try_to_load_from_cache
 
 from .. import methods  # noqa: F401, with which the field's criteria are in the table
 from ..core.criteria import named
 from ..files.checkpoints import complete, located
+from ..files.downloads import hub_answers
 from ..files.texts import CORPORA, rows, text_source, written
 from ..measure.costs import grid_of
 from ..measure.tasks import PAPER_TASKS, known_tasks, load_tasks, task_names
@@ -40,6 +42,7 @@ LEAST = {
 }
 LEAST_OF_LESSONS = dict(samples=1, align=1, seconds=1)
 MOST = 10**7  # of any of them
+WITHOUT_WIDTHS = ("07_layers",)  # lessons whose ratio is no plan of heads and neurons
 SIZES = ("smallest", "full")  # of a lesson's experiments
 SEEDS = 2**32  # how many there are for numpy
 
@@ -66,6 +69,9 @@ def refuse(notebook: str, parameters: Mapping[str, Any]) -> None:
             if name in ("sweep", "runs") and value and not os.path.exists(value):
                 raise ValueError(f"{name}={value!r} is not there; give a folder of runs, or leave it out.")
         _there({name: value for name, value in parameters.items() if value != "" or name not in OF_LESSONS}, False)
+        for name in ("ratio", "ratio_deep"):
+            if "model" in parameters and name in parameters and Path(notebook).stem not in WITHOUT_WIDTHS:
+                widths_possible(parameters["model"], ratio=parameters[name])
 
 
 def _in_range(values: Mapping[str, Any]) -> None:
@@ -119,6 +125,65 @@ def sensible(settings: Mapping[str, Any], corpora: bool = True) -> None:
         except ImportError as error:
             raise ValueError(str(error)) from error
     _there(s, corpora)
+    asked = {name: s[name] for name in ("ratio", "heads", "neurons", "unit", "fidelity", "shots")}
+    widths_possible(s["model"], s["revision"], **asked)
+
+
+@lru_cache(maxsize=1024)
+def widths_possible(model: str, revision: str = "", **asked: Any) -> None:
+    """Refuse widths that a model cannot have, by its configuration; one that is not to be had now is not looked at.
+
+    Raises:
+        ValueError: what is possible in its place.
+    """
+    from .workload import chosen_plan, left_by_shots  # only now: they take much along
+
+    if (dense := _shape(model, revision)) is None:
+        return
+    p: dict[str, Any] = dict(ratio=0.0, heads=0, neurons=0, unit="groups", fidelity="clean", shots=1) | asked
+    if p["shots"] > 1:
+        left_by_shots(dense, p)
+    else:
+        chosen_plan(dense, p)
+
+
+@lru_cache(maxsize=4)
+def _shape(model: str, revision: str) -> Any:
+    """The model without weights; None where its configuration is not to be had."""
+    from .requirements import configuration_of, shadow
+
+    if not located(model).exists() and not hub_answers():
+        from .requirements import stored_configurations
+
+        if model not in stored_configurations() and not cached(model, revision):
+            return None
+    try:
+        return shadow(configuration_of(model, revision or None)[0], torch.float32)
+    except ValueError as error:
+        if "neither cached nor reachable" in str(error):
+            return None
+        raise
+
+
+def cached(model: str, revision: str = "") -> bool:
+    """Whether a model's configuration is in the cache of the hub."""
+    return isinstance(try_to_load_from_cache(model, "config.json", revision=revision or None), str)
+
+
+def to_be_had(settings: Mapping[str, Any]) -> None:
+    """Refuse, before a run begins, what of the hub is neither cached nor can be fetched: without a network it is known.
+
+    Raises:
+        ValueError: a model or a corpus that is not here.
+    """
+    if hub_answers():
+        return
+    model = str(settings.get("model", ""))
+    if model and not located(model).exists() and not cached(model, str(settings.get("revision", ""))):
+        raise ValueError(f"{model} is not in the cache, and the hub does not answer: fetch it first, where it does.")
+    for source, split in _texts(settings):
+        if source in CORPORA:
+            rows(source, split)
 
 
 def _there(s: Mapping[str, Any], corpora: bool) -> None:

@@ -8,7 +8,6 @@ import difflib
 import io
 import json
 import math
-import os
 import re
 import tokenize
 from collections.abc import Iterable, Mapping
@@ -19,6 +18,7 @@ from typing import Any
 import yaml
 
 from ..files import DATA, NOTEBOOKS, PACKAGE
+from ..files.atomic import expanded
 
 Value = str | int | float | bool
 FOLDERS = (NOTEBOOKS, PACKAGE / "notebooks")  # of a clone, and of an installed package
@@ -127,7 +127,7 @@ def checked(known: Mapping[str, Parameter], given: Mapping[str, Any], where: str
     values = {name: p.kind(given[name]) if name in given else p.default for name, p in known.items()}
     for name, value in values.items():
         if isinstance(value, str) and value.startswith("~/"):  # which no shell, behind an "=", and no YAML writes out
-            values[name] = os.path.expanduser(value)
+            values[name] = str(expanded(value))
     return values
 
 
@@ -173,7 +173,7 @@ def parsed(known: Mapping[str, Parameter], text: str) -> tuple[str, Any]:
         return name, value
     try:
         return name, json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         return name, value  # of the wrong type, which `checked` says
 
 

@@ -214,10 +214,10 @@ def read(path: str | Path) -> dict[str, Any]:
         ValueError: no file, no JSON, or no valid record; the sentence names the file and what is wrong.
     """
     try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_no_number)
+        found = json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_no_number, parse_float=_finite)
     except OSError as error:
         raise ValueError(f"The record {path} can't be read: {error.strerror}.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"The record {path} cannot be read as JSON: {error}.") from error
     check(found, str(path))
     return dict(found)
@@ -225,6 +225,11 @@ def read(path: str | Path) -> dict[str, Any]:
 
 def _no_number(name: str) -> float:
     raise ValueError(f"it holds {name}, which is no number")
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    return number if math.isfinite(number) else _no_number(digits)
 
 
 def check(found: Any, name: str) -> None:

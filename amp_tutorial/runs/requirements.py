@@ -2,7 +2,7 @@
 
 Memory is that of the tensors alive at the peak of each stage (`stage_peaks`), texts as long as the parameters allow.
 One stage follows the other: the dense model is let go once it is cut, the untuned one once it has been recovered.
-Time is rough: multiply-accumulates at a share of the speed of a matrix product.
+Time is rough: multiply-adds at a share of the speed of a matrix product.
 """
 
 import functools

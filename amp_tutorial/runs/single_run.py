@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from ..files.atomic import expanded
 from . import execute, fetch
 from . import record as records
 from .parameters import Parameter, effective, names, notebook_named, parameters_of, parsed
@@ -67,7 +68,7 @@ def command(options: argparse.Namespace) -> int:
     if options.limit is not None and not 0 < options.limit < float("inf"):
         raise ValueError(f"--limit {options.limit:g} must be more than 0 seconds, and not endless.")
     execute.could_write(options.out)
-    options.out = Path(options.out).expanduser()
+    options.out = expanded(options.out)
     run = execute.job(notebook, parameters)
     execute.refuse(run)
     there = execute.finished(options.out, run.id) is not None
@@ -80,6 +81,9 @@ def command(options: argparse.Namespace) -> int:
     if options.prefetch:
         print("\n".join(fetch.all_of(run.parameters)))
         return 0
+    from .parameter_values import to_be_had
+
+    to_be_had(run.parameters)
     if "device" in parameters:
         from .requirements import has
 

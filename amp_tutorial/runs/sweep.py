@@ -16,6 +16,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ..files.atomic import expanded
 from .execute import Job, Outcome, clean, could_write, finished, job, refuse, writable
 from .grid import Grid, read
 from .workers import Cluster, Local, Workers
@@ -35,6 +36,7 @@ class Summary:
     failed: int = 0
     finished: int = 0  # were there, or came from another sweep
     seconds: float = 0.0  # that those executed took, one after the other
+    unkept: int = 0  # of the finished ones: whose model is asked for now, and was not kept then
 
     @property
     def done(self) -> int:
@@ -42,12 +44,18 @@ class Summary:
 
     @property
     def status(self) -> int:
-        """The exit status: 1 if a run failed, else 0."""
-        return int(self.failed > 0)
+        """The exit status: 1 if a run failed, or a model that is asked for is not there; else 0."""
+        return int(self.failed > 0 or self.unkept > 0)
 
     def __str__(self) -> str:
         text = f"{self.done} runs: {self.ok} executed, {self.finished} were finished"
-        return f"{text}, {self.failed} failed" + (f"; see {self.out / 'failed'}." if self.failed else ".")
+        text += f", {self.failed} failed" + (f"; see {self.out / 'failed'}." if self.failed else ".")
+        if self.unkept:
+            text += (
+                f" The models of {self.unkept} finished runs were not kept then: give another --out, or take their "
+                "folders away, to make and keep them."
+            )
+        return text
 
 
 def sweep(
@@ -86,10 +94,11 @@ def sweep(
         raise ValueError("--jobs is for runs on this machine; on a cluster its workers say how many run at once.")
     if limit is not None and not 0 < limit < float("inf"):
         raise ValueError(f"--limit must be more than 0 seconds and a finite number, not {limit}.")
-    if scheduler is not None and not re.fullmatch(r"\w+://[^/\s:]+(:\d+)?", scheduler.strip()):
-        raise ValueError(f"--scheduler {scheduler} is no address; give one such as tcp://HOST:8786.")
+    address = re.fullmatch(r"(tcp|tls|ws|wss|ucx)://[^/\s:]+(?::(\d+))?", (scheduler or "").strip())
+    if scheduler is not None and (address is None or int(address[2] or 0) > 65535):
+        raise ValueError(f"--scheduler {scheduler[:80]} is no address; give one such as tcp://HOST:8786.")
     could_write(out)
-    out, grid = Path(out).expanduser().absolute(), grid.confirmed(yes)
+    out, grid = expanded(out).absolute(), grid.confirmed(yes)
     total = 0
     for run in _jobs(grid, shard):  # finds a model or a text that is missing before any work
         refuse(run)
@@ -137,6 +146,8 @@ def _execute(todo: Iterator[Job], workers: Workers, summary: Summary, bar: Any) 
                 _skip(bar, -1, 0)
             elif finished(summary.out, run.id) is not None:
                 summary.finished += 1
+                kept = (summary.out / run.id / "model").is_dir()
+                summary.unkept += bool(run.parameters.get("keep_model")) and not kept
                 _skip(bar, 0, 1)
             else:
                 if (folder := summary.out / run.id).exists():
@@ -212,7 +223,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _shard(text: str) -> tuple[int, int]:
     index, slash, of = text.partition("/")
-    if not (slash and index.isdecimal() and of.isdecimal()):
+    if not (slash and text.isascii() and index.isdecimal() and of.isdecimal() and len(of) <= 9):
         raise argparse.ArgumentTypeError(f"{text!r} must be two numbers such as 1/4, for the first of four")
     return int(index), int(of)
 

@@ -168,6 +168,11 @@ def chosen_plan(dense: PreTrainedModel, p: Mapping[str, Any]) -> Plan:
     return keep(dense, chance, *widths_at(dense, p["ratio"], unit=p["unit"], nearest=True), p["unit"])
 
 
+def left_by_shots(dense: PreTrainedModel, p: Mapping[str, Any]) -> list[tuple[int, int]]:
+    """Heads and neurons that each shot leaves."""
+    return widths(dense, p["heads"] or None, p["neurons"] or None, p["shots"], p["unit"])
+
+
 def stage_peaks(
     dense: PreTrainedModel, small: PreTrainedModel, chosen: Plan, p: Mapping[str, Any], device: str
 ) -> dict[str, int]:
@@ -186,9 +191,8 @@ def stage_peaks(
     recovering = p["recovery"] != "none"
     if p["shots"] > 1:
         # The dense model stays, and so does that of the last shot until the next one is done: the second has most.
-        left = widths(dense, p["heads"] or None, p["neurons"] or None, p["shots"], p["unit"])[:2]
         chance = score(dense, [], "random")
-        cut = [keep(dense, chance, heads=h, neurons=n, unit=p["unit"]) for h, n in left]
+        cut = [keep(dense, chance, heads=h, neurons=n, unit=p["unit"]) for h, n in left_by_shots(dense, p)[:2]]
         first, second = (shadow(smaller_config(Anatomy.of(dense), c), dense.dtype) for c in cut)
         held = weights(dense)
         found["prune"] = held + weights(first, second)

@@ -1,5 +1,4 @@
 # lesson: Anatomy
-# reading: 25
 # %% [markdown]
 # # 1 · Anatomy: what there is to prune
 #
@@ -13,7 +12,7 @@
 # - say which heads can only go together, and why;
 # - count what a head, a KV group or a neuron costs in parameters and in work.
 #
-# **Prerequisites.** Lesson 0; matrix products; having seen the attention formula once. **Time:** {{minutes}} minutes.
+# **Prerequisites.** Lesson 0; matrix products; having seen the attention formula once. **Time:** {{minutes}}.
 # %% tags=["parameters"]
 model: str = "tiny-llama"  # or "tiny-llama-gqa", "tiny-phi", "smollm2-135m", a local folder, a hub id
 ratio: float = 0.30  # share of all parameters, for the plans at the end
@@ -127,9 +126,9 @@ L.assert_close(joined, seen[layer.output][0][0], 1e-4, "attention written by han
 # The output projection multiplies the joined vector by one matrix. A product with a joined vector can be split where
 # it was joined:
 #
-# $$O = [h_1, \dots, h_N]\, W_O^\top = \sum_n h_n W_n$$
+# $$O = [h_1, \dots, h_N]\, W_O^\top = \sum_n h_n W_n^\top$$
 #
-# where $W_n$ is the part of the matrix that meets $h_n$. So each head writes into the residual stream by itself, and
+# where $W_n$ is the columns of the matrix that meet $h_n$. So each head writes into the residual stream by itself, and
 # the layer adds up what they write. That is the whole mechanism on which head pruning rests. (PyTorch stores $W_O$ as
 # `o_proj.weight` of shape (hidden, heads · head_dim), so in code a term is `h[n] @ W_n.T`.)
 #
@@ -153,20 +152,20 @@ head_slice = L.check(head_slice, "l1_head_slice")
 # %%
 # NBVAL_CHECK_OUTPUT
 def head_terms(h: Tensor, output: nn.Linear) -> Tensor:
-    """h_n W_n of every head: (heads, tokens, hidden)."""
+    """h_n W_nᵀ of every head: (heads, tokens, hidden)."""
     return torch.stack([h[n] @ head_slice(output.weight, n, h.shape[-1]).T for n in range(len(h))])
 
 
 terms = head_terms(h, layer.output)
 bias = 0 if layer.output.bias is None else layer.output.bias  # LLaMA has none; Phi adds one that belongs to no head
-L.assert_close(terms.sum(0) + bias, seen[layer.output][1][0], 1e-4, "O = sum of h_n W_n over heads")
+L.assert_close(terms.sum(0) + bias, seen[layer.output][1][0], 1e-4, "O = sum of h_n W_nᵀ over heads")
 # %% [markdown]
 # Exactly, up to the last digits of float32. Nothing was approximated, so a head's term *is* what it contributes here.
 #
 # ## How much does each head carry?
 #
 # Because $O$ is a sum, each head's share of it can be stated: project the head's term on the whole output,
-# $\langle h_n W_n, O\rangle / \langle O, O\rangle$, added up over all tokens. The shares of a layer's heads add up
+# $\langle h_n W_n^\top, O\rangle / \langle O, O\rangle$, added up over all tokens. The shares of a layer's heads add up
 # to 1. A negative share means that the head works against the rest.
 #
 # **Predict.** Do all heads of a layer carry about the same? Is there one that carries next to nothing?
@@ -214,7 +213,7 @@ print(f"{few} of {shares.numel()} heads carry less than half of an equal share; 
 # ## Removing a head, predicted
 #
 # If the sum is right, then silencing head n of one layer changes the layer's attention output by exactly
-# $-h_n W_n$. Prediction and experiment are now made apart, for every head of every layer: the experiment zeroes a
+# $-h_n W_n^\top$. Prediction and experiment are now made apart, for every head of every layer: the experiment zeroes a
 # head's output by a hook and runs the model again; the prediction looks at the dense model only.
 #
 # Two rivals take part. The **baseline** knows nothing about heads and says that each carries an equal part, $O/N$.
@@ -274,19 +273,19 @@ print("✔ the control fails for every head" if best_wrong > 100 * worst_right e
 # %% [markdown]
 # ## The result
 #
-# The mean over all heads, with an interval from drawing the heads anew.
+# The median over all heads, and the range. What is left is float32's rounding: the prediction is no estimate, so there
+# is no interval to give, only the worst head.
 # %%
 e = values["sum over heads"]
-drawn = torch.from_numpy(L.rng.integers(len(e), size=(1000, len(e))))
-low, high = torch.quantile(e[drawn].mean(1), torch.tensor([0.025, 0.975], dtype=torch.double)).tolist()
 L.signature(
     "relative error of a head's predicted contribution",
-    float(e.mean()),
-    low,
-    high,
+    float(e.median()),
+    float(e.min()),
+    float(e.max()),
     "",
-    baseline=("every head carries an equal share", float(values["equal share"].mean())),
-    control=("rows of o_proj in place of columns", float(values["rows of o_proj"].mean())),
+    baseline=("every head carries an equal share", float(values["equal share"].median())),
+    control=("rows of o_proj in place of columns", float(values["rows of o_proj"].median())),
+    spread="range over all heads",
 )
 
 
@@ -314,26 +313,37 @@ total = sum(a[:, m, None] * columns[m] for m in range(anatomy.neurons))  # slow 
 bias = 0 if layer.neurons_out.bias is None else layer.neurons_out.bias
 L.assert_close(total + bias, seen[layer.neurons_out][1][0], 1e-4, "MLP output = sum over neurons")
 # %% [markdown]
-# **Predict.** Build the sum up neuron by neuron, the loudest first. How many neurons give half of the output?
+# **Predict.** Build the sum up neuron by neuron, the loudest first. How many neurons leave only half of the output's
+# *energy* missing, the sum of its squares? And how many of neurons drawn by lot?
+
+
 # %%
-loudness = a.abs().mean(0) * columns.norm(dim=1)
-drawn = torch.from_numpy(L.rng.permutation(anatomy.neurons))
-orders = {"loudest first": loudness.argsort(descending=True).cpu(), "drawn at random": drawn}
-counts = sorted({round(anatomy.neurons * k / 12) for k in range(13)})
+def energy_missing(order: Tensor) -> Tensor:
+    """Share of the output's energy that is missing with the first k neurons of an order, for k = 0, 1, …"""
+    left, shares = total.clone(), [1.0]
+    for m in order.tolist():
+        left -= a[:, m, None] * columns[m]
+        shares.append(float(left.square().sum() / total.square().sum()))
+    return torch.tensor(shares)
+
+
+loudest = energy_missing((a.abs().mean(0) * columns.norm(dim=1)).argsort(descending=True))
+lots = torch.stack([energy_missing(torch.from_numpy(L.rng.permutation(anatomy.neurons))) for _ in range(20)])
+first = int((loudest < 0.5).int().argmax())
+by_lot = (lots < 0.5).int().argmax(1).sort().values
 fig, ax = plt.subplots(figsize=(7, 3.4))
-missing = {}
-for i, (name, order) in enumerate(orders.items()):
-    missing[name] = [relative_error(a[:, order[:k]] @ columns[order[:k]], total) for k in counts]
-    ax.plot(counts, missing[name], marker=lesson.MARKERS[i], color=lesson.PALETTE[i], label=name)
-ax.set(xlabel="neurons in the sum", ylabel="share of the output missing", title=f"layer {middle} of {model}, one text")
+for i, (name, curve) in enumerate({"loudest first": loudest, "by lot, median of 20 orders": lots.median(0).values}.items()):
+    every = max(1, anatomy.neurons // 12)
+    ax.plot(curve, marker=lesson.MARKERS[i], markevery=every, color=lesson.PALETTE[i], label=name)
+ax.fill_between(range(len(loudest)), lots.amin(0), lots.amax(0), color=lesson.PALETTE[1], alpha=0.2, label="all 20")
+ax.set(xlabel="neurons in the sum", ylabel="share of the energy missing", title=f"layer {middle} of {model}, one text")
 ax.legend()
-half = {name: next(k for k, e in zip(counts, es, strict=True) if e < 0.5) for name, es in missing.items()}
-sentence = " and ".join(f"{k} of {anatomy.neurons} neurons {name}" for name, k in half.items())
-L.show(
-    fig,
-    alt=f"Two falling curves: what is missing of the MLP output as neurons are added. Half is there with {sentence}.",
+sentence = (
+    f"{first} of {anatomy.neurons} neurons, the loudest first; by lot it takes {by_lot[9]} ({by_lot[0]} to {by_lot[-1]})"
 )
-print(f"Half of the output is there with {sentence}.")
+L.show(fig, alt="Two falling curves: the share of the MLP output's energy that is missing as neurons are added. Half is "
+       f"there with {sentence} in the median and range of 20 orders.")  # fmt: skip
+print(f"Half of the energy is there with {sentence}: median and range of 20 orders.")
 # %% [markdown]
 # Both curves end at zero: with all neurons nothing is missing. In between, the gap between the curves is what a good
 # order is worth. That gap is the reason to score neurons before removing any.
@@ -399,9 +409,11 @@ L.assert_close((change > 0.5).double(), formula, 0, "the formula is what the exp
 
 
 # %% [markdown]
-# This decides what can be cut. Remove one query head of a pair and its key-value head must stay for the other, so
-# most of the saving is lost, and groups of unequal size fit no stock configuration. So whole groups go; or, where that
-# is too coarse, the same number of query heads from *every* group, whose keys and values then stay. Lesson 3 does both.
+# This decides what can be cut. Remove one query head of a pair and its key-value head must stay for the other. Then two
+# thirds of the parameters go that are a head's share of the pair (its rows of `q_proj` and columns of `o_proj`, but not
+# its half of `k_proj` and `v_proj`), and nothing of the KV cache. And groups of unequal size fit no stock
+# configuration. So whole groups go; or, where that is too coarse, the same number of query heads from *every* group,
+# whose keys and values then stay. Lesson 3 does both.
 #
 # AMP's official code cuts rows of `k_proj` and `v_proj` by query-head numbers (read in the code). On a grouped model
 # that asks for rows that don't exist; or, when the kept numbers are low, it quietly keeps the wrong ones.

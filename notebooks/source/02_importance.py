@@ -13,7 +13,7 @@
 # * measure how many prompts a ranking needs;
 # * hold any score against the truth, and say how far the evidence reaches.
 #
-# **Prerequisites.** Lesson 1 (attention as a sum over heads). **Time.** {{minutes}} minutes, with reading.
+# **Prerequisites.** Lesson 1 (attention as a sum over heads). **Time.** {{minutes}}.
 
 # %% tags=["parameters"]
 model: str = "tiny-llama"  # or "tiny-llama-gqa", "tiny-phi", "smollm2-135m", a local folder, a hub id
@@ -54,12 +54,19 @@ print(f"{model}: {layers} layers, each with {heads} heads of {head_dim} dimensio
 # **Predict first.** Head A's output $h_A$ is twice as long as head B's. But A's slice of the output projection, $W_A$,
 # is ten times smaller than $W_B$. You must drop one. Which, and what should a score look at?
 #
-# The residual stream never sees $h_n$. It sees $h_n W_n$. Drop head $n$, and the attention output changes by exactly
-# $-h_n W_n$: so A is the one to drop. The size of that change, averaged over the $T$ tokens of some calibration text,
+# The residual stream never sees $h_n$. It sees $h_n W_n^\top$. Drop head $n$, and the attention output changes by exactly
+# $-h_n W_n^\top$: so A is the one to drop. The size of that change, averaged over the $T$ tokens of some calibration text,
 # is AMP's score of a head:
 #
-# $$I_n = \frac{1}{T} \sum_{t=1}^{T} \big\lVert h_n^{(t)} W_n \big\rVert_1,
+# $$I_n = \frac{1}{T} \sum_{t=1}^{T} \big\lVert h_n^{(t)} W_n^\top \big\rVert_1,
 # \qquad \lVert v \rVert_1 = \sum_j |v_j| \text{ over the hidden dimension.}$$
+#
+# **Why this norm, and why a mean?** Let $\delta$ be that change at a token, and $g$ the gradient of the loss with respect to
+# the stream there. To first order the loss changes by $\langle g, \delta\rangle$, and $|\langle g, \delta\rangle| \le
+# \lVert g\rVert_\infty \lVert\delta\rVert_1$ (Hölder). So where nothing is known of $g$ but the size of its largest entry,
+# the L1 norm of the change bounds the damage. The loss is a mean over tokens, and so is the bound. (The argument is
+# ours. It also says where the score is blind: at *which* directions the loss looks. A criterion that knows $g$, Taylor's,
+# follows in lesson 6.)
 #
 # A neuron $m$ is a single number per token, $a_m$, the input of the MLP's last map (with a gated MLP
 # $a = \mathrm{SiLU}(x W_{gate}) \odot (x W_{up})$). AMP scores it by the mean size of that number:
@@ -111,7 +118,7 @@ print(f"Taking the mean over tokens first and the norm after gives {added.mean(0
 # %%
 @torch.no_grad()
 def sums_per_prompt(prompts):
-    """For each prompt: Σ over tokens of ‖h_n W_n‖₁ (heads), Σ of |a_m| (neurons), and the number of tokens."""
+    """For each prompt: Σ over tokens of ‖h_n W_nᵀ‖₁ (heads), Σ of |a_m| (neurons), and the number of tokens."""
     blocks = [anatomy.layer(i) for i in range(layers)]
     kept, hooks = keep_inputs([m for block in blocks for m in (block.output, block.neurons_out)])
     head_sums = torch.zeros(len(prompts), layers, heads, dtype=torch.float64)
@@ -547,10 +554,10 @@ def verdict(kind, scope):
     else:
         text += "can't be told from luck"
     if low > 0:
-        return text + ", and better than magnitude on the same texts."
+        return text + ". Against magnitude, on the same texts, it is better."
     if high < 0:
-        return text + ", and worse than magnitude on the same texts."
-    return text + "; the difference to magnitude can't be told from zero."
+        return text + ". Against magnitude, on the same texts, it is worse."
+    return text + ". From magnitude, on the same texts, it can't be told apart."
 
 
 for kind in change:
@@ -561,23 +568,35 @@ for kind in change:
             L.record.metric(f"{criterion}, {kind}, {scope}", median, low, high, "rank correlation", n=len(truth[kind]))
 
 # %% [markdown]
-# The sentences above are printed from the intervals, whatever they came out to be. Three readings help:
+# Why the two columns differ: the score is in units of the residual stream, which differ from layer to layer (section 3),
+# while the truth is in nats everywhere. Over all layers a score is rewarded for knowing which *layers* matter. AMP takes
+# as many heads from every layer and has no use for that; what counts for it is the column "within layers".
 #
-# * "All layers" and "within layers" may disagree, even in sign. The score is in units of the residual stream, which
-#   differ from layer to layer (section 3), while the truth is in nats everywhere. A score may order every layer well
-#   and still put the wrong layers first; or order the layers well and be blind inside them. Only the second would hurt
-#   AMP, which takes the same number from every layer.
-# * A head with a large $\lVert h_n W_n \rVert_1$ may say what the other heads say too, or something that later layers
-#   ignore. Its removal changes much in the stream and little in the loss. The score can't see that; the loss can.
-#
+# Why no score of this kind can be perfect: a head with a large $\lVert h_n W_n^\top \rVert_1$ may say what other heads say
+# too, or something that later layers ignore. Its removal changes much in the stream and little in the loss. The score
+# looks at the stream alone.
+# %%
+amp_, weights = (rho[c, "heads", "within layers"][0] for c in ("AMP", "magnitude"))
+everywhere = rho["AMP", "heads", "all layers"][0]
+luck = {kind: rho["random", kind, "within layers"][2] for kind in change}
+L.conclude({
+    f"Within layers AMP ranks heads better than luck ({amp_:.2f}; luck stays below {luck['heads']:.2f}).":
+        amp_ > luck["heads"],
+    f"It is better at telling which layers matter ({everywhere:.2f} over all layers), which AMP makes no use of.":
+        everywhere > amp_,
+    f"Within layers the weights' size, which needs no text, does as well on these texts ({weights:.2f}).":
+        weights > luck["heads"],
+    "Single neurons it does not rank better than luck: one neuron's loss is close to what these texts resolve.":
+        rho["AMP", "neurons", "within layers"][0] < luck["neurons"],
+})  # fmt: skip
+# %% [markdown]
 # ## Exercises
 #
 # An unsolved exercise stops nothing: the check says what is missing, and the lesson goes on with the reference.
 #
-# ### A head's score, on padded batches
-#
-# `h` is (prompts, positions, head_dim), `W` is (hidden, head_dim), `mask` is (prompts, positions), 1 for a token and 0
-# for padding. Return AMP's score of this head, a single number, averaged over tokens.
+# ### Exercise 1 · A head's score, on padded batches
+# *Medium, 6 minutes.* `h` is (prompts, positions, head_dim), `W` is (hidden, head_dim), `mask` is (prompts, positions), 1
+# for a token and 0 for padding. Return AMP's score of this head, a single number, averaged over tokens.
 
 
 # %%
@@ -592,10 +611,9 @@ head_importance = L.check(my_importance, "l2_head_importance")
 #
 # {{solution:l2_head_importance}}
 #
-# ### The official code's average
-#
-# `values` holds one score per prompt and position, `mask` as before. Return the mean over prompts of each prompt's
-# mean.
+# ### Exercise 2 · The official code's average
+# *Easy, 3 minutes.* `values` holds one score per prompt and position, `mask` as before. Return the mean over prompts of
+# each prompt's mean.
 
 
 # %%

@@ -4,7 +4,7 @@
 #
 # Lesson 2 gave every head and every neuron a number. Now something has to go. This lesson turns a ratio into a plan, a
 # plan into a smaller model that any stock library loads, and proves that the cut did what the plan said. Then it shows
-# you how it goes wrong: six broken surgeries, each found in real code, symptom first.
+# you how it goes wrong: six broken surgeries, symptom first. Three of them are in a paper's official code.
 #
 # **Objectives.** After this lesson you will be able to
 #
@@ -14,8 +14,7 @@
 # * cut grouped-query attention by KV groups or by query heads, without mixing up keys;
 # * recognise a broken surgery by its symptom.
 #
-# **Prerequisites.** Lesson 1 (where heads, groups and neurons live), lesson 2 (scores). **Time.** {{minutes}} minutes,
-# with reading.
+# **Prerequisites.** Lesson 1 (where heads, groups and neurons live), lesson 2 (scores). **Time.** {{minutes}}.
 
 # %% tags=["parameters"]
 model: str = "tiny-llama"  # or "tiny-llama-gqa", "tiny-phi", "smollm2-135m", a local folder, a hub id
@@ -257,7 +256,7 @@ except Exception as error:
 # ## 3 Faster?
 #
 # **Predict first.** The mask makes a third of the inputs zero. Is the masked model faster than the dense one? And the
-# cut one: as much as its multiply-accumulates promise?
+# cut one: as much as its multiply-adds promise?
 #
 # A clock on a shared machine wanders. So the four models take turns, round by round, and we compare within a round.
 # Dense comes twice: against itself it must show no gain, or the clock is broken.
@@ -302,7 +301,7 @@ for k, (middle, low, high) in enumerate(speedup.values()):
     ax.bar(k, middle, color=lesson.PALETTE[k], hatch=lesson.HATCHES[k], edgecolor="black")
     ax.errorbar(k, middle, [[middle - low], [high - middle]], color="black", capsize=5)
 ax.axhline(1, color="black", linewidth=0.8)
-ax.axhline(ideal, color="black", linestyle="--", label=f"promised by multiply-accumulates: {ideal:.2f} ×")
+ax.axhline(ideal, color="black", linestyle="--", label=f"promised by multiply-adds: {ideal:.2f} ×")
 ax.set(xticks=range(3), xticklabels=speedup, ylabel="prefill speed-up against dense")
 ax.set_ylim(0, 1.08 * max(ideal, *(high for _, _, high in speedup.values())))
 fig.legend(loc="outside upper center")
@@ -310,7 +309,7 @@ L.show(
     fig,
     alt="Bars with 95 % intervals: prefill speed-up against the dense model. "
     + ", ".join(f"{name} {v[0]:.2f} times" for name, v in speedup.items())
-    + f"; the multiply-accumulates promise {ideal:.2f} for the cut.",
+    + f"; the multiply-adds promise {ideal:.2f} for the cut.",
 )
 
 # %%
@@ -320,7 +319,7 @@ for name, (middle, low, high) in speedup.items():
 print(f"Parameters: dense {before.parameters:,}, masked {before.parameters:,}, cut {after.parameters:,}.")
 print(f"KV cache a token: dense {before.kv_cache_bytes_per_token:,} bytes, cut {after.kv_cache_bytes_per_token:,}.")
 reached = (speedup["cut"][0] - 1) / (ideal - 1)
-print(f"The cut reaches {reached:.0%} of the gain that its multiply-accumulates promise.")
+print(f"The cut reaches {reached:.0%} of the gain that its multiply-adds promise.")
 
 # %% [markdown]
 # A product with a zero takes as long as any other product: the mask saves nothing, and zeroing costs a little. Masks
@@ -403,7 +402,8 @@ for name, grouped in gqa_plans.items():
 # ## 5 A museum of broken surgeries
 #
 # Each exhibit begins with what you would see. Stop there and guess before you read on. Numbers 2, 3 and 5 are in AMP's
-# official code. Number 6 is what it rightly avoids, by scoring in fp32; numbers 1 and 4 are the traps next to them.
+# official code. The others are not: 6 is what it avoids by scoring in fp32, and 1 and 4 are the mistakes that lie nearest
+# to what it does.
 #
 # ### Exhibit 1: it runs, and the numbers are wrong
 #
@@ -661,9 +661,9 @@ keep_best = [sorted(torch.sort(v, descending=True, stable=True).indices[:5].toli
 print("Kept heads, layer by layer: " + ", ".join(map(str, keep_best)))
 
 # %% [markdown]
-# **Diagnosis.** An L1 norm is a sum of many positive numbers, and over thousands of tokens it passes 65,504. Infinity
-# equals infinity, so the sort leaves everything in its first order. Nothing warns. (With a hidden size of 4,096 the
-# norm of a single token may do it.)
+# **Diagnosis.** float16 ends at 65,504, and what is larger becomes infinity. A head's sum over so many tokens is far
+# larger, so all of a layer's heads score infinity; a sort of equal numbers leaves them in the order of their indices, and
+# "the best five" are the first five. No operation on the way is an error, so nothing warns.
 #
 # **Mend.** Take the activations to fp32 before the norm, and sum in fp64, as the module does. It also refuses scores
 # that are not finite:
@@ -687,9 +687,8 @@ print("✔ scores are finite, and activations that are not are refused")
 #
 # An unsolved exercise stops nothing: the check says what is missing, and the lesson goes on with the reference.
 #
-# ### Cut the output projection
-#
-# Return `o_proj` (hidden, heads · head_dim) without the heads that are not in `kept_heads`.
+# ### Exercise 1 · Cut the output projection
+# *Easy, 4 minutes.* Return `o_proj` (hidden, heads · head_dim) without the heads that are not in `kept_heads`.
 
 
 # %%
@@ -704,9 +703,8 @@ cut_output = L.check(my_cut_output, "l3_cut_output")
 #
 # {{solution:l3_cut_output}}
 #
-# ### Cut the key projection
-#
-# Return the rows of `k_proj` (groups · head_dim, hidden) that the kept query heads still read.
+# ### Exercise 2 · Cut the key projection
+# *Medium, 6 minutes.* Return the rows of `k_proj` (groups · head_dim, hidden) that the kept query heads still read.
 
 
 # %%
@@ -721,10 +719,9 @@ cut_key = L.check(my_cut_key, "l3_cut_key")
 #
 # {{solution:l3_cut_key}}
 #
-# ### Make up for the rounding
-#
-# A layer shall lose `target` parameters, and `heads_removed` heads go (multi-head attention, no biases, gated MLP). How
-# many neurons must go?
+# ### Exercise 3 · Make up for the rounding
+# *Medium, 5 minutes.* A layer shall lose `target` parameters, and `heads_removed` heads go (multi-head attention, no
+# biases, gated MLP). How many neurons must go?
 
 
 # %%
@@ -762,7 +759,8 @@ L.signature(
     *speedup["cut"],
     "×",
     baseline=("the same plan as a mask", speedup["masked"][0]),
-    control=("dense against itself, must be 1", speedup["dense again"][0]),
+    control=("the dense model against itself", speedup["dense again"][0]),
+    must="that must show 1",
 )
 
 # %% [markdown]

@@ -1,5 +1,4 @@
 # lesson: Layers
-# reading: 30
 # %% [markdown]
 # # 7 · Layers: cut depth, or width?
 #
@@ -13,7 +12,7 @@
 # - put depth, width and a mixture on one budget, and compare them with intervals;
 # - weigh them by what they cost to run: operations, cache, time, energy, and by how they stand perturbed input.
 #
-# **Prerequisites.** Lessons 1, 3 and 5. **Time:** {{minutes}} minutes.
+# **Prerequisites.** Lessons 1, 3 and 5. **Time:** {{minutes}}.
 # %% tags=["parameters"]
 model: str = "tiny-llama"  # or "tiny-llama-gqa", "tiny-phi", "smollm2-135m", a local folder, a hub id
 ratio: float = 0.28  # share of all parameters to remove; as many layers go as come nearest to it
@@ -448,7 +447,6 @@ for kind in kinds:
     L.assert_close(plans[kind, seed].achieved, budget, one_neuron, f"{kind}: equal parameters, to one neuron a layer")
 # %%
 cut = {key: amp.prune(dense, plan).model for key, plan in plans.items()}
-cut |= {("random layers", s): amp.prune(dense, choosers[f"random, seed {s}"]).model for s in seeds}
 cut["museum", seed] = amp.prune(dense, without(tuple(layers[:goes]))).model
 perplexities, answers = {}, {}
 for (kind, s), small in cut.items():
@@ -535,8 +533,8 @@ whole, shares = amp.flops(dense, 128), {}
 for name, m in ran.items():
     work = amp.flops(m, 128)
     shares[name] = {
-        "FLOPs, prompt": work.prefill / whole.prefill,
-        "FLOPs, new token": work.decode / whole.decode,
+        "multiply-adds, prompt": work.prefill / whole.prefill,
+        "multiply-adds, new token": work.decode / whole.decode,
         "KV cache": amp.kv_cache_bytes(m, 128) / amp.kv_cache_bytes(dense, 128),
     }
     for part, called in (("prefill", "time, prompt"), ("decode", "time, new token")):
@@ -642,18 +640,22 @@ except ImportError as missing:
 # ## The result
 #
 # **How many points of mean accuracy does depth (Consensus) keep over width (AMP)** at equal parameters? It may come out
-# either way. The baseline takes layers at random. The control is the museum's choice, which must fail.
+# either way. The baseline takes layers blindly: the mean of all choices there are, where they are few enough to ask each
+# of them, else of the random draws of above. The control is the museum's choice, which must fail.
 # %%
 gap = amp.compare(*([means[kind, s] for s in seeds] for kind in ("depth", "width")))  # paired by seed and by item
 width = sum(mean["width", s] for s in seeds) / len(seeds)
-blind = sum(mean["random layers", s] for s in seeds) / len(seeds) - width
+drawn = [gone for name, gone in chosen_by.items() if name.startswith("random")]
+all_there_are = len(in_order) == math.comb(anatomy.layers, goes)
+blindly = {gone: asked(amp.prune(dense, without(gone)).model).mean for gone in (in_order if all_there_are else drawn)}
+blind = 100 * sum(found.value for found in blindly.values()) / len(blindly)
 L.signature(
     f"Depth minus width, mean accuracy at {budget:.0%}",
     100 * gap.difference,
     100 * gap.low,
     100 * gap.high,
     "points",
-    baseline=("random layers minus width", blind),
+    baseline=(f"layers taken blindly, mean of {len(blindly)} choices, minus width", blind - width),
     control=("the museum's layers minus width", mean["museum", seed] - width),
 )
 for (name, s), value in mean.items():
@@ -666,8 +668,25 @@ else:
     print(f"The interval includes zero: with {len(seeds)} seeds, depth and width are not told apart by accuracy.")
 lower = mean["museum", seed] < min(mean["depth", s] for s in seeds)
 print(f"The control {'failed, as it must' if lower else 'did not fall below Consensus: layer 0 hardly matters here'}.")
-ahead = amp.compare(*([means[kind, s] for s in seeds] for kind in ("depth", "random layers")))
-print(f"Consensus minus random layers: {ahead.points()}, over {ahead.over}.")
+ours, above = means["depth", seed], 0
+for found in blindly.values():
+    gap_to = amp.compare(ours, found)
+    above += gap_to.clear and gap_to.difference > 0
+print(f"Consensus is clearly above {above} of {len(blindly)} blind choices, item by item; they lie between "
+      f"{100 * min(f.value for f in blindly.values()):.0f} and {100 * max(f.value for f in blindly.values()):.0f} %.")  # fmt: skip
+# %%
+texts_apart = amp.compare(*([perplexities[kind, s] for s in seeds] for kind in ("depth", "width")))
+deepest, widest = (max(short, key=lambda task, sign=sign: sign * apart_by[task]) for sign in (-1, 1))
+speed = {kind: 1 / shares[kind]["time, new token"] for kind in ("depth", "width")}
+L.conclude({
+    f"By perplexity, depth is ahead at equal parameters: {text['depth'].value:.2f} against {text['width'].value:.2f}.":
+        texts_apart.clear and texts_apart.difference < 0,
+    "By accuracy the two are not told apart.": not gap.clear,
+    f"They lose different skills: depth {-100 * apart_by[deepest]:.0f} points more on {short[deepest]}, width "
+    f"{100 * apart_by[widest]:.0f} more on {short[widest]}.": apart_by[deepest] < 0 < apart_by[widest],
+    f"At every new token a missing layer saves more time ({speed['depth']:.2f} times as fast) than narrower layers do "
+    f"({speed['width']:.2f}).": speed["depth"] > speed["width"],
+})  # fmt: skip
 # %% [markdown]
 # The interval is over draws of calibration text and over items, of which all models see the same. It says nothing of
 # another model trained the same way.

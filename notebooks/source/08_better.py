@@ -1,5 +1,4 @@
 # lesson: Better than AMP
-# reading: 35
 # %% [markdown]
 # # 8 · Better than AMP: repair, and the directions of the stream
 #
@@ -16,7 +15,7 @@
 # - test a published claim: that what flows between modules must be left alone;
 # - turn a residual stream without changing a logit, slice it, and search one budget over all that can go.
 #
-# **Prerequisites.** Lessons 0 to 3; lesson 4 for LoRA, lesson 5 for intervals. **Time:** {{minutes}} minutes.
+# **Prerequisites.** Lessons 0 to 3; lesson 4 for LoRA, lesson 5 for intervals. **Time:** {{minutes}}.
 # %% tags=["parameters"]
 model: str = "tiny-llama"  # or "tiny-llama-gqa", "tiny-phi", "smollm2-135m", a local folder, a hub id
 ratio: float = 0.30  # share of all parameters to remove
@@ -61,9 +60,10 @@ source, tasks = L.material(text, tasks, task_folder)
 responses = responses or ("tinyworld" if source == "tinyworld" else "alpaca")
 pairs(responses)  # what is not to be had is said before anything else
 sizes = {
-    "smallest": dict(seeds=3, items=40, texts=48, letters=None),
-    "real": dict(seeds=3, items=20, texts=32, letters=500, rows=2),  # letters of each text; rows that train at once
-    "full": dict(seeds=10, items=200, texts=500, letters=None),
+    "smallest": dict(seeds=3, items=40, texts=48, letters=None, trials=12),
+    # letters of each text; rows that train at once
+    "real": dict(seeds=3, items=20, texts=32, letters=500, rows=2, trials=4),
+    "full": dict(seeds=10, items=200, texts=500, letters=None, trials=24),
 }[L.size]
 seeds = range(seed, seed + sizes["seeds"])
 dense, tokenizer = amp.load(model)
@@ -923,9 +923,9 @@ if turn is not None:
 # It measures what each costs alone, without repair, and tries the shape whose costs add up to least; what repair leaves
 # of them it learns from the candidates before. Every candidate meets the target, is repaired from part of the
 # calibration text and judged on the rest of it; the winner is made again from all. Its cost is said beforehand: so many
-# trials, one repair each, and one more. **Predict** the mix.
+# trials, one repair each, and one more. **Predict** the mix that wins.
 # %%
-trials = 4
+trials = sizes["trials"]
 may_go = ("heads", "neurons", "layers") + (("hidden",) if turn is not None else ())
 fitted = amp.fit_budget(dense, batches[seed], pruning_ratio=ratio, cut=may_go, trials=trials, progress=False)
 print(fitted.report)
@@ -986,7 +986,14 @@ if failed.clear and failed.difference > 0:
 else:
     print("The control is not clear of the result: do not trust this measurement.")
 added, left = (math.log(sure[name].value / base) for name in ("AMP", "AMP + sequential repair"))
-print(f"Of the loss that the cut adds, {1 - left / added:.0%} is made up for.")
+whole_search = result["one budget"][0]
+L.conclude({
+    f"Of the loss that AMP's cut adds, repair makes up for {1 - left / added:.0%}, without any training.": gain.high < 0,
+    f"What it can't make up for is a bad choice: after random choice it leaves "
+    f"{math.exp(chance.difference - gain.difference):.1f} times the perplexity.": chance.difference > gain.difference,
+    f"The split is worth as much again: one budget ends at {whole_search:.2f}, AMP's split with repair at "
+    f"{values['AMP + sequential repair', seed]:.2f}.": whole_search < values["AMP + sequential repair", seed],
+})  # fmt: skip
 # %% [markdown]
 # ## What this does not show
 # - **A large model.** In a model of billions of parameters a projection has thousands of inputs, and needs far more

@@ -1,5 +1,4 @@
 # lesson: A real model
-# reading: 30
 # %% [markdown]
 # # 9 · A real model: which of it holds?
 #
@@ -14,7 +13,7 @@
 # - find attention sinks and massive activations, and say why a mean over tokens sees them badly;
 # - say which results of a toy carry over to a real model, and which don't.
 #
-# **Prerequisites.** Lessons 0 to 3 and 8; lesson 7 for layers. **Time:** {{minutes}} minutes.
+# **Prerequisites.** Lessons 0 to 3 and 8; lesson 7 for layers. **Time:** {{minutes}}.
 # %% tags=["parameters"]
 model: str = "smollm2-135m"  # `amp-tutorial fetch smollm2-135m`; or an embedded model, a local folder, a GGUF file, a hub id
 ratio: float = 0.20  # share of all parameters to remove where one is enough

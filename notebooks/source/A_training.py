@@ -1,5 +1,4 @@
 # lesson: Training the tiny models
-# reading: 10
 # %% [markdown]
 # # A · Training: where the three models come from
 #
@@ -12,7 +11,7 @@
 # - write a training loop and tell whether it works from the first seconds of its loss;
 # - read from the shipped curves which skill was learnt when, and which was not.
 #
-# **Prerequisites.** Having seen a training loop; lesson 0 helps. **Time:** {{minutes}} minutes.
+# **Prerequisites.** Having seen a training loop; lesson 0 helps. **Time:** {{minutes}}.
 # %% tags=["parameters"]
 model: str = "tiny-llama"  # or "tiny-llama-gqa", "tiny-phi"
 seconds: int = 30  # of training
@@ -145,8 +144,12 @@ for i, stage in enumerate(train.CURRICULUM, start=1):
 # never looked at. Beside them stands one run without stages: the model of `tiny-llama`, everything at once, every token
 # counting the same, and a learning rate that falls to zero over its 8 million tokens.
 #
-# **Predict.** Which skill is learnt first, and which last? Think of what each needs: a fact stored in the weights, or a
-# lookup in what was just read? And what will the run without stages not learn?
+# Above all mind who decides the order. In the shipped runs it is the curriculum: a skill can't be learnt before the stage
+# that writes of it, and the stages begin with what must be looked up. Only the run without stages shows what comes first
+# by itself.
+#
+# **Predict.** Without stages, which skills are learnt first, and which not at all? Think of what each needs: a fact stored
+# in the weights, or a lookup in what was just read.
 # %%
 shipped = {}
 for name in amp.EMBEDDED:
@@ -197,10 +200,12 @@ for name, points in shipped.items():
     print(f"{name}: " + ", ".join(f"{skill} at {when:.1f} M tokens" for when, skill in order))
     print(f"    not learnt: {', '.join(never) or 'none'}")
 # %% [markdown]
-# Skills with an answer stored in the weights (a tool's purpose, a fact) need only be read often enough. Skills that
-# must *bind* things in a passage (whose is the red cup, where is it now) need several heads in different layers to work
-# together: they are at chance until they appear, and then they appear within one chunk or two. Keep that in mind when
-# heads are cut. The loss says little of this: its scale changes with every stage, because other tokens count.
+# Compare the last run with the three before it: the order turns round. Left alone, the model soon learns what is stored in
+# the weights (a tool's purpose, a fact), which need only be read often enough, and not what it must *bind* in a passage
+# (whose is the red cup, where is it now), which needs several heads in different layers to work together. The
+# curriculum puts binding first, and it works: at chance until it appears, it then appears within a chunk or two. That
+# the shipped models can bind is therefore the curriculum's doing, and so is when. Keep it in mind when heads are cut.
+# The loss says little of this: its scale changes with every stage, because other tokens count.
 # %%
 fig, ax = plt.subplots(figsize=(7.5, 3.8))
 for i, (name, points) in enumerate(shipped.items()):

@@ -1,5 +1,4 @@
 # lesson: Prune your own model
-# reading: 12
 # %% [markdown]
 # # B · Prune your own model: from a name to a folder that loads
 #
@@ -15,7 +14,7 @@
 # - score once and look at many ratios;
 # - choose what to do when a model is larger than your memory.
 #
-# **Prerequisites.** Lesson 0; lesson 3 for the details of the cut. **Time:** {{minutes}} minutes.
+# **Prerequisites.** Lesson 0; lesson 3 for the details of the cut. **Time:** {{minutes}}.
 # %% tags=["parameters"]
 model: str = "tiny-llama"  # or a local folder with safetensors, or a hub id such as "owner/name"
 ratio: float = 0.30  # share of all parameters to remove

@@ -1,5 +1,4 @@
 # lesson: Reproduce
-# reading: 10
 # %% [markdown]
 # # Reproduce: one row of a table, from one set of parameters
 #
@@ -18,7 +17,7 @@
 # - say before the run whether your machine can do it;
 # - tell which choices of the released code differ from the clean definition, and switch between them.
 #
-# **Prerequisites.** Lessons 2 to 5. **Time:** {{minutes}} minutes with these values, reading included; with others the
+# **Prerequisites.** Lessons 2 to 5. **Time:** {{minutes}} with these values; with others the
 # estimate below says.
 # %% tags=["parameters"]
 preset: str = ""  # the parameter file that these values are from; a note for the record, and no more

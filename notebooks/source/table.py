@@ -1,5 +1,4 @@
 # lesson: The table
-# reading: 8
 # %% [markdown]
 # # The table: our runs, and published numbers beside them
 #
@@ -7,7 +6,7 @@
 # records of runs side by side, and says of each pair what can be said. It runs nothing itself: all it reads are
 # records, and all it knows of the papers stands in `data/reference/`.
 #
-# **Time:** {{minutes}} minutes. `amp-tutorial table --runs out/runs` executes it on your own runs.
+# **Time:** {{minutes}}. `amp-tutorial table --runs out/runs` executes it on your own runs.
 # %% tags=["parameters"]
 runs: str = ""  # folder of records; empty: those that come with the repository, in data/results
 out: str = "out/table"  # where table.md, table.html and the pictures go
