@@ -16,7 +16,7 @@ from ..files.checkpoints import complete, located
 from ..files.downloads import hub_answers
 from ..files.texts import CORPORA, rows, text_source, written
 from ..measure.costs import grid_of
-from ..measure.tasks import PAPER_TASKS, known_tasks, load_tasks, task_names
+from ..measure.tasks import PAPER_TASKS, TASKS, known_tasks, load_tasks, task_names
 from . import functions
 
 READ = dict(  # which splits are read of a text, by the parameter that names it; the last two are lessons'
@@ -195,7 +195,7 @@ def _there(s: Mapping[str, Any], corpora: bool) -> None:
         if not all(tasks):
             raise ValueError(f"tasks={s['tasks']!r} names an empty task; say 'tiny', 'paper', 'none', or names.")
         folder = s.get("task_folder", "")
-        if folder or not {*tasks} <= {*PAPER_TASKS}:  # of these it is known without lm-eval's index
+        if folder or not {*tasks} <= {*PAPER_TASKS, *TASKS}:  # of these it is known without lm-eval's index
             known_tasks(tasks, folder)
     for name in READ:
         if name in s and not str(s[name]).strip():

@@ -237,29 +237,33 @@ for name in before:
     print(f"{name:10s} {p0.value:9.2f} → {p1.value:8.2f} {accuracies}")
 print(f"Perplexity: {measured['dense', 'before'][0].protocol}.")
 # %%
-fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6))
+fig, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6))
 names = list(before)
+for i, name in enumerate(names):  # points, as a bar has no length on an axis without a zero
+    left.plot([i, i], [measured[name, when][0].value for when in ("before", "after")], color="0.6", lw=1, zorder=0)
 for k, when in enumerate(("before", "after")):
     at = [i + (k - 0.5) * 0.38 for i in range(len(names))]
     style = dict(color=lesson.PALETTE[k], hatch=lesson.HATCHES[k], edgecolor="white", label=when)
     found = [measured[name, when] for name in names]
-    left.bar(at, [p.value for p, _ in found], 0.36, **style)
+    mark = dict(color=lesson.PALETTE[k], marker=lesson.MARKERS[k], ms=8, ls="", label=when)
+    left.plot(range(len(names)), [p.value for p, _ in found], **mark)
     reach = [[100 * (m.value - m.low) for _, m in found], [100 * (m.high - m.value) for _, m in found]]
     right.bar(at, [100 * m.value for _, m in found], 0.36, yerr=reach, capsize=3, **style)
 chance = sum(amp.CHANCE.values()) / len(amp.CHANCE)
 right.axhline(100 * chance, color="0.2", ls="--")
 right.text(len(names) - 0.45, 100 * chance, "guessing", va="center", fontsize="small")
 left.set(yscale="log", title="perplexity (lower is better)")
-right.set(ylim=(0, 105), title="mean accuracy, % (higher is better)")
+right.set(ylim=(0, 118), title="mean accuracy, % (higher is better)")
 for axis in (left, right):
-    axis.set_xticks(range(len(names)), names)
+    axis.set_xticks(range(len(names)), [name.replace(" ", "\n") for name in names])
 left.legend(frameon=False)
+right.legend(frameon=False, loc="upper right")
 told = "; ".join(
     f"{n}: perplexity {measured[n, 'before'][0].value:.2f} to {measured[n, 'after'][0].value:.2f}, accuracy "
     f"{measured[n, 'before'][1].value:.0%} to {measured[n, 'after'][1].value:.0%}"
     for n in names
 )
-L.show(fig, alt=f"Bars before and after recovery, perplexity on the left, accuracy on the right. {told}.")
+L.show(fig, alt=f"Before and after recovery, perplexity as points on the left, accuracy as bars on the right. {told}.")
 
 
 # %% [markdown]
