@@ -134,7 +134,8 @@ def table() -> list[str]:
     for name, record in sorted(collection.gathered(FOLDER).items()):
         if s := record.get("signature"):
             beside = [f"{s[part]['name']}: {said(s[part]['value'], '')}" for part in ("baseline", "control")]
-            found = f"{said(s['value'], s['unit'])} ({said(s['low'], '')} to {said(s['high'], '')})"
+            spread = f"{s['spread']} " if "spread" in s else ""
+            found = f"{said(s['value'], s['unit'])} ({spread}{said(s['low'], '')} to {said(s['high'], '')})"
             rows.append([str(int(name[:2])), s["name"], found, *beside, f"{record['seconds'] / 60:.0f}"])
     return grid(["lesson", "its result", "on the real model", "baseline", "control", "minutes"], rows)
 
@@ -147,5 +148,6 @@ def page() -> str:
 LESSONS = (
     "Each lesson ends in one result beside a baseline and a control that must fail. These are of the real model in "
     "float32, on C4 (lesson 9: WikiText-2), in the sizes that a lesson takes for a model that isn't tiny: small ones, "
-    "so their intervals are wide. In brackets 95 % intervals; minutes are on two cores, some beside other work."
+    "so their intervals are wide. In brackets 95 % intervals, where nothing else is said; minutes are on two cores, "
+    "some beside other work."
 )
