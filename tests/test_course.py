@@ -65,7 +65,7 @@ def spoils_its_input(weight: Tensor, n: int) -> Tensor:
         (None, "unsolved", "not solved yet"),
         (..., "unsolved", "not solved yet"),
         (rows, "misconception", "You sliced rows"),
-        (stops, "raised", "your attempt stopped with IndexError"),
+        (stops, "raised", "[0, 1, 2, …], n = 0, your attempt stopped with IndexError"),
         (lambda: 1, "raised", "TypeError"),
         (
             first,
@@ -371,3 +371,18 @@ def test_wrong_answers_are_told_what_is_wrong_with_them() -> None:
                 print(f"{name}: {expression}\n    {verdict.sentence}")
     assert not passed
     assert len(told) >= 60 and sum(told) >= 0.8 * len(told), f"{sum(told)} of {len(told)}"
+
+
+def test_what_a_student_prints_on_the_way_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    def talks(weight: Tensor, n: int) -> Tensor:
+        print("so far so good")
+        return columns(weight, n)
+
+    assert judge(talks, SLICE).kind == "right" and "so far so good" in capsys.readouterr().out
+
+
+def test_conclusions_say_where_a_run_does_not_bear_them_out(begun: Lesson, capsys: pytest.CaptureFixture[str]) -> None:
+    begun.conclude({"Two is 2.": True})
+    begun.conclude({"Two is 3.": False})
+    assert capsys.readouterr().out == "• Two is 2.\n• Otherwise in this run, so think again: not “Two is 3.”\n"
+    assert begun.record.notes["conclusions"] == {"Two is 2.": True, "Two is 3.": False}

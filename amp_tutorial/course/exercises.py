@@ -94,6 +94,7 @@ def judge(attempt: Any, exercise: Exercise) -> Verdict:
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
         given = [_outcome(attempt, case) if callable(attempt) else attempt for case in cases]
+    print(said.getvalue(), end="")
     if said.getvalue().strip() and all(g is None for g in given):
         return Verdict("misconception", "not yet. Your function prints its answer and gives None back: return it.")
     if any(isinstance(g, NotImplementedError) for g in given) or all(g is None or g is Ellipsis for g in given):
@@ -105,12 +106,8 @@ def judge(attempt: Any, exercise: Exercise) -> Verdict:
     for sentence, mistake in exercise.misconceptions.items():
         if all(same(g, _outcome(mistake, case)) for g, case in zip(given, cases, strict=True)):
             return Verdict("misconception", f"not yet. {sentence}")
-    if not all(same(g, e) for g, e in zip(given, expected, strict=True)) and all(
-        _turned(_rounded, g, e) for g, e in zip(given, expected, strict=True)
-    ):
-        return Verdict("misconception", "not yet. Whole numbers are asked for: round to the nearest, once, at the end.")
-    for sentence, turned in COMMON.items():
-        if all(_turned(turned, e, g) for g, e in zip(given, expected, strict=True)):
+    for sentence, mistaken in COMMON.items():
+        if all(_explains(mistaken, e, g) for e, g in zip(expected, given, strict=True)):
             return Verdict("misconception", f"not yet. {sentence}")
     i = wrong[0]
     where = f"In case {i + 1} of {len(cases)}, {_arguments(exercise.reference, cases[i])}," if cases[i] else "Here"
@@ -121,40 +118,47 @@ def judge(attempt: Any, exercise: Exercise) -> Verdict:
     return Verdict("different", f"not yet. {where} your answer is {brief(given[i])}{other}.")
 
 
-# What a right answer becomes by mistakes that no exercise is safe from; each is told if it explains every case.
-COMMON: dict[str, Callable[[Any], Any]] = {
-    "Rows and columns are exchanged: your matrix is the transpose of the answer.": lambda x: _plain(x).mT,
-    "The sign is the wrong way round.": lambda x: -_plain(x),
-    "You cut off what is behind the point: look for // or int().": lambda x: _plain(torch.as_tensor(_plain(x)).floor()),
-    "You round up: look for ceil().": lambda x: _plain(torch.as_tensor(_plain(x)).ceil()),
-    "You round, and too early or too far: give the number as it comes out.": lambda x: _plain(
-        torch.as_tensor(_plain(x)).round()
+def _numbers(change: Callable[[Tensor], Tensor]) -> Callable[[Any, Any], bool]:
+    """Whether a change of the right numbers gives the attempt's."""
+    return lambda right, given: same(given, _plain(change(torch.as_tensor(_plain(right), dtype=torch.double))))
+
+
+# Mistakes that no exercise is safe from; each is told if it leads from the right answer to the given one in every case.
+COMMON: dict[str, Callable[[Any, Any], bool]] = {
+    "Rows and columns are exchanged: your matrix is the transpose of the answer.": _numbers(lambda x: x.mT),
+    "Whole numbers are asked for: round to the nearest, once, at the end.": lambda right, given: same(
+        _round(given), right
     ),
-    "You give percent where a share is asked for: 0.3, not 30.": lambda x: 100 * torch.as_tensor(_plain(x)),
-    "You give a share where percent is asked for: 30, not 0.3.": lambda x: torch.as_tensor(_plain(x)) / 100,
-    "You give what goes, not what stays; or the other way round.": lambda x: 1 - torch.as_tensor(_plain(x)),
-    "It is the other way up: the fraction is upside down.": lambda x: 1 / torch.as_tensor(_plain(x)),
-    "It is twice what it should be.": lambda x: 2 * torch.as_tensor(_plain(x)),
-    "It is half of what it should be.": lambda x: torch.as_tensor(_plain(x)) / 2,
-    "The square root is missing.": lambda x: torch.as_tensor(_plain(x)) ** 2,
-    "The logarithm, or its inverse, is missing.": lambda x: torch.as_tensor(_plain(x)).exp(),
-    "The exponential is missing: you stopped at the logarithm.": lambda x: torch.as_tensor(_plain(x)).log(),
-    "The right ones, in another order than asked for.": lambda x: sorted(x, reverse=True),
-    "You count from 1; positions begin at 0.": lambda x: [k + 1 for k in x],
-    "One is missing at the end: a range, or a slice, ends before its second number.": lambda x: x[:-1],
+    "The sign is the wrong way round.": _numbers(lambda x: -x),
+    "You cut off what is behind the point: look for // or int().": _numbers(torch.floor),
+    "You round up: look for ceil().": _numbers(torch.ceil),
+    "You round: give the number as it comes out.": _numbers(torch.round),
+    "You give percent where a share is asked for: 0.3, not 30.": _numbers(lambda x: 100 * x),
+    "You give a share where percent is asked for: 30, not 0.3.": _numbers(lambda x: x / 100),
+    "You give what goes, not what stays; or the other way round.": _numbers(lambda x: 1 - x),
+    "The fraction is upside down.": _numbers(lambda x: 1 / x),
+    "It is twice what it should be.": _numbers(lambda x: 2 * x),
+    "It is half of what it should be.": _numbers(lambda x: x / 2),
+    "The square root is missing.": _numbers(torch.square),
+    "The logarithm, or its inverse, is missing.": _numbers(torch.exp),
+    "The exponential is missing: you stopped at the logarithm.": _numbers(torch.log),
+    "The right ones, in another order than asked for.": lambda right, given: same(given, sorted(right, reverse=True)),
+    "You count from 1; positions begin at 0.": lambda right, given: same(given, [k + 1 for k in right]),
+    "One is missing at the end: a range, or a slice, ends before its second number.": lambda right, given: same(
+        given, right[:-1]
+    ),
 }
 
 
-def _rounded(x: Any) -> Any:
+def _round(x: Any) -> Any:
     return [round(k) for k in x] if isinstance(x, (list, tuple)) else round(x)
 
 
-def _turned(turned: Function, expected: Any, given: Any) -> bool:
-    """Whether what was given is the answer with a common mistake; and not where the mistake changes nothing."""
+def _explains(mistaken: Callable[[Any, Any], bool], expected: Any, given: Any) -> bool:
     try:
-        return same(given, turned(expected)) and not isinstance(expected, Exception)
+        return not isinstance(expected, Exception) and mistaken(expected, given)
     except (TypeError, ValueError, RuntimeError, AttributeError, IndexError):
-        return False
+        return False  # numbers of another kind, to which it does not apply
 
 
 def _arguments(function: Function, case: tuple[Any, ...]) -> str:

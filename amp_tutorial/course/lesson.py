@@ -225,7 +225,8 @@ class Lesson:
         Args:
             claims: sentences, with numbers of the run, and whether they hold. All do in the committed lessons.
         """
-        self.record.notes["conclusions"] = {sentence: bool(holds) for sentence, holds in claims.items()}
+        noted = self.record.notes.setdefault("conclusions", {})  # a lesson may conclude more than once
+        noted |= {sentence: bool(holds) for sentence, holds in claims.items()}
         for sentence, holds in claims.items():
             print(f"• {sentence}" if holds else f"• Otherwise in this run, so think again: not “{sentence}”")
 
