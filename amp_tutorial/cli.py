@@ -16,7 +16,6 @@ from typing import Any, NoReturn
 from .files import OWN
 from .files.atomic import reason
 
-FAMILIES = "--families"
 COMMANDS = {
     "run": ("one run of a notebook", "amp_tutorial.runs.single_run", "--preset ci -p seed=1 --dry-run"),
     "sweep": ("every run of a grid, on this machine or a cluster", "amp_tutorial.runs.sweep", "GRID.yaml --dry-run"),
@@ -40,9 +39,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", category=FutureWarning)  # of libraries about each other
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # retries without a network, line by line
     asked = list(sys.argv[1:] if arguments is None else arguments)
-    while FAMILIES in asked[:-1]:  # read before any module that reads the table
-        os.environ[OWN] = os.path.abspath(asked.pop(asked.index(FAMILIES) + 1))
-        asked.remove(FAMILIES)
+    early = _Parser(prog="amp-tutorial", add_help=False, allow_abbrev=False)  # before any module reads the table
+    early.add_argument("--families")
+    said, asked = early.parse_known_args(asked)
+    if said.families is not None:
+        os.environ[OWN] = os.path.abspath(said.families)
     try:
         return _command(asked)
     except ValueError as error:
@@ -69,7 +70,7 @@ def _command(asked: list[str]) -> int:
     parser = _Parser(prog="amp-tutorial", description="Reproducible runs of the course's notebooks.")
     parser.add_argument("--version", action="version", version=f"amp-tutorial {version('amp-tutorial')}")
     about = "rows of your own for the table of model families, as data/families.yaml has them; with any command"
-    parser.add_argument(FAMILIES, metavar="FILE.yaml", help=about)
+    parser.add_argument("--families", metavar="FILE.yaml", help=about)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     modules: dict[str, Any] = {}
     for name, (about, module, example) in COMMANDS.items():

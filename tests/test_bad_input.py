@@ -945,3 +945,45 @@ def test_names_of_nothing_and_of_nobody_are_told(here: Path) -> None:
         here, "home folder of a user who is not here", lambda: amp.save(tiny(), TOKENIZER, "~nobody-of-this-name/x")
     )
     assert amp.load("tiny-llama/")[0].config.model_type == "llama"
+
+
+def test_generation_settings_that_only_warn_stop_nothing_that_is_not_saved(saved: Path, here: Path) -> None:
+    """As of checkpoints of old: a temperature without sampling is loaded, and not saved."""
+    said = json.loads((saved / "generation_config.json").read_text())
+    (saved / "generation_config.json").write_text(json.dumps(said | dict(do_sample=False, temperature=0.7)))
+    checkpoints.complete(saved)
+    refused(here, "do_sample", lambda: checkpoints.check_saving(saved))
+    (saved / "generation_config.json").unlink()
+    said = json.loads((saved / "config.json").read_text())
+    (saved / "config.json").write_text(json.dumps(said | dict(temperature=0.7)))
+    checkpoints.complete(saved)
+    refused(here, "do_sample", lambda: checkpoints.check_saving(saved))
+
+
+def test_packed_and_empty_shells_of_batches_are_refused(here: Path) -> None:
+    model, one = tiny(), BATCHES[0]
+    packed = {**one, "position_ids": torch.arange(one["input_ids"].shape[1]).remainder(3).expand_as(one["input_ids"])}
+    refused(here, "position_ids that do not count its tokens from 0", lambda: amp.score(model, [packed]))
+    plain = {**one, "position_ids": (one["attention_mask"].cumsum(-1) - 1).clamp(min=0)}
+    assert torch.equal(amp.score(model, [plain]).heads[0], amp.score(model, [one]).heads[0])
+    refused(here, "are a meta tensor", lambda: amp.score(model, [{**one, "input_ids": one["input_ids"].to("meta")}]))
+    refused(
+        here, "are a sparse_coo tensor", lambda: amp.score(model, [{**one, "input_ids": one["input_ids"].to_sparse()}])
+    )
+
+
+def test_json_over_several_lines_and_where_it_breaks(here: Path) -> None:
+    Path("one.json").write_text('{\n  "text": "a b"\n}\n')
+    Path("rows.jsonlines").write_text('{"text": "a"}\n{"text": "b"}\n')
+    Path("broken.jsonl").write_text('{"text": "a"\n{"text":"b"}\n')
+    assert amp.texts("one.json") == ["a b"] and amp.texts("rows.jsonlines") == ["a", "b"]
+    refused(here, "broken.jsonl, line 1: this JSON is broken at column 13", lambda: amp.texts("broken.jsonl"))
+
+
+def test_an_adapter_with_its_embedding_is_taken_whole(here: Path) -> None:
+    """What peft stores beside the adapter is no stray."""
+    model = tiny()
+    adapter = peft.LoraConfig(target_modules=["q_proj", "embed_tokens"], task_type="CAUSAL_LM")
+    peft.get_peft_model(model, adapter).save_pretrained("adapter", save_embedding_layers=True)
+    amp.save(tiny(), TOKENIZER, "dense")
+    assert equal(weights(amp.merged("adapter", "dense")[0]), weights(tiny()))

@@ -313,14 +313,45 @@ def test_a_row_for_a_family_is_given_on_the_command_line(tmp_path: Path) -> None
     """Before anything that reads the table; a file that is none is one sentence."""
     rows = tmp_path / "rows.yaml"
     rows.write_text("families: {mine: {query: self_attn.q_proj, neurons_in: mlp.up}}")
-    for file, words in (
-        (rows, "The row 'mine' is wrong: neurons_in must be a list"),
-        ("gone.yaml", "is no table of famil"),
+    for said, words in (
+        (["--families", str(rows)], "The row 'mine' is wrong: neurons_in must be a list"),
+        (["--families=gone.yaml"], "gone.yaml is no table of families"),
     ):
         done = subprocess.run(
-            [sys.executable, "-m", "amp_tutorial.cli", "--families", str(file), "run", "--preset", "ci", "--dry-run"],
+            [sys.executable, "-m", "amp_tutorial.cli", *said, "run", "--preset", "ci", "--dry-run"],
             capture_output=True,
             text=True,
             cwd=tmp_path,
         )
         assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr
+
+
+def test_what_a_model_cannot_lose_and_what_is_not_to_be_had_is_told_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(execute, "execute", lambda *_: pytest.fail("it ran"))
+    monkeypatch.setattr(parameter_values, "hub_answers", lambda: False)
+    for words, asked in (
+        ("heads=99 is not possible", ["-p", "ratio=0", "-p", "heads=99"]),
+        ("heads=99 is not possible", ["-p", "ratio=0", "-p", "heads=99", "--dry-run"]),
+        ("would leave every layer without a head", ["--notebook", "03_surgery", "-p", "ratio=0.999"]),
+        ("nobody/nothing is neither here nor in the cache", ["-p", "model=nobody/nothing"]),
+        ("c4 is neither cached nor to be had", ["-p", "calibration_text=c4"]),
+    ):
+        assert cli.main(["run", *asked, "--out", "runs"]) == 2
+        assert words in capsys.readouterr().err and list(tmp_path.iterdir()) == []
+
+
+def test_a_lesson_without_its_model_is_left_to_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lesson 9 shows what was found when it was built."""
+    ran: list[str] = []
+
+    def noted(run: execute.Job, *_: object) -> execute.Outcome:
+        ran.append(run.id)
+        return execute.Outcome(run.id, "busy", 0.0)
+
+    monkeypatch.setenv("AMP_TUTORIAL_MODELS", str(tmp_path / "none"))
+    monkeypatch.setattr(parameter_values, "hub_answers", lambda: False)
+    monkeypatch.setattr(execute, "execute", noted)
+    assert cli.main(["run", "--notebook", "09_real_model", "--out", str(tmp_path / "runs")]) == 1 and len(ran) == 1

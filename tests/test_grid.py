@@ -204,3 +204,11 @@ def test_a_block_may_take_over_another_s_values(made: Made, tmp_path: Path) -> N
         encoding="utf-8",
     )
     assert [(p.effective["count"], p.effective["ratio"]) for p in read(tmp_path / "grid.yaml")] == [(1, 0.1), (2, 0.1)]
+
+
+def test_what_is_said_for_all_runs_is_said_once_and_is_no_preset(made: Made, tmp_path: Path) -> None:
+    (tmp_path / "grid.yaml").write_text("notebook: 04_recovery.ipynb\ngrid: {count: [1, 2]}")
+    for said, words in ((["ratio=0.1", "ratio=0.2"], "-p ratio is given twice"), (["preset=ci"], "only a note")):
+        with pytest.raises(ValueError, match=words):
+            read(tmp_path / "grid.yaml", everywhere=said)
+    assert read(tmp_path / "grid.yaml", everywhere=["preset=full"]).blocks[0].fixed == {"preset": "full"}

@@ -368,3 +368,12 @@ def test_in_the_folder_of_a_clone_what_is_missing_is_named(monkeypatch: pytest.M
     here = importlib.machinery.ModuleSpec("amp_tutorial", None, origin="amp_tutorial/__init__.py")
     with pytest.raises(RuntimeError, match=r"Missing: no-such-thing>=1"):
         run_setup(tmp_path, monkeypatch, spec=here)
+
+
+def test_what_a_committed_lesson_concludes_holds_in_it() -> None:
+    told = []
+    for path in sorted(build.NOTEBOOKS.glob("*.ipynb")):
+        cells = nbformat.read(path, as_version=4).cells
+        said = [output.get("text", "") for cell in cells if cell.cell_type == "code" for output in cell.outputs]
+        told += [line for text in said for line in text.splitlines() if line.startswith("• ")]
+    assert len(told) >= 20 and [line for line in told if "Otherwise in this run" in line] == []

@@ -38,13 +38,14 @@ APART = re.compile(
 
 SETUP = """\
 # Setup: uses this repository or an installed package; elsewhere (Colab, Kaggle) it installs the package first.
-import importlib.metadata, importlib.util, pathlib, re, subprocess, sys, tempfile
+import importlib.metadata, importlib.util, os, pathlib, re, subprocess, sys, tempfile
 
 found = importlib.util.find_spec("amp_tutorial")
-if found is None or found.origin is None:  # not there, or only a folder called so, with a clone in it
+ready = found is not None and found.origin is not None  # else not there, or a folder called so, with a clone in it
+if not ready:
     here, given = pathlib.Path.cwd(), pathlib.Path("/kaggle/input")
     places = [here, *here.parents, *here.glob("*"), *given.glob("*"), *given.glob("*/*")]
-    clone = next((p for p in places if (p / "amp_tutorial" / "__init__.py").is_file()), None)
+    clone = next((p for p in places if os.path.isfile(p / "amp_tutorial" / "__init__.py")), None)
     files = [f for p in places for kind in ("whl", "zip") for f in sorted(p.glob(f"amp_tutorial*.{kind}"))]
     source = str(files[0]) if files else "SOURCE"
     if clone is not None:
@@ -65,10 +66,9 @@ if found is None or found.origin is None:  # not there, or only a folder called 
     importlib.invalidate_caches()
 try:
     importlib.metadata.version("amp-tutorial")
-    before = found is not None and found.origin is not None
-except importlib.metadata.PackageNotFoundError:
-    before = False
-if not before:
+except importlib.metadata.PackageNotFoundError:  # the clone in whose folder this runs
+    ready = False
+if not ready:
     from amp_tutorial.runs import this_machine
 
     this_machine.checked()  # that all it needs is here, and what is loaded is what is installed"""

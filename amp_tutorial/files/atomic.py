@@ -47,6 +47,12 @@ def expanded(path: str | Path) -> Path:
     return whole
 
 
+def may_read(path: Path) -> None:
+    """Refuse what this user may not read, by a ValueError; what is not there is another matter."""
+    if os.path.exists(path) and not os.access(path, os.R_OK | (os.X_OK if os.path.isdir(path) else 0)):
+        raise ValueError(f"{path} can't be read: permission denied. Ask its owner, or copy it to where you may.")
+
+
 @contextmanager
 def written_file(path: str | Path, overwrite: bool = True, ending: str = ".part") -> Iterator[Path]:
     """A file `.NAME.….part` beside the target, to write into; without an error it is forced to the disk and moved.

@@ -56,7 +56,7 @@ def checked(batch: Any, words: int, positions: int | None) -> tuple[Tensor, Tens
     Raises:
         ValueError: no mapping with both; no whole numbers of the same shape (batch, length); a mask of other values
             than 0 and 1 (one that numbers packed texts would shift positions, an additive one invert itself); an id
-            that the model does not have; a row longer than its positions.
+            that the model does not have; positions that restart within a row; a row longer than its positions.
     """
     if not isinstance(batch, Mapping):
         what = f"the word {batch!r}, as if one batch were a list of them" if isinstance(batch, str) else _kind(batch)

@@ -14,7 +14,7 @@ import yaml
 from safetensors import SafetensorError, safe_open
 
 from . import DATA
-from .atomic import expanded, reason
+from .atomic import expanded, may_read, reason
 from .downloads import KNOWN, home, place_of, sha256
 from .gguf_files import ENDING, only_one, precision
 
@@ -64,8 +64,7 @@ def located(name: str | Path) -> Path:
     path = place_of(name) if name in KNOWN else Path(name)
     if os.path.isfile(path) and path.suffix != ENDING:
         raise ValueError(f"{name} is a file and no GGUF file; give the folder of the model.")
-    if os.path.isdir(path) and not os.access(path, os.R_OK | os.X_OK):
-        raise ValueError(f"{name} can't be read: permission denied. Ask its owner, or copy it to where you may.")
+    may_read(path)
     if os.path.isdir(path) and not (path / "config.json").is_file():
         if (file := only_one(path)) is None:
             raise ValueError(f"{name} {_other_folder(path)}.")
@@ -106,8 +105,7 @@ def looked_through(folder: Path) -> Path:
     if not folder.is_dir():
         return folder
     for path in sorted(folder.iterdir()):
-        if not os.access(path, os.R_OK) and path.exists():
-            raise ValueError(f"{path} can't be read: permission denied. Ask its owner, or copy it to where you may.")
+        may_read(path)
         if path.is_file() and path.stat().st_size < POINTER:
             if path.read_bytes().startswith(b"version https://git-lfs"):
                 kind = "no weights" if path.suffix == ".safetensors" else "not the file itself"
@@ -384,7 +382,8 @@ def decoder(name: str | Path, source: str, config: Any, **options: Any) -> Any:
         asked = {key: options[key] for key in ("revision", "trust_remote_code") if key in options}
         stored = PreTrainedConfig.get_config_dict(source, **asked)[0]
         kind = stored.get("model_type", kind)
-        if kind == config.model_type and stored.get("pad_token_id") != config.pad_token_id:  # mended (`understood`)
+        pad = stored.get("pad_token_id")
+        if kind == config.model_type and isinstance(pad, int) and pad < 0:  # none, as `understood` has it
             how["config"] = config
     if kind == "llama" != config.model_type:
         how["config"] = config
@@ -475,7 +474,7 @@ def complete(folder: Path) -> None:
             raise ValueError(
                 f"{index} names {len(gone)} files that are not there, such as {gone[0]}; fetch them again."
             )
-    check_saving(folder)
+    _generation(folder)
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise ValueError(f"{folder} holds no weights (*.safetensors).")
@@ -596,28 +595,25 @@ def check_generation(model: Any) -> None:
         ) from error
 
 
-def check_saving(name: str | Path) -> None:
-    """Refuse a local model whose generation settings transformers does not load, or would not save in the end.
+def _generation(folder: Path) -> Any:
+    """The generation settings of a folder, as transformers loads them: without a file of them those in config.json."""
+    from transformers import GenerationConfig
 
-    Without a file of them they are those that config.json holds.
-    """
+    file = folder / "generation_config.json"
+    if derived := not file.is_file():
+        file = folder / "config.json"
+    try:
+        return GenerationConfig.from_pretrained(folder, file.name, _from_model_config=derived)
+    except Exception as error:  # whatever its checks raise
+        raise ValueError(f"transformers does not load {file}: {reason(error)}; set it right there.") from error
+
+
+def check_saving(name: str | Path) -> None:
+    """Refuse a local model whose generation settings could not be saved, before hours of work that end in saving."""
     from types import SimpleNamespace
 
-    from transformers import AutoConfig, GenerationConfig
-
-    file = (where := located(name)) / "generation_config.json"
-    try:
-        if file.is_file():
-            found = GenerationConfig.from_pretrained(where)
-        elif (where / "config.json").is_file():
-            found = GenerationConfig.from_model_config(AutoConfig.from_pretrained(where))
-        else:
-            return
-    except Exception as error:
-        if not file.is_file():
-            return  # of a configuration that is told to be wrong elsewhere
-        raise ValueError(f"transformers does not load {file}: {reason(error)}; set it right there.") from error
-    check_generation(SimpleNamespace(generation_config=found, config=None))
+    if (where := located(name)).is_dir():
+        check_generation(SimpleNamespace(generation_config=_generation(where), config=None))
 
 
 def wrapping(model: Any, measured: bool = False) -> str:

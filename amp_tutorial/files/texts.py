@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from . import DATA
-from .atomic import expanded, reason
+from .atomic import expanded, may_read, reason
 from .formats import ENDINGS, Row, of_file, of_library, of_memory, row
 
 SPLITS = ("calibration", "recovery", "validation")
@@ -162,11 +162,11 @@ def rows(source: Source, split: str) -> list[Row]:
         return _of_hub(str(source), split)
     if not str(source).strip():
         raise ValueError("The text source is empty; give a file or folder, 'tinyworld', or the name of a corpus.")
-    path = expanded(source) if len(str(source)) <= 255 else Path(source)
-    if os.path.isdir(path) and not os.access(path, os.R_OK | os.X_OK):
-        raise ValueError(f"{path} can't be read: permission denied. Ask its owner, or copy it to where you may.")
+    a_text = len(str(source)) > 255 or "\n" in str(source)
+    path = Path(os.path.expanduser(source)) if a_text else expanded(source)
+    may_read(path)
     if not os.path.exists(path):
-        if len(str(source)) > 255 or "\n" in str(source):
+        if a_text:
             said = f"{str(source)[:30]!r}…"
             raise ValueError(f"{said} ({len(str(source)):,} characters) is a text, not a source; give it as [text].")
         raise ValueError(

@@ -289,7 +289,8 @@ def merged(
         except (ValueError, RuntimeError, KeyError, UserWarning) as error:
             raise ValueError(f"The adapter in {folder} is not for {model.name_or_path}: {reason(error)}.") from error
     with safe_open(path / "adapter_model.safetensors", framework="pt") as stored:
-        if strays := sorted(set(stored.keys()) - get_peft_model_state_dict(tuned).keys()):
+        taken = get_peft_model_state_dict(tuned, save_embedding_layers=True)  # "auto" would ask the hub
+        if strays := sorted(set(stored.keys()) - taken.keys()):
             raise ValueError(
                 f"The adapter in {folder} is not for {model.name_or_path}: {len(strays)} of its tensors have no place "
                 f"there, such as {strays[0]}."

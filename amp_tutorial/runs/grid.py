@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .functions import is_function, parameters_of_function
-from .parameters import Parameter, checked, notebook_named, parameters_of, parsed, read_yaml
+from .parameters import Parameter, checked, names, notebook_named, parameters_of, parsed, read_yaml
 from .parameters import preset as preset_of
 
 LARGEST = 10_000  # runs without confirmation
@@ -111,7 +111,7 @@ def read(path: str | Path, yes: bool = False, everywhere: Sequence[str] = ()) ->
     for i, (text, name) in enumerate(zip(everywhere, said, strict=True)):
         if name in said[:i]:
             raise ValueError(f"-p {name} is given twice.")
-        if name == "preset":
+        if name == "preset" and text.partition("=")[2] in names():  # as in `run`; of a lesson it is a size
             raise ValueError(f"-p preset is only a note for the record; {path} names parameter files under preset:.")
         if not any(name in block.known for block in grid.blocks):
             known = sorted({name for block in grid.blocks for name in block.known})

@@ -12,7 +12,7 @@ from huggingface_hub import constants, try_to_load_from_cache
 
 from .. import methods  # noqa: F401, with which the field's criteria are in the table
 from ..core.criteria import named
-from ..files.checkpoints import complete, located
+from ..files.checkpoints import complete, located, missing
 from ..files.downloads import hub_answers
 from ..files.texts import CORPORA, rows, text_source, written
 from ..measure.costs import grid_of
@@ -150,19 +150,10 @@ def widths_possible(model: str, revision: str = "", **asked: Any) -> None:
 @lru_cache(maxsize=4)
 def _shape(model: str, revision: str) -> Any:
     """The model without weights; None where its configuration is not to be had."""
-    from .requirements import configuration_of, shadow
+    from .requirements import configuration_of, shadow, stored_configurations
 
-    if not located(model).exists() and not hub_answers():
-        from .requirements import stored_configurations
-
-        if model not in stored_configurations() and not cached(model, revision):
-            return None
-    try:
-        return shadow(configuration_of(model, revision or None)[0], torch.float32)
-    except ValueError as error:
-        if "neither cached nor reachable" in str(error):
-            return None
-        raise
+    here = located(model).exists() or cached(model, revision) or model in stored_configurations()
+    return shadow(configuration_of(model, revision or None)[0], torch.float32) if here else None
 
 
 def cached(model: str, revision: str = "") -> bool:
@@ -180,7 +171,7 @@ def to_be_had(settings: Mapping[str, Any]) -> None:
         return
     model = str(settings.get("model", ""))
     if model and not located(model).exists() and not cached(model, str(settings.get("revision", ""))):
-        raise ValueError(f"{model} is not in the cache, and the hub does not answer: fetch it first, where it does.")
+        raise ValueError(f"{model} is neither here nor in the cache, and the hub does not answer.{missing(model)}")
     for source, split in _texts(settings):
         if source in CORPORA:
             rows(source, split)

@@ -81,12 +81,11 @@ def command(options: argparse.Namespace) -> int:
     if options.prefetch:
         print("\n".join(fetch.all_of(run.parameters)))
         return 0
-    from .parameter_values import to_be_had
-
-    to_be_had(run.parameters)
-    if "device" in parameters:
+    if "device" in parameters:  # lessons say by themselves what they do without a model or a text
+        from .parameter_values import to_be_had
         from .requirements import has
 
+        to_be_had(run.parameters)
         has(run.parameters)  # refuses one that is not here
     out = execute.writable(options.out)
     execute.clean(out)

@@ -421,8 +421,8 @@ for what, gain in fast.items():
 # Bytes follow the parameters by definition, and the KV cache follows the heads alone. Time has fixed costs: for models
 # this small, much of it is spent between the matrix products, and a token at a time is worse than a whole prompt. So
 # the speed-up of one cut depends on how much there is to do at once: lessons 0 and 3 time eight prompts of 128 tokens,
-# this one a single prompt. The paper reports 2.90 → 2.31 s (1.25×) for LLaMA-7B and 2.79 → 2.34 s (1.19×) for LLaMA-2-7B [second-hand]. Neither is
-# the ideal there.
+# this one a single prompt. The paper reports 2.90 → 2.31 s (1.25×) for LLaMA-7B and 2.79 → 2.34 s (1.19×) for LLaMA-2-7B
+# [second-hand]. Neither is the ideal there.
 #
 # ## Three models, more items
 #
