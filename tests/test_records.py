@@ -98,6 +98,7 @@ def test_a_perplexity_that_is_not_finite_has_no_windows(tmp_path: Path) -> None:
     ("metric", "change", "says"),
     [
         ("perplexity", dict(value=9.0), "its value is 9.0, but what it is the mean of gives 6.7689"),
+        ("perplexity", dict(value=-9.0), "its value is -9.0, but no perplexity is below 1"),
         ("perplexity", dict(windows=[[1.0], [10, 0]]), "its windows hold 1 losses and 10 tokens, not 10"),
         ("perplexity", dict(windows=[[1.0], [9]]), "its windows hold 1 losses and 9 tokens, not 10"),
         ("perplexity", dict(windows=[[1.0], [0.5]]), "0.5 is not of type 'integer'"),
@@ -108,7 +109,7 @@ def test_a_perplexity_that_is_not_finite_has_no_windows(tmp_path: Path) -> None:
         ("mean accuracy", dict(of=["tuned/z"]), "there are no items of tuned/z"),
         ("mean accuracy", dict(of=["tuned/x"]), "its value is 0.875, but what it is the mean of gives 0.75"),
     ],
-    ids="value losses tokens halves one-list items right marks nothing others".split(),
+    ids="value negative losses tokens halves one-list items right marks nothing others".split(),
 )
 def test_a_record_that_contradicts_itself_is_refused(tmp_path: Path, metric: str, change: dict, says: str) -> None:
     found = measured(tmp_path / "a.json")

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import inspect
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import EVERY_FAMILY, KNOWN, TRAINED, Shape, grid, tiny
+from helpers import EVERY_FAMILY, KNOWN, TRAINED, Shape, every, grid, tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_presets import DEFAULTS
@@ -180,6 +181,25 @@ def test_every_family_can_be_counted(shape: Shape) -> None:
     assert least == sum(p.nbytes for p in model.parameters()) + sum(b.nbytes for b in model.buffers())
     assert peaks.of_scoring(model, "amp", 2, 8) > least < peaks.of_perplexity(model, 2, 8)
     assert peaks.of_recovery(model, 2, 8) > 2 * least
+
+
+DEEP = ("llama", "phi", "gemma3_text", "mixtral")  # grouped, parallel blocks, layers of two kinds, experts
+
+
+@pytest.mark.parametrize("shape", [s if s.family in DEEP else grid(s)[0] for s in every(KNOWN)], ids=KNOWN)
+def test_a_deep_model_is_told_from_its_first_layers(shape: Shape) -> None:
+    """Every further layer adds as much, and where layers differ all are run."""
+    model = peaks.shadow(tiny(replace(shape, layers=6)).config, torch.float32)
+    for peak, asked in (
+        (peaks.of_scoring, ("amp", 2, 8)),
+        (peaks.of_scoring, ("magnitude", 2, 8)),
+        (peaks.of_perplexity, (2, 8)),
+        (peaks.of_tasks, (4, ((2, 8, 3),))),
+        (peaks.of_recovery, (2, 8)),
+    ):
+        whole = inspect.unwrap(peak)(model, *asked)
+        told = peak(model, *asked)
+        assert told == pytest.approx(whole, rel=0.01), (peak.__name__, asked)  # to the byte, if Python frees at once
 
 
 def test_half_precision_halves_the_weights_but_not_all_of_recovery() -> None:

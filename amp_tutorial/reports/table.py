@@ -201,7 +201,12 @@ def _measures(groups: Sequence[Group]) -> list[tuple[str, str, int]]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--runs", default="out/runs", metavar="FOLDER", help="folder of records (out/runs)")
+    parser.add_argument(
+        "--runs",
+        default="out/runs",
+        metavar="FOLDER",
+        help='folder of records (out/runs); "": those that come with the package',
+    )
     parser.add_argument("--out", default="out/table", metavar="FOLDER", help="where the table goes (out/table)")
     parser.add_argument("--mix", action="store_true", help="let a row hold records of different versions, and say so")
 

@@ -247,7 +247,10 @@ def check(found: Any, name: str) -> None:
         where = "".join(f", {part}" for part in error.absolute_path)
         raise ValueError(f"The record {name}{where}: {error.message}.")
     for metric, found_here in found["metrics"].items():
-        if why := _contradiction(found_here, found["metrics"]):
+        why, value = _contradiction(found_here, found["metrics"]), found_here["value"]
+        if metric.rpartition("/")[2] == "perplexity" and value is not None and value < 1:
+            why = f"its value is {value}, but no perplexity is below 1"
+        if why:
             raise ValueError(f"The record {name}, {metric}: {why}.")
 
 

@@ -10,10 +10,12 @@ models meet those within 10 %, but miss real configurations by up to 170 % (reco
 experts by nearly all of it, since what is alive at the peak depends on a family's own code.
 """
 
+import functools
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import replace
+from typing import Any, Concatenate, ParamSpec
 
 import torch
 import torch.nn.functional as F
@@ -26,8 +28,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from ..core.anatomy import Anatomy
 from ..core.checkpoint import without_weights
 from ..core.criteria import named
-from ..core.plans import Plan
+from ..core.plans import Plan, whole_plan
 from ..core.sums import CHUNK, CHUNK_ON_GPU, Sums, one_pass
+from ..core.surgery import smaller_config
 from ..measure.costs import on_meta
 from ..measure.tasks import kept_by_layer
 from ..methods.lora import adapted, summed_loss
@@ -111,6 +114,34 @@ def shadow(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
     return model
 
 
+P = ParamSpec("P")
+FEW = (2, 3)  # layers from which a deeper model's peak is told
+
+
+def _alike(anatomy: Anatomy) -> bool:
+    """Whether all layers are of the same classes and shapes, and of one kind by the configuration."""
+    layers = anatomy.model.get_submodule(anatomy.family.layers)
+    kinds = {tuple((n, type(m), *(p.shape for p in m.parameters())) for n, m in x.named_modules()) for x in layers}
+    return len(kinds) == len(set(getattr(anatomy.model.config, "layer_types", None) or [0])) == 1
+
+
+def _by_depth(
+    peak: Callable[Concatenate[PreTrainedModel, P], int],
+) -> Callable[Concatenate[PreTrainedModel, P], int]:
+    """A deep model's peak from those of its first layers: where all are alike, each further one adds as much."""
+
+    @functools.wraps(peak)
+    def told(model: PreTrainedModel, *args: P.args, **kwargs: P.kwargs) -> int:
+        anatomy = Anatomy.of(model)
+        if anatomy.layers <= FEW[1] or not _alike(anatomy):
+            return peak(model, *args, **kwargs)
+        plans = (replace(whole_plan(anatomy), layers=list(range(layers))) for layers in FEW)
+        less, more = (peak(shadow(smaller_config(anatomy, plan), model.dtype), *args, **kwargs) for plan in plans)
+        return more + (anatomy.layers - FEW[1]) * (more - less) // (FEW[1] - FEW[0])
+
+    return told
+
+
 def _ids(rows: int, length: int) -> Tensor:
     return torch.zeros((rows, length), dtype=torch.long, device="meta")
 
@@ -124,6 +155,7 @@ class _Sums(Sums):
         return CHUNK if self.on == "cpu" else CHUNK_ON_GPU
 
 
+@_by_depth
 def of_scoring(model: PreTrainedModel, criterion: str, batch: int, length: int, device: str = "cpu") -> int:
     """Bytes at the peak of `score`, for batches of so many texts of so many tokens."""
     chosen, anatomy = named(criterion), Anatomy.of(model)
@@ -187,6 +219,7 @@ def of_repair(
     return max(alive.peak + max(0, rest), held + max(inverting, weights(small)))
 
 
+@_by_depth
 @torch.no_grad()
 def of_perplexity(model: PreTrainedModel, batch: int, window: int) -> int:
     """Bytes at the peak of `perplexity`. The logits of a batch are there until those of the next one are."""
@@ -198,6 +231,7 @@ def of_perplexity(model: PreTrainedModel, batch: int, window: int) -> int:
     return alive.peak
 
 
+@_by_depth
 @torch.no_grad()
 def of_tasks(model: PreTrainedModel, batch: int, asked: Sequence[tuple[int, int, int]]) -> int:
     """Bytes at the peak of `accuracy`, as it reads prompts once and then their answers, `batch` at once.
@@ -222,6 +256,7 @@ def of_tasks(model: PreTrainedModel, batch: int, asked: Sequence[tuple[int, int,
     return alive.peak
 
 
+@_by_depth
 def of_recovery(model: PreTrainedModel, rows: int, length: int) -> int:
     """Bytes at the peak of `recover`: the model given, its copy, and a step of the adapters of that."""
     with counting(model) as alive:
