@@ -1,20 +1,24 @@
 """Checking attempts at exercises, and what a lesson does from its start to its record."""
 
+import html
 import inspect
 import json
 import math
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
 
 import matplotlib.pyplot as plt
 import pytest
 import torch
 from torch import Tensor
 
-from amp_tutorial.course import exercises, lesson, sources
+from amp_tutorial.course import drawings, exercises, lesson, sources
 from amp_tutorial.course.exercises import Exercise, judge, same
 from amp_tutorial.course.lesson import Lesson
+from amp_tutorial.reports import boards, style
 
 
 def columns(weight: Tensor, n: int) -> Tensor:
@@ -212,14 +216,151 @@ def test_assert_close(begun: Lesson, capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_figures_need_alt_text_and_are_closed(begun: Lesson, monkeypatch: pytest.MonkeyPatch) -> None:
-    shown: list[dict] = []
-    monkeypatch.setattr(lesson, "display", lambda data, **kwargs: shown.append(kwargs["metadata"]))
+    shown: list[tuple[dict, dict]] = []
+    monkeypatch.setattr(lesson, "display", lambda data, **kwargs: shown.append((data, kwargs["metadata"])))
     figure, _ = plt.subplots()
     with pytest.raises(ValueError, match="alt text"):
         begun.show(figure, alt=" ")
-    begun.show(figure, alt="An empty plot.")
-    assert shown == [{"image/png": {"alt": "An empty plot."}}]
+    begun.show(figure, alt='An empty "plot".')
+    ((data, metadata),) = shown
+    assert metadata == {"image/png": {"alt": 'An empty "plot".'}} and data["text/plain"] == 'An empty "plot".'
+    assert data["text/html"].startswith('<img alt="An empty &quot;plot&quot;." src="data:image/png;base64,')
+    assert "<details>" not in data["text/html"], "it has no numbers"
     assert not plt.fignum_exists(figure.number)
+
+
+@pytest.mark.parametrize(
+    ("said", "among", "found", "how", "noted", "beside"),
+    [
+        (None, (), 2, {}, "✎ Heads: put a number in place of None, and run on.", "Heads: 2. You made no prediction."),
+        (None, ("a", "b"), "a", {}, "put one of 'a', 'b' in place of None", "Heads: a. You made no prediction."),
+        (2, (), 2, {}, "Noted: 2.", "Heads: 2. You said 2: right."),
+        (2.2, (), 2, dict(within=0.3), "Noted: 2.2.", "Heads: 2. You said 2.2: that is near."),
+        (3, (), 2, dict(within=0.3, unit="×"), "Noted: 3.", "Heads: 2×. You said 3: think about what made"),
+        ("b", ("a", "b"), "a", {}, "Noted: b.", "Heads: a. You said b: think about"),
+        (64, (2048, 64), 2048, {}, "Noted: 64.", "Heads: 2048. You said 64: think about"),
+        ("two", (), 2, {}, "✎ Heads: 'two' is not a number.", "Heads: 2. You made no prediction."),
+        (True, (), 1, {}, "✎ Heads: True is not a number.", "You made no prediction."),
+        ("c", ("a", "b"), "a", {}, "✎ Heads: 'c' is not one of 'a', 'b'.", "You made no prediction."),
+        ([2], ("a", "b"), "a", {}, "✎ Heads: [2] is not one of 'a', 'b'.", "You made no prediction."),
+        (3, (), "none there", {}, "Noted: 3.", "Heads: none there. You said 3: think about"),
+    ],
+)
+def test_a_prediction_is_put_beside_what_is_found(
+    begun: Lesson,
+    capsys: pytest.CaptureFixture[str],
+    said: Any,
+    among: tuple,
+    found: Any,
+    how: dict,
+    noted: str,
+    beside: str,
+) -> None:
+    capsys.readouterr()
+    begun.predict("heads", said, among=among)
+    assert noted in capsys.readouterr().out
+    begun.seen("heads", found, **how)
+    assert beside in capsys.readouterr().out
+
+
+def test_predictions_are_counted_and_can_be_taken_back(begun: Lesson, capsys: pytest.CaptureFixture[str]) -> None:
+    for question, said in (("one", 1), ("two", 1)):
+        begun.predict(question, said)
+        begun.seen(question, 1 if question == "one" else 5)
+    begun.seen("a cell that was not run", 3)
+    begun.predict("three", 3)
+    begun.seen("three", 3)
+    begun.predict("three", None)  # run again
+    begun.seen("three", 3)
+    begun.finish()
+    assert "Your predictions: 1 of 2 right or near." in capsys.readouterr().out
+
+
+def drawn_numbers(draw: Callable[[Any], object]) -> list[list[str]]:
+    """The cells of the table of a figure."""
+    figure, ax = plt.subplots()
+    draw(ax)
+    figure.canvas.draw()
+    found = ElementTree.fromstring(f"<all>{style.numbers(figure)}</all>")
+    plt.close(figure)
+    return [[cell.text or "" for cell in row] for row in found.iter("tr")]
+
+
+def test_a_figure_comes_with_its_numbers() -> None:
+    def bars(ax: Any) -> None:
+        ax.bar([0, 1], [3, 4], yerr=[[1, 0.5], [0, 0.5]], label="mean & more")
+        ax.set(xticks=[0, 1], xticklabels=["AMP", "random"], ylabel="accuracy", xlabel="")
+
+    rows = [["mean & more", "AMP", "3 (2 to 3)"], ["mean & more", "random", "4 (3.5 to 4.5)"]]
+    assert drawn_numbers(bars) == [["", "across", "accuracy"], *rows]
+
+    def marks(ax: Any) -> None:
+        ax.errorbar([1, 2], [10, 20], yerr=[[1, 2], [3, 4]], fmt="o", capsize=2, label="whiskers")
+        ax.plot([1, 2], [100, 200], label="line")
+        ax.scatter([5], [6])
+        ax.axhline(3, label="chance")
+        ax.axvline(2)  # only a help for the eye
+        ax.set(xlabel="x", ylabel="y")
+
+    rows = [["whiskers", "1", "10 (9 to 13)"], ["whiskers", "2", "20 (18 to 24)"], ["line", "1", "100"]]
+    rows += [["line", "2", "200"], ["chance", "", "3"], ["", "5", "6"]]
+    assert drawn_numbers(marks) == [["", "x", "y"], *rows]
+    assert drawn_numbers(lambda ax: ax.barh([0], [2]))[1] == ["", "2", "0"]
+    assert drawn_numbers(lambda ax: ax.plot([2.5, 1], ["AMP", "ours"], "o"))[1:] == [
+        ["", "2.5", "AMP"],
+        ["", "1", "ours"],
+    ]
+    assert drawn_numbers(lambda ax: ax.imshow([[0.5, 1], [2, 3]]))[1:] == [
+        ["row 0", "", "0.5, 1"],
+        ["row 1", "", "2, 3"],
+    ]
+    many = drawn_numbers(lambda ax: ax.plot(range(1000), range(1000)))
+    assert len(many) == 1 + style.MOST and drawn_numbers(lambda ax: None) == []
+
+
+@pytest.mark.parametrize("name", drawings.DRAWINGS)
+def test_a_drawing_is_sound_and_has_words(name: str, begun: Lesson, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[dict] = []
+    monkeypatch.setattr(lesson, "display", lambda data, **_: shown.append(data))
+    begun.drawing(name)
+    picture = ElementTree.fromstring(shown[0]["image/svg+xml"])
+    words, (w, h) = "".join(picture.itertext()), map(int, picture.get("viewBox", "").split()[2:])
+    assert shown[0]["text/plain"] in words and len(shown[0]["text/plain"].split()) > 25
+    assert f'<img alt="{html.escape(shown[0]["text/plain"])}"' in shown[0]["text/html"]
+    for shape in picture.iter():
+        x, y = (float(shape.get(side, 0)) for side in ("x", "y"))
+        wide, high = (float(shape.get(side, 0)) for side in ("width", "height"))
+        assert 0 <= x <= w and 0 <= y <= h - 3 * shape.tag.endswith("text"), ElementTree.tostring(shape)
+        assert shape.tag.endswith(("svg", "marker", "pattern")) or (x + wide <= w and y + high <= h)
+
+
+def contrast(one: str, other: str) -> float:
+    """As WCAG 2 defines it."""
+
+    def light(colour: str) -> float:
+        parts = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    high, low = sorted((light(one), light(other)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_colours_of_figures_are_seen_on_white_and_belong_to_one_way_to_choose() -> None:
+    assert all(contrast(c, "#ffffff") >= 3 for c in (*style.PALETTE, *style.COLOURS.values(), boards.GREY))
+    assert len(set(style.COLOURS.values())) == len(style.COLOURS) and len(set(style.PALETTE)) == len(style.PALETTE)
+    named = {"AMP 30%": "AMP", "AMP reversed": "reversed", "random + repair": "random", "layers, SLEB": "layers"}
+    assert {name: style.colour(name) for name in named} == {n: style.COLOURS[word] for n, word in named.items()}
+    assert style.colour("anything else") == style.colour("dense")
+
+
+@pytest.mark.parametrize("colours", [drawings.LIGHT, drawings.DARK], ids=["light", "dark"])
+def test_drawings_can_be_read_in_both_variants(colours: dict[str, str]) -> None:
+    for under in ("paper", "kept", "gone", "plain"):
+        assert contrast(colours["ink"], colours[under]) >= 7
+    assert contrast(colours["soft"], colours["paper"]) >= 4.5 and contrast(colours["soft"], colours["plain"]) >= 4.5
+    for kind in ("kept", "gone", "plain"):
+        assert contrast(colours[f"{kind}-line"], colours["paper"]) >= 3
 
 
 def test_a_widget_is_drawn_once_where_nobody_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,6 +368,32 @@ def test_a_widget_is_drawn_once_where_nobody_is(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv(lesson.STATIC, "1")
     lesson.widget(lambda x=4: drawn.append(x), x=(0, 9))
     assert drawn == [4]
+
+
+def test_a_widget_answers_where_somebody_is_and_says_when_it_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[Any] = []
+    calls: list[tuple[int, str, str]] = []
+    monkeypatch.delenv(lesson.STATIC, raising=False)
+    monkeypatch.setenv("JPY_SESSION_NAME", "any.ipynb")
+    monkeypatch.setattr(lesson, "display", shown.append)
+
+    def answer(some_heads: int = 6, which: str = "b") -> None:
+        """Its defaults are where the controls begin."""
+        calls.append((some_heads, which, shown[0].children[0].value if shown else ""))
+        if some_heads == 7:
+            raise ValueError("no such thing")
+
+    lesson.widget(answer, some_heads=(1, 8), which=["a", "b"])
+    state, controls = shown[0].children
+    slider, menu = controls.children[:2]
+    assert calls[0] == (6, "b", ""), "the static twin comes first"
+    assert (slider.value, slider.description, menu.value) == (6, "some heads", "b") and not slider.continuous_update
+    slider.value = 3
+    menu.value = "a"
+    assert [call[:2] for call in calls[-2:]] == [(3, "b"), (3, "a")]
+    assert calls[-1][2] == "working …" and state.value == "ready"
+    slider.value = 7
+    assert state.value == "ready", "a mistake ends it too"
 
 
 @pytest.mark.parametrize("name", sorted(exercises.all_exercises()))
@@ -258,6 +425,13 @@ WRONG = {
         "sorted(scores.tolist(), reverse=True)[:keep]",
         "sorted(torch.argsort(scores, descending=True)[keep:].tolist())",
         "list(range(keep))",
+    ],
+    "l0_ship": [
+        "max(plans, key=lambda n: plans[n][2])",
+        "min(plans, key=lambda n: plans[n][0])",
+        "max([n for n in plans if plans[n][0] <= megabytes], key=lambda n: plans[n][2], default=None)",
+        "max([n for n in plans if plans[n][1] <= milliseconds], key=lambda n: plans[n][2], default=None)",
+        "next((n for n in plans if plans[n][0] <= megabytes and plans[n][1] <= milliseconds), None)",
     ],
     "l1_head_slice": [
         "o_proj[head * head_dim : (head + 1) * head_dim]",
@@ -337,6 +511,20 @@ WRONG = {
         "a.square().mean(0).sqrt()",
     ],
     "l6_schedule": ["[target] * shots", "[current - (current - target) * (k + 1) / shots for k in range(shots)]"],
+    "l6_told_apart": [
+        "'first' if sum(first) < sum(second) else 'second'",
+        "'second' if sum(first) < sum(second) else 'first'",
+        "'first' if all(a < b for a, b in zip(first, second)) else "
+        "'second' if all(a > b for a, b in zip(first, second)) else 'neither'",
+        "'neither' if abs(statistics.fmean(first) - statistics.fmean(second)) <= 4.3 * math.sqrt((statistics.variance("
+        "first) + statistics.variance(second)) / 3) else 'first' if sum(first) < sum(second) else 'second'",
+    ],
+    "l7_made_anew": [
+        "sorted({int(n.split('.')[2]) for n in names if '.layers.' in n} - set(range(layers)))",
+        "sorted({int(n.split('.')[2]) for n in names if '.layers.' in n} & set(range(layers)))",
+        "list(range(len({n.split('.')[2] for n in names if '.layers.' in n}), layers))",
+        "sorted({int(n.split('.')[2]) for n in names if '.layers.' in n})",
+    ],
     "l7_votes": ["{i: sum(d[i] for d in distances.values()) for i in next(iter(distances.values()))}"],
     "l7_one_at_a_time": ["sorted(sorted(layers, key=score(list(layers)).get)[remove:])"],
     "l8_refit": [

@@ -368,17 +368,27 @@ def test_other_files_are_passed_by(tmp_path: Path) -> None:
     assert standings.read(tmp_path) == []
 
 
-def test_no_two_lines_of_the_picture_look_alike(tmp_path: Path) -> None:
-    drawn = [s for s in SYSTEMS.values() if s.cuts in boards.STYLES]
+def test_no_two_named_lines_of_the_picture_look_alike_and_all_others_are_grey() -> None:
+    drawn = [s for s in SYSTEMS.values() if s.cuts in boards.KINDS]
+    assert {*boards.NAMED} <= {s.label for s in drawn} and len(boards.NAMED) <= 8
     records = [record("dense", "nothing", 2.0, ratio=0.0)]
-    records += [record(s.label, s.cuts, 3.0 + i) for i, s in enumerate(drawn)]
+    records += [record(s.label, s.cuts, 3.0 + i, label=s.label) for i, s in enumerate(drawn)]
     found, _ = standings.collect([r | {"file": "x"} for r in records])
-    lines = [line for line in boards.picture(found).axes[0].get_lines() if not str(line.get_label()).startswith("_")]
-    dashes: list[Any] = [vars(line)["_unscaled_dash_pattern"] for line in lines]  # get_linestyle calls all dashes "--"
-    looks = {(str(dash), line.get_marker(), line.get_color()) for dash, line in zip(dashes, lines, strict=True)}
-    assert len(looks) == len(lines) == len(drawn)
-    alike = {(str(dash), line.get_marker()) for dash, line in zip(dashes, lines, strict=True)}
-    assert len(alike) == len(lines), "without colour too"
+    (axis,) = boards.picture(found).axes
+    lines = [line for line in axis.get_lines() if line.get_color() != "black"]
+    named = [line for line in lines if str(line.get_label()) in boards.NAMED]
+    assert len(lines) == len(drawn) and len(named) == len(boards.NAMED)
+    assert len({line.get_marker() for line in named}) == len(named), "without colour too"
+    assert {line.get_color() for line in lines if line not in named} == {boards.GREY}
+    assert sorted(text.get_text() for text in axis.texts) == sorted(boards.NAMED), "each is labelled at its end"
+
+
+def test_labels_keep_their_order_and_their_distance() -> None:
+    for heights in ([5.0, 1.0, 1.01, 1.02, 40.0], [2.0, 2.0], [3.0], []):
+        places = boards.spread(heights)
+        in_order = [place for _, place in sorted(zip(heights, places, strict=True))]
+        assert in_order == sorted(in_order)
+        assert all(b / a > 1.37 for a, b in zip(in_order, in_order[1:], strict=False))
 
 
 @pytest.mark.parametrize(("perplexity", "verdict"), [(2.13, "met"), (2.2, "missed by 3.0 points")])

@@ -123,9 +123,15 @@ def _numbers(change: Callable[[Tensor], Tensor]) -> Callable[[Any, Any], bool]:
     return lambda right, given: same(given, _plain(change(torch.as_tensor(_plain(right), dtype=torch.double))))
 
 
+def _transposed(x: Tensor) -> Tensor:
+    if x.ndim < 2:
+        raise TypeError("Only a matrix has a transpose.")
+    return x.mT
+
+
 # Mistakes that no exercise is safe from; each is told if it leads from the right answer to the given one in every case.
 COMMON: dict[str, Callable[[Any, Any], bool]] = {
-    "Rows and columns are exchanged: your matrix is the transpose of the answer.": _numbers(lambda x: x.mT),
+    "Rows and columns are exchanged: your matrix is the transpose of the answer.": _numbers(_transposed),
     "Whole numbers are asked for: round to the nearest, once, at the end.": lambda right, given: same(
         _round(given), right
     ),

@@ -17,6 +17,31 @@ def keep_best(scores: Tensor, keep: int) -> list[int]:
     return sorted(best.tolist())
 
 
+def ship(plans: dict[str, tuple[float, float, float]], megabytes: float, milliseconds: float) -> str | None:
+    """The most accurate plan that fits into the memory and the time; None if none does."""
+    fits = {name: plan for name, plan in plans.items() if plan[0] <= megabytes and plan[1] <= milliseconds}
+    return max(fits, key=lambda name: fits[name][2], default=None)
+
+
+PLANS = {  # megabytes, milliseconds for a token, accuracy
+    "layers 30 %": (375.0, 22.0, 0.49),
+    "layers 20 %": (425.0, 25.0, 0.57),
+    "neurons 30 %": (370.0, 28.0, 0.58),
+    "dense": (540.0, 31.0, 0.62),
+    "neurons 20 %": (430.0, 29.0, 0.60),
+}
+
+
+def _most(plans: dict[str, tuple[float, float, float]], place: int, sign: int = 1) -> str:
+    return max(plans, key=lambda name: sign * plans[name][place])
+
+
+def _within(
+    plans: dict[str, tuple[float, float, float]], place: int, most: float
+) -> dict[str, tuple[float, float, float]]:
+    return {name: plan for name, plan in plans.items() if plan[place] <= most}
+
+
 def _score_cases() -> list[tuple[Tensor, int]]:
     scores = torch.tensor([0.7, 0.1, 0.9, 0.4, 0.2, 0.8, 0.3, 0.6])
     return [(scores, 5), (scores.flip(0), 2), (torch.tensor([3.0, 1.0, 2.0]), 1)]
@@ -65,6 +90,51 @@ EXERCISES = {
         hints=[
             "`torch.argsort(scores, descending=True)` gives positions, the most important first.",
             "Take the first `keep` of them, then put those in ascending order with `sorted`.",
+        ],
+    ),
+    "l0_ship": Exercise(
+        reference=ship,
+        cases=lambda: [
+            (PLANS, 450.0, 26.0),
+            (PLANS, 400.0, 40.0),
+            (PLANS, 600.0, 40.0),
+            (PLANS, 450.0, 23.0),
+            (PLANS, 100.0, 9.0),
+        ],
+        misconceptions={
+            "You took the most accurate of all. It does not fit this phone: leave out what is too large or too slow.": (
+                lambda plans, megabytes, milliseconds: _most(plans, 2)
+            ),
+            "You looked at the memory alone. A plan that fits may still be too slow.": (
+                lambda plans, megabytes, milliseconds: max(
+                    _within(plans, 0, megabytes), key=lambda name: plans[name][2], default=None
+                )
+            ),
+            "You looked at the time alone. A plan that is quick may still be too large.": (
+                lambda plans, megabytes, milliseconds: max(
+                    _within(plans, 1, milliseconds), key=lambda name: plans[name][2], default=None
+                )
+            ),
+            "You took the smallest. Smaller than needed costs answers and buys nothing.": (
+                lambda plans, megabytes, milliseconds: _most(plans, 0, -1)
+            ),
+            "You took the quickest. Quicker than needed costs answers and buys nothing.": (
+                lambda plans, megabytes, milliseconds: _most(plans, 1, -1)
+            ),
+            "You took the first that fits. Of those that fit the most accurate is asked for.": (
+                lambda plans, megabytes, milliseconds: next(
+                    iter(_within(_within(plans, 0, megabytes), 1, milliseconds)), None
+                )
+            ),
+            "You took the smallest of those that fit. What fits, fits: take the most accurate.": (
+                lambda plans, megabytes, milliseconds: min(
+                    _within(_within(plans, 0, megabytes), 1, milliseconds), key=lambda n: plans[n][0], default=None
+                )
+            ),
+        },
+        hints=[
+            "Two steps: which plans fit at all, and which of those is best?",
+            "Keep those with `plan[0] <= megabytes and plan[1] <= milliseconds`; then `max(…, default=None)`.",
         ],
     ),
 }

@@ -1,5 +1,8 @@
 """Exercises of lesson 6, other answers."""
 
+import math
+import statistics
+
 import torch
 from torch import Tensor
 
@@ -41,6 +44,34 @@ def _rounded_up(current: int, target: int, shots: int) -> list[int]:
         current -= -((target - current) // remaining)
         left.append(current)
     return left
+
+
+def told_apart(first: list[float], second: list[float]) -> str:
+    """Which of two criteria loses less, by the losses of the same three seeds; "neither" if that may be noise."""
+    gaps = [a - b for a, b in zip(first, second, strict=True)]
+    reach = 4.30 * statistics.stdev(gaps) / math.sqrt(3)
+    middle = statistics.fmean(gaps)
+    return "neither" if abs(middle) <= reach else "first" if middle < 0 else "second"
+
+
+def _by_mean(first: list[float], second: list[float]) -> str:
+    return "first" if statistics.fmean(first) < statistics.fmean(second) else "second"
+
+
+def _unpaired(first: list[float], second: list[float]) -> str:
+    reach = 4.30 * math.sqrt((statistics.variance(first) + statistics.variance(second)) / 3)
+    return "neither" if abs(statistics.fmean(first) - statistics.fmean(second)) <= reach else _by_mean(first, second)
+
+
+def _of_many(first: list[float], second: list[float]) -> str:
+    gaps = [a - b for a, b in zip(first, second, strict=True)]
+    reach = 1.96 * statistics.stdev(gaps) / math.sqrt(3)
+    return "neither" if abs(statistics.fmean(gaps)) <= reach else _by_mean(first, second)
+
+
+def _every_seed(first: list[float], second: list[float]) -> str:
+    wins = {a < b for a, b in zip(first, second, strict=True)}
+    return "neither" if len(wins) > 1 else _by_mean(first, second)
 
 
 EXERCISES = {
@@ -95,6 +126,32 @@ EXERCISES = {
         hints=[
             "Before the first shot `remaining` is `shots`, before the last it is 1.",
             "In a loop: `current -= (current - target) // remaining`, then keep `current`.",
+        ],
+    ),
+    "l6_told_apart": Exercise(
+        reference=told_apart,
+        cases=lambda: [
+            ([2.10, 2.50, 2.30], [2.21, 2.60, 2.41]),  # far from each other only seed by seed
+            ([2.00, 2.10, 2.05], [2.20, 2.15, 2.40]),  # every seed, and still noise
+            ([2.00, 2.10, 2.05], [2.01, 2.12, 2.35]),
+            ([2.30, 2.31, 2.33], [2.10, 2.12, 2.11]),
+            ([2.00, 2.40, 2.10], [2.05, 2.30, 2.30]),
+        ],
+        misconceptions={
+            "You compared the means alone. Of three seeds a mean wanders: how far does the gap wander?": _by_mean,
+            "You asked whether two intervals touch. The seeds are the same on both sides: take the gap of each seed "
+            "first, and what both have in common falls out.": _unpaired,
+            "1.96 is for many draws. Of three, Student's t is 4.30.": _of_many,
+            "The same winner at each of three seeds is no proof: by chance alone that happens one time in four.": (
+                _every_seed
+            ),
+            "A lower loss is better: you have the winner and the loser exchanged.": (
+                lambda first, second: {"first": "second", "second": "first"}.get(told_apart(first, second), "neither")
+            ),
+        },
+        hints=[
+            "Work on `gaps`, seed by seed. Their standard error is `statistics.stdev(gaps) / math.sqrt(3)`.",
+            "Noise, if the mean gap lies within 4.30 standard errors of 0; otherwise its sign tells the winner.",
         ],
     ),
 }

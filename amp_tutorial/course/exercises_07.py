@@ -78,6 +78,25 @@ def _alone(worth: dict[int, float]) -> Score:
     return lambda kept: {i: worth[i] + 10 * (i - 1 in worth and i - 1 not in kept) for i in kept}
 
 
+def made_anew(names: list[str], layers: int) -> list[int]:
+    """Numbers of the layers that a model of so many would have to make up, given the names in a checkpoint."""
+    there = {int(name.split(".layers.")[1].split(".")[0]) for name in names if ".layers." in name}
+    return sorted(set(range(layers)) - there)
+
+
+def _checkpoint(*kept: int) -> list[str]:
+    parts = ("self_attn.q_proj.weight", "mlp.down_proj.weight")
+    return [
+        "model.embed_tokens.weight",
+        *(f"model.layers.{i}.{part}" for i in kept for part in parts),
+        "lm_head.weight",
+    ]
+
+
+def _there(names: list[str]) -> set[int]:
+    return {int(name.split(".")[2]) for name in names if ".layers." in name}
+
+
 EXERCISES = {
     "l7_votes": Exercise(
         reference=votes,
@@ -121,6 +140,39 @@ EXERCISES = {
         hints=[
             "A loop over `range(remove)`: score what is left, find one layer, take it out.",
             "`min(kept, key=scores.get)` is a layer's number, and `kept.remove(…)` takes that number.",
+        ],
+    ),
+    "l7_made_anew": Exercise(
+        reference=made_anew,
+        cases=lambda: [
+            (_checkpoint(0, 1, 4, 5), 4),
+            (_checkpoint(0, 2, 3), 3),
+            (_checkpoint(0, 1, 2), 3),
+            (_checkpoint(2, 10, 11, 12), 4),
+        ],
+        misconceptions={
+            "Those are in the file and never read: no module has their number. Asked for is what the model lacks.": (
+                lambda names, layers: sorted(_there(names) - set(range(layers)))
+            ),
+            "You counted: as many layers are there as are wanted, but under other numbers.": (
+                lambda names, layers: list(range(len(_there(names)), layers))
+            ),
+            "Those are there. Asked for are those that are not.": lambda names, layers: sorted(
+                _there(names) & set(range(layers))
+            ),
+            "Those are all that the file holds. Asked for is what it lacks, of those that the model wants.": (
+                lambda names, layers: sorted(_there(names))
+            ),
+            "You took one digit. Layer 10 is not layer 1.": lambda names, layers: sorted(
+                set(range(layers)) - {int(name.split(".layers.")[1][0]) for name in names if ".layers." in name}
+            ),
+            "A hole in the numbers only counts below the number of layers: those above are never asked for.": (
+                lambda names, layers: sorted(set(range(max(_there(names)) + 1)) - _there(names))
+            ),
+        },
+        hints=[
+            "A model of n layers asks for the numbers 0 to n − 1. Which of them does no name hold?",
+            "The number stands behind `.layers.` and before the next point; `set(range(layers))` less those.",
         ],
     ),
 }

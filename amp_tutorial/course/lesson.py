@@ -6,6 +6,8 @@ In a lesson: `L = lesson.start("01_anatomy", dict(model=model, seed=seed, out=ou
 
 import ast
 import base64
+import functools
+import html
 import io
 import json
 import os
@@ -29,12 +31,13 @@ from ..core.checkpoint import configuration
 from ..files import DATA, STATIC, record_path
 from ..files.texts import text_source, texts
 from ..measure.tasks import load_tasks, task_names
-from ..reports.style import HATCHES, MARKERS, PALETTE  # noqa: F401, lessons take them from here
+from ..reports.style import HATCHES, MARKERS, PALETTE, colour, numbers  # noqa: F401, lessons take them from here
 from ..runs import collection
 from ..runs.parameter_values import OF_LESSONS, refuse
 from ..runs.parameters import meant
 from ..runs.record import Record
 from . import exercises
+from .drawings import DRAWINGS
 
 BUILT = DATA / "real"  # the records of lessons on a model that is not embedded, from when the course was built
 INJECTED = "# Parameters\n"  # how papermill begins the cell with what it was given
@@ -56,6 +59,8 @@ class Lesson:
     size: str = "smallest"  # the preset; of a model that isn't tiny "real", as long as the preset is the smallest
     computes: bool = True  # False: what was found when the course was built is shown
     steps: dict[str, Any] = field(default_factory=dict)  # what was found, by name
+    predicted: dict[str, Any] = field(default_factory=dict)  # what the reader said, by question
+    near: dict[str, bool] = field(default_factory=dict)  # whether that was so
 
     def show(self, fig: Figure, alt: str) -> None:
         """Display the figure as a PNG that carries its alt text, and close it.
@@ -70,13 +75,26 @@ class Lesson:
             raise ValueError("A figure needs alt text: say in a sentence what is drawn and what it shows.")
         png = io.BytesIO()
         fig.savefig(png, format="png", dpi=100, bbox_inches="tight", metadata={"Software": None})
+        table = numbers(fig)
         plt.close(fig)
-        self.picture(png.getvalue(), alt)
+        self.picture(png.getvalue(), alt, table)
 
-    def picture(self, png: bytes, alt: str) -> None:
-        """Display a PNG with its alt text."""
-        data = {"image/png": base64.b64encode(png).decode(), "text/plain": alt}
+    def picture(self, png: bytes, alt: str, table: str = "") -> None:
+        """Display a PNG with its alt text, and under it, folded, the numbers that it draws.
+
+        As HTML, because JupyterLab drops the alt text of a PNG; as a PNG too, for what shows no HTML, such as print.
+        """
+        code = base64.b64encode(png).decode()
+        shown = f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{code}">'
+        shown += f"<details><summary>The numbers of this figure</summary>{table}</details>" if table else ""
+        data = {"text/html": shown, "image/png": code, "text/plain": alt}
         display(data, metadata={"image/png": {"alt": alt}}, raw=True)
+
+    def drawing(self, name: str) -> None:
+        """Display one of the course's drawings; see `course.drawings`."""
+        drawn = DRAWINGS[name]()
+        data = {"text/html": drawn.html(), "image/svg+xml": drawn.svg(), "text/plain": drawn.alt}
+        display(data, metadata={"image/svg+xml": {"alt": drawn.alt}}, raw=True)
 
     def from_sweep(self, folder: str) -> None:
         """Draw accuracy and perplexity against what was removed, from a sweep's records; "": those in `data/sweep`.
@@ -176,6 +194,39 @@ class Lesson:
         print(f"✎ {name}: {verdict.sentence} The lesson goes on with the reference.")
         return exercise.reference() if exercise.asks_for_a_value else exercise.reference
 
+    def predict(self, question: str, answer: Any = None, among: Sequence[Any] = ()) -> None:
+        """Keep what the reader expects, until `seen` puts it beside what was measured; without an answer it goes on.
+
+        Args:
+            answer: a number, or one of `among` where there is a choice. What is neither is said, and not kept.
+        """
+        self.predicted.pop(question, None)
+        self.near.pop(question, None)
+        choice = f"one of {', '.join(map(repr, among))}" if among else "a number"
+        if answer is None:
+            print(f"✎ {question[0].upper()}{question[1:]}: put {choice} in place of None, and run on.")
+        elif (answer not in among) if among else (isinstance(answer, bool) or not isinstance(answer, Number)):
+            print(f"✎ {question[0].upper()}{question[1:]}: {answer!r} is not {choice}.")
+        else:
+            self.predicted[question] = answer
+            print(f"Noted: {answer}.")
+
+    def seen(self, question: str, found: Any, within: Number = 0, unit: str = "") -> None:
+        """Put what was found beside what the reader expected, and count how often that was near.
+
+        Args:
+            within: how far off a number may be to count as near.
+        """
+        words = quantity(found, unit) if isinstance(found, Number) and not isinstance(found, bool) else str(found)
+        if (said := self.predicted.get(question)) is None:
+            print(f"{question[0].upper()}{question[1:]}: {words}. You made no prediction.")
+            return
+        numbers = isinstance(said, Number) and isinstance(found, Number)
+        self.near[question] = bool(abs(said - found) <= within) if numbers else said == found
+        told = "that is near" if numbers and said != found else "right"
+        print(f"{question[0].upper()}{question[1:]}: {words}. You said {said}: ", end="")
+        print(f"{told}." if self.near[question] else "think about what made the difference.")
+
     def signature(
         self,
         name: str,
@@ -253,6 +304,8 @@ class Lesson:
 
         if said := real_lessons.closing(self.name[:2]):
             print(f"On a real model, {100 * real.RATIO:g} % of all parameters gone: {said}")
+        if self.near:
+            print(f"Your predictions: {sum(self.near.values())} of {len(self.near)} right or near.")
         if self.steps and self.computes:
             self.record.notes["steps"] = self.steps
         self.record.write(self.record_path, status="ok")
@@ -277,7 +330,7 @@ def start(name: str, parameters: Mapping[str, Any]) -> Lesson:
     np.random.seed(seed)
     torch.manual_seed(seed)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or min(MOST_THREADS, os.cpu_count() or 1)))
-    sns.set_theme(style="whitegrid", palette="colorblind", rc={"figure.figsize": (7, 4), "axes.titlesize": "medium"})
+    sns.set_theme(style="whitegrid", palette=PALETTE, rc={"figure.figsize": (7, 4), "axes.titlesize": "medium"})
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # lm-eval reads each task file once, with a bar
@@ -312,15 +365,32 @@ def no_strays(known: Mapping[str, Any], cells: Sequence[str]) -> None:
 
 
 def widget(function: Callable[..., Any], **sliders: Any) -> None:
-    """Draw once at the function's own defaults; in front of a reader, offer sliders too, as `ipywidgets.interact` does.
+    """Draw once at the function's own defaults; in front of a reader, offer controls under it, as `interact` does.
 
-    The first drawing is what remains on GitHub, in HTML and in print, so every slider's parameter needs a default.
+    The first drawing is what remains on GitHub, in HTML and in print, so every control's parameter needs a default.
     """
     function()
-    if watched():
-        from ipywidgets import interact
+    if not watched():
+        return
+    from ipywidgets import HTML, VBox, interactive
 
-        interact(function, **sliders)
+    state = HTML("ready")
+
+    @functools.wraps(function)  # so that the controls begin at its defaults
+    def answer(**values: Any) -> None:
+        state.value = "working …"
+        try:
+            function(**values)
+        finally:
+            state.value = "ready"
+
+    controls = interactive(answer, **sliders)
+    for control in controls.children[:-1]:  # the last one holds what is printed and drawn
+        control.description = control.description.replace("_", " ")
+        control.style.description_width = "initial"
+        if control.has_trait("continuous_update"):
+            control.continuous_update = False  # only where it comes to rest: an answer may take a moment
+    display(VBox([state, controls]))
 
 
 def watched() -> bool:

@@ -25,6 +25,7 @@ CELL = re.compile(r"^# %%\s*(?P<markdown>\[markdown\])?\s*(?:tags=(?P<tags>\[.*\
 PLACEHOLDER = re.compile(r"^\{\{(hint|solution):(\w+)\}\}$", re.MULTILINE)
 COMPARED = "# NBVAL_CHECK_OUTPUT"  # first line of a cell whose output nbval compares
 UNCOMPARED = "nbval-ignore-output"  # the tag of all others, so that plain nbval passes as its lax form does
+HIDDEN = "hide-input"  # the tag of a cell that is only there for what it shows: folded in JupyterLab, Colab, books
 WORDS_PER_MINUTE = 150  # of prose; code is not counted
 PREDICTION = 0.5  # minutes, for each "**Predict"
 EXERCISE = re.compile(r"^\*(?:Easy|Medium|Hard), (\d+) minutes?\.\*", re.MULTILINE)
@@ -225,7 +226,8 @@ def notebook(source: Source, stem: str, running: int = 0) -> NotebookNode:
         new = nbformat.v4.new_markdown_cell if cell.kind == "markdown" else nbformat.v4.new_code_cell
         free = cell.kind == "code" and not text.startswith(COMPARED)  # times, and last digits of another machine
         tags = [*cell.tags, *([UNCOMPARED] if free else [])]
-        cells.append(new(text, id=f"{stem}-{index:02d}", metadata={"tags": tags} if tags else {}))
+        more = {"jupyter": {"source_hidden": True}, "cellView": "form"} if HIDDEN in cell.tags else {}
+        cells.append(new(text, id=f"{stem}-{index:02d}", metadata=({"tags": tags} if tags else {}) | more))
     metadata = {
         "title": source.title,
         "minutes": source.reading + source.exercising + running,

@@ -1,6 +1,7 @@
 """The tables and the picture of the leaderboard, from what `standings.py` collects."""
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -26,15 +27,20 @@ from .standings import (
     ratios,
     rows_of,
 )
-from .style import BLANK, PALETTE, STAR, grid, sure
+from .style import BLANK, STAR, colour, grid, sure
 
-STYLES = {  # of PALETTE
-    "heads and neurons": (":", 0),
-    "neurons": ((0, (5, 1, 1, 1)), 3),
-    "layers": ("--", 1),
-    "repair": ("-", 2),
-    "slicing": ("-.", 4),
-}
+KINDS = ("heads and neurons", "neurons", "layers", "repair", "slicing")  # that the picture draws
+NAMED = (  # of which it says at the ends of their lines what they are, with a colour and a marker; all others are grey
+    "AMP",
+    "TransAct",
+    "magnitude",
+    "random",
+    "layers, ShortGPT",
+    "SliceGPT by layer, masked",
+    "AMP + repair",
+    "ours, one budget",
+)
+GREY = "#949494"
 MARKERS = "os^DvPX*<>hp"
 
 
@@ -191,45 +197,63 @@ def body(found: Found, left_out: Sequence[str], only: float | None = None) -> li
 
 
 def picture(found: Found) -> plt.Figure:
-    """Perplexity relative to dense against the share of parameters removed; colour, line and marker all tell."""
-    fig, axes = plt.subplots(1, len(found), figsize=(4.2 * len(found), 6.2), sharey=True, squeeze=False)
-    kinds = list(STYLES)
-    names = {row[:3] for rows in found.values() for row in rows if row[2] in STYLES}
-    ordered = sorted(names, key=lambda n: (kinds.index(n[2]), n[0]))
-    places = {n: [m for m in ordered if m[2] == n[2]].index(n) for n in ordered}
+    """Perplexity relative to dense against the share of parameters removed; eight systems by name, the others grey."""
+    fig, axes = plt.subplots(1, len(found), figsize=(5.2 * len(found), 5), sharey=True, squeeze=False)
     for axis, (model, rows) in zip(axes[0], found.items(), strict=True):
-        whole = dense(rows)["perplexity"].value
-        for name in ordered:
+        whole, ends, least = dense(rows)["perplexity"].value, {}, 100.0
+        for name in sorted({row[:3] for row in rows if row[2] in KINDS}, key=lambda n: n[1] in NAMED):
             of_name = (c for row, c in rows.items() if row[:3] == name)
-            if points := sorted((c["parameters removed"].value, c["perplexity"].value) for c in of_name):
-                line, colour = STYLES[name[2]]
-                axis.plot(
-                    [100 * x for x, _ in points], [y / whole for _, y in points], linestyle=line, color=PALETTE[colour],
-                    label=name[1], marker=MARKERS[places[name] % len(MARKERS)], markersize=5, linewidth=1.2,
-                )  # fmt: skip
+            points = sorted((100 * c["parameters removed"].value, c["perplexity"].value / whole) for c in of_name)
+            across, upward = zip(*points, strict=True)
+            least = min(least, across[0])
+            if (label := name[1]) in NAMED:
+                style = dict(color=colour(label), marker=MARKERS[NAMED.index(label)], linewidth=1.6, label=label)
+                ends[label] = points[-1]
+            else:
+                style = dict(color=GREY, linewidth=0.7, zorder=1)
+            axis.plot(across, upward, linestyle="-" if name[2] == "repair" else "--", markersize=6, **style)
+        right = max((x for x, _ in ends.values()), default=0.0)
+        for (label, (x, y)), place in zip(ends.items(), spread([y for _, y in ends.values()]), strict=True):
+            axis.annotate(
+                label, (x, y), (right + 3, place), color=colour(label), fontsize=8.5, va="center",
+                arrowprops=dict(arrowstyle="-", color=colour(label), lw=0.6, shrinkA=1, shrinkB=3),
+            )  # fmt: skip
         axis.axhline(1.0, color="black", linewidth=1)
-        axis.set_yscale("log")
-        axis.set_title(model)
-        axis.set_xlabel("parameters removed (%)")
+        axis.set(yscale="log", title=model, xlabel="parameters removed (%)")
+        axis.set_xticks([tick for tick in range(0, 101, 10) if least <= tick <= right])
+        axis.set_xlim(right=right + 32 if ends else None)  # the labels stand there
         axis.grid(alpha=0.3)
     axes[0, 0].set_ylabel("perplexity, times the dense model's")
-    handles = {str(line.get_label()): line for axis in axes[0] for line in axis.get_lines()}
-    shown = [handles[label] for _, label, _ in ordered]
-    fig.legend(handles=shown, loc="lower center", ncols=min(6, 2 * len(found)), frameon=False, fontsize=8)
-    fig.subplots_adjust(left=0.07 if len(found) > 1 else 0.16, right=0.99, top=0.95, bottom=0.31, wspace=0.05)
+    fig.tight_layout()
     return fig
+
+
+def spread(heights: Sequence[float], least: float = 1.38) -> list[float]:
+    """Places for labels at these heights of a log axis: in the same order, each `least` times the one below or more."""
+    places = sorted((math.log(y), i) for i, y in enumerate(heights))
+    for _ in range(200):
+        moved = False
+        for (low, i), (high, j), k in zip(places, places[1:], range(len(places)), strict=False):
+            if (lacks := math.log(least) - (high - low)) > 1e-9:
+                places[k], places[k + 1], moved = (low - lacks / 2, i), (high + lacks / 2, j), True
+        if not moved:
+            break
+    return [math.exp(place) for place, _ in sorted(places, key=lambda p: p[1])]
 
 
 def alt_text(found: Found) -> str:
     """What the picture shows: at the largest ratio, the best and the worst of each model."""
     said = []
     for model, rows in found.items():
-        drawn = [(row[3], c["perplexity"].value, row[1]) for row, c in rows.items() if row[2] in STYLES]
+        drawn = [(row[3], c["perplexity"].value, row[1]) for row, c in rows.items() if row[2] in KINDS]
         last = sorted((value, label) for ratio, value, label in drawn if ratio == max(drawn)[0])
         whole = dense(rows)["perplexity"].value
         ends = [f"{value / whole:.2f} times ({label})" for value, label in (last[0], last[-1])] if last else []
         said += [f"{model} at {100 * max(drawn)[0]:g} %: from {' to '.join(ends)}"] if ends else []
-    return f"Lines of perplexity over the dense model's against parameters removed. {'; '.join(said)}."
+    return (
+        f"Lines of perplexity over the dense model's against parameters removed, of {len(NAMED)} systems by name and "
+        f"of the others in grey. {'; '.join(said)}."
+    )
 
 
 def write(records: Records, out: Path) -> str:

@@ -24,7 +24,7 @@ from ..runs import collection
 from ..runs import record as records_of_runs
 from . import damage, leaderboard, measured, standings
 from .standings import Records, Row, System
-from .style import BLANK, MARKERS, PALETTE, grid
+from .style import BLANK, MARKERS, colour, grid
 
 FOLDER = DATA / "real"
 TEXTS = {"perplexity": "WikiText-2", "c4/perplexity": "C4"}
@@ -407,7 +407,7 @@ def picture(c: Contest) -> tuple[bytes, str]:
             points = [(r, raised(c.excess(found, metric).difference)) for r in c.ratios if (found := c.at(name, r))]
             if points:
                 style = dict(
-                    color=PALETTE[k], marker=MARKERS[k], linestyle="-" if "ours" in name else "--", label=label
+                    color=colour(label), marker=MARKERS[k], linestyle="-" if "ours" in name else "--", label=label
                 )
                 axis.plot([0, *(100 * r for r, _ in points)], [1, *(y for _, y in points)], **style)
                 told.append(f"{text}, {label}: " + ", ".join(f"{y:.2f} at {100 * r:g} %" for r, y in points))

@@ -27,7 +27,7 @@ from ..runs import collection, sweep
 from ..runs import grid as grids
 from . import measured
 from .measured import is_perplexity
-from .style import HATCHES, PALETTE, STAR, grid, sure
+from .style import HATCHES, STAR, colour, grid, sure
 
 NAME = "results"
 SHARED = ("ratio", "limit", "calibration", "samples", "epochs", "rate")  # parameters of every record of one table
@@ -173,7 +173,7 @@ def picture(found: dict[str, Any]) -> plt.Figure:
         down = [100 * (f.value - max(low, 0.0)) for f, (low, _) in zip(found_here, ends, strict=True)]
         up = [100 * (min(high, 1.0) - f.value) for f, (_, high) in zip(found_here, ends, strict=True)]
         axes.bar(
-            x, values, width * 0.92, yerr=[down, up], label=LABELS[what], color=PALETTE[k], hatch=HATCHES[k],
+            x, values, width * 0.92, yerr=[down, up], label=LABELS[what], color=colour(LABELS[what]), hatch=HATCHES[k],
             edgecolor="white", error_kw=dict(elinewidth=1.2, capsize=2.5, ecolor="black"),
         )  # fmt: skip
         for at, value, above in zip(x, values, up, strict=True):

@@ -24,9 +24,9 @@ from filelock import FileLock, Timeout
 
 from ..files.atomic import expanded, write_json, write_text
 from . import record as records
+from .child_process import NOTEBOOK
 from .functions import call, is_function
 from .identity import absolute, code_of, data_of, id_of, parts
-from .notebook_process import NOTEBOOK
 from .notebooks import Ended, execute_notebook
 from .parameters import FOLDERS
 

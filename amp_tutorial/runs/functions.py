@@ -27,7 +27,7 @@ from .package_code import code_sha256, definition_sha256
 from .parameters import KINDS, Parameter
 from .record import file_sha256
 
-PROCESS = Path(__file__).with_name("function_process.py")
+PROCESS = Path(__file__).with_name("child_process.py")
 
 
 def is_function(name: str) -> bool:
@@ -132,7 +132,7 @@ class _Process:
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115, lives as long
         self.child = subprocess.Popen(
-            [sys.executable, "-P", str(PROCESS), str(os.getpid())],
+            [sys.executable, "-P", str(PROCESS), "functions", str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,

@@ -22,10 +22,10 @@ import psutil
 from nbformat import NotebookNode
 
 from ..files import ROOT, STATIC
-from .notebook_process import DEAD, NOTEBOOK
+from .child_process import DEAD, NOTEBOOK
 from .record import STAGES
 
-PROCESS = Path(__file__).with_name("notebook_process.py")
+PROCESS = Path(__file__).with_name("child_process.py")
 LAST = 20  # lines of what was said that are kept
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 

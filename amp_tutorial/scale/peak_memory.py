@@ -115,7 +115,7 @@ def shadow(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
 
 
 P = ParamSpec("P")
-FEW = (2, 3)  # layers from which a deeper model's peak is told
+FEW = (3, 4)  # layers from which a deeper model's peak is told
 
 
 def _alike(anatomy: Anatomy) -> bool:

@@ -41,8 +41,15 @@ sizes = {"smallest": dict(items=40, repeats=3), "full": dict(items=200, repeats=
 # The models of this course are tiny, but trained: on stories of a small world of people, tools, animals and places, in
 # which it can be tested what they know. Pruning one takes five steps: load it, read some *calibration* text, *score*
 # every head and neuron by how much it contributes on that text, *plan* what stays, and *prune*.
-#
+# %% tags=["hide-input"]
+L.drawing("pipeline")
+# %% [markdown]
 # **Predict.** About 30 % of all parameters shall go. Of 8 heads in every layer, how many do you expect to lose?
+#
+# Put your answer into the next cell, in place of `None`; the lesson sets it beside what is measured, and goes on without
+# one, too. To be wrong here is worth more than to read on: the answers that surprise you are those you will keep.
+# %%
+L.predict("heads that go from each layer", None)
 # %%
 dense, tokenizer = amp.load(model)
 batches = amp.calibration(tokenizer, "tinyworld", samples=calibration, seed=seed)
@@ -51,8 +58,7 @@ plan = amp.plan(dense, scores, pruning_ratio=ratio)
 small = amp.prune(dense, plan).model
 folder = amp.save(small, tokenizer, Path(out) / "models" / f"{Path(model).name}-quick-tour", overwrite=True)
 print(plan)
-
-
+L.seen("heads that go from each layer", plan.of_heads - len(plan.heads[0]))
 # %% [markdown]
 # Together with the import these are seven lines, and the last one wrote the result to disk. The first line of the
 # plan says how many heads and neurons stay in every layer. The others say which heads go: other ones in every layer,
@@ -117,6 +123,8 @@ L.assert_close(chosen, plan.neurons, 0, "and its neurons")
 # **Predict.** If 30 % of the parameters are gone, how much smaller are the file, the work per token, and the cache of
 # keys and values that text generation keeps?
 # %%
+L.predict("what shrinks most", None, among=("weights on disk", "multiply-adds per token", "KV cache per token"))
+# %%
 rows = {
     "parameters": (before.parameters, after.parameters, 1, ""),
     "weights on disk": (before.bytes, after.bytes, 2**20, " MiB"),
@@ -125,8 +133,8 @@ rows = {
 }
 fig, ax = plt.subplots(figsize=(7.5, 2.8))
 for i, (a, b, unit, word) in enumerate(rows.values()):
-    ax.barh(i - 0.2, 1, 0.38, color=lesson.PALETTE[7], hatch=lesson.HATCHES[0], label="dense" if i == 0 else None)
-    ax.barh(i + 0.2, b / a, 0.38, color=lesson.PALETTE[0], hatch=lesson.HATCHES[1], label="pruned" if i == 0 else None)
+    ax.barh(i - 0.2, 1, 0.38, color=lesson.colour("dense"), hatch=lesson.HATCHES[0], label="dense" if i == 0 else None)
+    ax.barh(i + 0.2, b / a, 0.38, color=lesson.colour("AMP"), hatch=lesson.HATCHES[1], label="pruned" if i == 0 else None)
     digits = ",.0f" if unit == 1 else ".2f"
     ax.text(1.01, i - 0.2, f"{a / unit:{digits}}{word}", va="center")
     ax.text(b / a + 0.01, i + 0.2, f"{b / unit:{digits}}{word} (−{1 - b / a:.0%})", va="center")
@@ -137,8 +145,8 @@ ax.grid(False)
 ax.legend(loc="upper center", bbox_to_anchor=(0.4, 1.2), ncols=2, frameon=False)
 text = "; ".join(f"{name} down by {1 - b / a:.0%}" for name, (a, b, _, _) in rows.items())
 L.show(fig, alt=f"Bars for the dense and the pruned model, four measures of size: {text}.")
-
-
+most = min(list(rows)[1:], key=lambda name: rows[name][1] / rows[name][0])
+L.seen("what shrinks most", most)
 # %% [markdown]
 # Each pair of bars is one measure of cost, the dense model on top. Parameters and bytes fall by what was asked, to
 # within one neuron per layer. Multiply-adds fall a little more. In these models embedding and output head are one
@@ -153,6 +161,8 @@ L.show(fig, alt=f"Bars for the dense and the pruned model, four measures of size
 # apart: reading a prompt (*prefill*: all tokens at once) and writing (*decoding*: one token after another).
 # A clock on a shared machine wanders. So the two models take turns, and a ratio is taken within each round.
 # %%
+L.predict("how many times as fast a prompt is read", None)
+# %%
 setting = dict(prompt=128, new=16, batch=8, repeats=sizes["repeats"])
 rounds = [{"dense": amp.latency(dense, **setting), "pruned": amp.latency(small, **setting)} for _ in range(5)]
 for phase in ("prefill", "decode"):
@@ -162,6 +172,8 @@ for phase in ("prefill", "decode"):
     L.record.notes[f"speed-up, {phase}"] = f"five rounds gave {ratios[0]:.2f} to {ratios[-1]:.2f}"
     print(f"{phase}: {slow * 1e3:.1f} ms → {fast * 1e3:.1f} ms, {ratios[2]:.2f} times as fast")
     print(f"    five rounds gave {ratios[0]:.2f} to {ratios[-1]:.2f}; threads: {torch.get_num_threads()}")
+faster = L.record.metrics["speed-up, prefill"]["value"]
+L.seen("how many times as fast a prompt is read", faster, within=0.1)
 # %% [markdown]
 # Read the range before the ratio: if it holds 1, these rounds show no speed-up at all. Prefill is
 # large matrix products, so it has something to gain. Decoding one token in a model this small is mostly the fixed cost
@@ -212,6 +224,8 @@ for task in ("tiny_tool", "tiny_fact", "tiny_ending", "tiny_owner", "tiny_chain"
 #
 # **Predict.** Write down an order: dense, AMP, random, reversed. Guessing gives 38 % on average over the tasks.
 # %%
+L.predict("which of the pruned models knows least", None, among=("AMP", "random", "reversed"))
+# %%
 results = {name: amp.accuracy(m, tokenizer, limit=sizes["items"]) for name, m in models.items()}
 for name, result in results.items():
     mean = result.mean
@@ -225,11 +239,11 @@ def reach(m: amp.Measured) -> tuple[float, float]:
 fig, (left, right) = plt.subplots(1, 2, figsize=(10.5, 3.6), width_ratios=(1.2, 1.7), sharey=True)
 chance = sum(amp.CHANCE.values()) / len(amp.CHANCE)
 for i, (name, result) in enumerate(results.items()):
-    style = dict(color=lesson.PALETTE[i], hatch=lesson.HATCHES[i], edgecolor="white")
+    style = dict(color=lesson.colour(name), hatch=lesson.HATCHES[i], edgecolor="white")
     left.bar(i, result.mean.value, yerr=[[below] for below in reach(result.mean)], capsize=4, **style)
     xs = [t + (i - 1.5) * 0.17 for t in range(len(amp.TASKS))]
     errors = list(zip(*(reach(m) for m in result.values()), strict=True))
-    shape = dict(fmt=lesson.MARKERS[i], color=lesson.PALETTE[i], capsize=2, label=name)
+    shape = dict(fmt=lesson.MARKERS[i], color=lesson.colour(name), capsize=2, label=name)
     right.errorbar(xs, [m.value for m in result.values()], yerr=errors, **shape)
 left.axhline(chance, color="0.2", ls="--")
 left.set(xticks=range(len(results)), xticklabels=list(results), ylim=(0, 1.1), ylabel="accuracy")
@@ -272,6 +286,7 @@ else:
     print("The control did not fail: with so few items these plans can't be ranked.")
 print(f"Lowest of all: {worst}.")
 print(f"Tasks on which the dense model itself can't be told from guessing: {', '.join(unlearnt) or 'none'}.")
+L.seen("which of the pruned models knows least", worst)
 # %% [markdown]
 # ## The result
 #
@@ -289,6 +304,47 @@ L.signature(
     baseline=("a random plan of the same size", percent["random"]),
     control=("AMP's ranking reversed", percent["reversed"]),
 )
+L.conclude({
+    f"Of {percent['dense']:.0f} % right answers {percent['AMP']:.0f} % are left after the cut by AMP, "
+    f"{percent['random']:.0f} % by lot, {percent['reversed']:.0f} % by AMP reversed: the choice decides, not the size.":
+        all(told_apart(mean["AMP"], mean[name]) == "is above" for name in ("random", "reversed")),
+    f"The file shrinks by {1 - after.bytes / before.bytes:.0%}, as the parameters do; the time for a prompt need not "
+    "follow, and has to be measured.": abs(after.bytes / before.bytes - after.parameters / before.parameters) < 0.02,
+})  # fmt: skip
+# %% [markdown]
+# ### Exercise 3 · Which one would you ship?
+# *Medium, 5 minutes.* A pruned model is made for a place: so much memory, so many milliseconds for a token. `plans` maps
+# a name to megabytes, milliseconds and accuracy. Return the name of the plan you would ship, or None if none will do.
+# %%
+def ship(plans: dict[str, tuple[float, float, float]], megabytes: float, milliseconds: float) -> str | None:
+    """The plan for this place."""
+    ...  # your answer here
+
+
+ship = L.check(ship, "l0_ship")
+# %% [markdown]
+# {{hint:l0_ship}}
+#
+# {{solution:l0_ship}}
+#
+# Did you want the smallest? A limit is met or it is not; below it, size is worth nothing and answers are.
+#
+# ## Try it: another ratio
+#
+# At which share does it stop to make sense? (In a live notebook a slider moves it; on paper it stays at 30 %.) The parts
+# are silenced, not cut, which computes the same.
+# %%
+def removed(percent: int = 30) -> None:
+    """Perplexity, and answers, with so many percent of all parameters gone."""
+    with amp.masked(dense, amp.plan(dense, scores, pruning_ratio=percent / 100)):
+        left = amp.perplexity(dense, tokenizer, limit=16)
+        print(f"{percent} % removed: perplexity {left.value:.2f}")
+        for asked in ("tiny_tool", "tiny_fact", "tiny_chain"):
+            item = json.loads((amp.DATA / "tasks" / f"{asked}.jsonl").read_text(encoding="utf-8").splitlines()[8])
+            print(f"  {item['prompt']} … {answer(dense, item['prompt'])!r}, right: {item['choices'][item['answer']]}")
+
+
+lesson.widget(removed, percent=(5, 50, 5))
 # %% [markdown]
 # ## Load it like any other model
 #

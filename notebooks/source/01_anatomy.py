@@ -48,6 +48,10 @@ print(f"{anatomy.layers} layers, each with {anatomy.heads} query heads of {anato
 # %% [markdown]
 # ## One layer, opened
 #
+# Every layer has two blocks, and both do the same with the *residual stream*: read a copy, add something.
+# %% tags=["hide-input"]
+L.drawing("stream")
+# %% [markdown]
 # We take one text and one layer from the middle, and watch what goes into and comes out of its linear maps. Hooks do
 # that without changing anything.
 # %%
@@ -150,6 +154,8 @@ head_slice = L.check(head_slice, "l1_head_slice")
 #
 # **Predict.** Add up all heads' terms. Will the sum be the layer's output exactly, or only about?
 # %%
+L.predict("what the sum over heads is", None, among=("exactly the output", "about the output"))
+# %%
 # NBVAL_CHECK_OUTPUT
 def head_terms(h: Tensor, output: nn.Linear) -> Tensor:
     """h_n W_nᵀ of every head: (heads, tokens, hidden)."""
@@ -159,6 +165,7 @@ def head_terms(h: Tensor, output: nn.Linear) -> Tensor:
 terms = head_terms(h, layer.output)
 bias = 0 if layer.output.bias is None else layer.output.bias  # LLaMA has none; Phi adds one that belongs to no head
 L.assert_close(terms.sum(0) + bias, seen[layer.output][1][0], 1e-4, "O = sum of h_n W_nᵀ over heads")
+L.seen("what the sum over heads is", "exactly the output")
 # %% [markdown]
 # Exactly, up to the last digits of float32. Nothing was approximated, so a head's term *is* what it contributes here.
 #
@@ -169,6 +176,8 @@ L.assert_close(terms.sum(0) + bias, seen[layer.output][1][0], 1e-4, "O = sum of 
 # to 1. A negative share means that the head works against the rest.
 #
 # **Predict.** Do all heads of a layer carry about the same? Is there one that carries next to nothing?
+# %%
+L.predict("the largest share, in equal shares", None)
 # %%
 batch = amp.calibration(tokenizer, source, samples=samples, seed=seed, batch_size=samples)[0]
 real = batch["attention_mask"].bool().to(dense.device)  # padding is no data
@@ -203,8 +212,7 @@ L.show(fig, alt=f"Heat map of {anatomy.layers} layers by {anatomy.heads} heads: 
 few = int((shares < 0.5 / anatomy.heads).sum())
 print(f"{few} of {shares.numel()} heads carry less than half of an equal share; "
       f"the largest share is {float(shares.max()) * anatomy.heads:.1f} times an equal one.")  # fmt: skip
-
-
+L.seen("the largest share, in equal shares", float(shares.max()) * anatomy.heads, within=0.5)
 # %% [markdown]
 # A row is a layer, a cell a head; bright heads carry much of what attention writes there. This is a first answer to
 # the opening question: dark heads look like candidates. It is only a first one. The layers above may rely on a quiet
@@ -220,6 +228,8 @@ print(f"{few} of {shares.numel()} heads carry less than half of an equal share; 
 # The **control** has the right recipe and the wrong slice: *rows* of `o_proj` in place of columns. The matrix is
 # square, so nothing complains. **Predict** the control's error, where 0 is exact and 1 is as bad as predicting no
 # change at all.
+# %%
+L.predict("the control's error", None)
 # %%
 def silenced(head: int, output: nn.Linear) -> Tensor:
     """The attention output of a layer when one of its heads is silent."""
@@ -265,6 +275,7 @@ ax.invert_yaxis()
 medians = ", ".join(f"{name} {e.median():.1g}" for name, e in values.items())
 L.show(fig, alt="One mark per head, three predictions of what silencing it changes, by relative error on a logarithmic "
        f"axis. Medians: {medians}.")  # fmt: skip
+L.seen("the control's error", values["rows of o_proj"].median().item(), within=0.3)
 # %%
 # NBVAL_CHECK_OUTPUT
 L.assert_close(values["sum over heads"], torch.zeros(len(outputs) * anatomy.heads), 1e-3, "the sum predicts every head")
@@ -287,6 +298,11 @@ L.signature(
     control=("rows of o_proj in place of columns", float(values["rows of o_proj"].median())),
     spread="range over all heads",
 )
+L.conclude({
+    f"What a head writes is exact: take it away, and the layer's output changes by just that, to {float(e.max()):.0e}.":
+        float(e.max()) < 1e-3,
+    f"Heads do not carry alike: {few} of {shares.numel()} carry less than half of an equal share.": few > 0,
+})  # fmt: skip
 
 
 # %% [markdown]
@@ -296,6 +312,10 @@ L.signature(
 # \mathrm{SiLU}(x W_\text{gate})_m \cdot (x W_\text{up})_m$; in a plain one (Phi) $a_m = \mathrm{GELU}(x W_1 +
 # b_1)_m$. The map out multiplies all $a_m$ by one matrix, so the same argument holds: neuron m writes $a_m$ times
 # *column* m.
+# %% tags=["hide-input"]
+L.drawing("parts")
+
+
 # %%
 # NBVAL_CHECK_OUTPUT
 def neurons_output(x: Tensor, layer) -> Tensor:
@@ -317,6 +337,8 @@ L.assert_close(total + bias, seen[layer.neurons_out][1][0], 1e-4, "MLP output = 
 # *energy* missing, the sum of its squares? And how many of neurons drawn by lot?
 
 
+# %%
+L.predict("neurons for half of the energy, loudest first", None)
 # %%
 def energy_missing(order: Tensor) -> Tensor:
     """Share of the output's energy that is missing with the first k neurons of an order, for k = 0, 1, …"""
@@ -344,6 +366,7 @@ sentence = (
 L.show(fig, alt="Two falling curves: the share of the MLP output's energy that is missing as neurons are added. Half is "
        f"there with {sentence} in the median and range of 20 orders.")  # fmt: skip
 print(f"Half of the energy is there with {sentence}: median and range of 20 orders.")
+L.seen("neurons for half of the energy, loudest first", first, within=anatomy.neurons // 20)
 # %% [markdown]
 # Both curves end at zero: with all neurons nothing is missing. In between, the gap between the curves is what a good
 # order is worth. That gap is the reason to score neurons before removing any.
@@ -490,6 +513,8 @@ for name, t in tiny.items():
 # **Predict.** Phi's `dense`, `fc1` and `fc2` each have a bias. Which of the three belongs to a head or a neuron, and
 # goes with it? Look at their shapes above.
 # %%
+L.predict("the bias that goes with a part", None, among=("dense", "fc1", "fc2"))
+# %%
 # NBVAL_CHECK_OUTPUT
 for name, t in tiny.items():
     i = min(middle, t.layers - 1)
@@ -509,6 +534,7 @@ for name, t in tiny.items():
     L.assert_close(added, s[part.output][1] + s[part.neurons_out][1], 1e-4, f"{name}: a block adds attention and MLP")
     together = torch.equal(s[part.query][0], s[part.neurons_in[0]][0])
     print(f"  {name}: attention and MLP read {'the same vector' if together else 'different vectors'}")
+L.seen("the bias that goes with a part", "fc1")
 # %% [markdown]
 # The biases of `dense` and `fc2` have one number per *hidden* dimension. They belong to no head and no neuron: they are
 # added once, and stay. The bias of `fc1` has one number per *neuron*, and goes with it (so have those of the query, key

@@ -25,6 +25,7 @@ preset: str = "smallest"  # anything else: more held-out texts, more neurons
 out: str = "out"
 
 # %%
+import itertools
 from contextlib import contextmanager
 
 import matplotlib.pyplot as plt
@@ -53,14 +54,19 @@ print(f"{model}: {layers} layers, each with {heads} heads of {head_dim} dimensio
 #
 # **Predict first.** Head A's output $h_A$ is twice as long as head B's. But A's slice of the output projection, $W_A$,
 # is ten times smaller than $W_B$. You must drop one. Which, and what should a score look at?
-#
+# %%
+L.predict("the head to drop", None, among=("A", "B"))
+# %% [markdown]
 # The residual stream never sees $h_n$. It sees $h_n W_n^\top$. Drop head $n$, and the attention output changes by exactly
 # $-h_n W_n^\top$: so A is the one to drop. The size of that change, averaged over the $T$ tokens of some calibration text,
 # is AMP's score of a head:
 #
 # $$I_n = \frac{1}{T} \sum_{t=1}^{T} \big\lVert h_n^{(t)} W_n^\top \big\rVert_1,
 # \qquad \lVert v \rVert_1 = \sum_j |v_j| \text{ over the hidden dimension.}$$
-#
+# %% tags=["hide-input"]
+L.drawing("score")
+L.seen("the head to drop", "A")
+# %% [markdown]
 # **Why this norm, and why a mean?** Let $\delta$ be that change at a token, and $g$ the gradient of the loss with respect to
 # the stream there. To first order the loss changes by $\langle g, \delta\rangle$, and $|\langle g, \delta\rangle| \le
 # \lVert g\rVert_\infty \lVert\delta\rVert_1$ (Hölder). So where nothing is known of $g$ but the size of its largest entry,
@@ -177,10 +183,12 @@ same(amp.score(dense, wider).heads, first, "head scores: padding does not count"
 # two averages? And when would the two always agree?
 
 # %%
+L.predict("the average over tokens", None)
+# %%
 short, long = [10.0] * 2, [0.0] * 8
 print(f"over tokens:  {sum(short + long) / 10:.1f}")
 print(f"over prompts: {(sum(short) / 2 + sum(long) / 8) / 2:.1f}")
-
+L.seen("the average over tokens", sum(short + long) / 10)
 # %% [markdown]
 # The averages can only differ if prompts differ in length **and** the score depends on length. The first half of that
 # sentence can be asserted: cut all prompts to one length, and the two are one number.
@@ -225,6 +233,8 @@ print(f"Cutting {ratio:.0%}, the two averages agree on {kept_heads:.0%} of kept 
 # over what is there already.) And could one compare a head of layer 0 with a head of the last layer by this score?
 
 # %%
+L.predict("from the first layer to the last, head scores", None, among=("grow", "shrink", "do neither"))
+# %%
 drawn_layers = sorted({round(k * (layers - 1) / 5) for k in range(6)})  # of many layers six, evenly from first to last
 tall, ticks = max(4, 0.22 * layers), range(0, layers, max(1, layers // 10))
 fig, (left, right) = plt.subplots(1, 2, figsize=(12, tall), layout="constrained")
@@ -256,7 +266,9 @@ L.show(
 print("Mean head score, layer by layer: " + ", ".join(f"{v:.0f}" for v in by_layer) + ".")
 top = spread[:, : anatomy.neurons // 10].sum(1) / spread.sum(1)
 print(f"The top tenth of a layer's neurons holds {top.min():.0%} to {top.max():.0%} of that layer's total score.")
-
+steps = by_layer.diff()
+found = "grow" if (steps > 0).all() else "shrink" if (steps < 0).all() else "do neither"
+L.seen("from the first layer to the last, head scores", found)
 # %% [markdown]
 # The score is in units of the residual stream, and those units differ from layer to layer. AMP never compares across
 # layers: it takes the same number of heads and of neurons from each. Keep this in mind for section 5.
@@ -290,6 +302,8 @@ print("  " + ", ".join(f"{r:.2f}" for r in spearman(neuron_score, neuron_score *
 # pool. Twenty draws for each number of prompts; the bars hold 95 % of them, so they show what *one* calibration of
 # that size may give. (The whole pool contains each draw. That flatters the larger draws a little.)
 
+# %%
+L.predict("prompts until a ranking settles", None)
 # %%
 sizes = [n for n in (2, 4, 8, 16, 32, 64, 128) if n < len(prompts)]
 keep = len(plan_tokens.heads[0])  # heads that a plan at this ratio keeps in each layer
@@ -331,7 +345,28 @@ print(
     if settled
     else f"Not even {sizes[-1]} prompts give a rank correlation of 0.9 in 95 % of the draws."
 )
+L.seen("prompts until a ranking settles", settled or "more than there are", within=(settled or 0) / 2)
+# %% [markdown]
+# See it settle: the places of the heads in their layers, from the first few prompts alone. (A live notebook has a slider.)
 
+
+# %%
+def places(prompts: int = 8) -> None:
+    """The place of each head in its layer, from so many prompts."""
+    found = head_sums[:prompts].sum(0) / tokens[:prompts].sum()
+    agrees = spearman(found, head_score).mean().item()
+    fig, ax = plt.subplots(figsize=(6, max(3, 0.3 * layers)))
+    place = found.argsort(1, descending=True).argsort(1) + 1
+    ax.imshow(place, cmap="cividis_r", aspect="auto")
+    for i, n in itertools.product(range(layers), range(heads if heads <= 16 else 0)):
+        ax.text(n, i, int(place[i, n]), ha="center", va="center", color="white" if place[i, n] > heads / 2 else "black")
+    ax.grid(False)
+    title = f"{prompts} prompts: rank correlation {agrees:.2f} with all {len(tokens)}"
+    ax.set(xlabel="head", ylabel="layer", title=title)
+    L.show(fig, alt=f"The place of each head in its layer, 1 the highest, from the first {title}.")
+
+
+lesson.widget(places, prompts=(1, len(tokens)))
 # %% [markdown]
 # ## 5 Ground truth
 #
@@ -344,6 +379,8 @@ print(
 # magnitude (the norm of the head's weights), which sees no data at all? Write both numbers down.
 
 
+# %%
+L.predict("rank correlation of AMP's head scores with the truth", None)
 # %%
 @contextmanager
 def silenced(module, columns):
@@ -537,8 +574,8 @@ L.show(
     alt="Rank correlation of four criteria with the true change of loss, with 95 % bars, for heads and neurons, over "
     "all layers (left) and within layers (right). Heads over all layers: " + ", ".join(words) + ".",
 )
-
-
+found = rho["AMP", "heads", "within layers"][0]
+L.seen("rank correlation of AMP's head scores with the truth", found, within=0.1)
 # %%
 def verdict(kind, scope):
     """What the intervals allow one to say."""
@@ -646,6 +683,71 @@ for average, value in (("tokens", mine), ("prompts", mine_by_prompt)):
     L.assert_close(value / theirs, 1.0, 1e-4, f"the exercise's score equals the module's, average over {average}")
 
 # %% [markdown]
+# ### Exercise 3 · A score of your own
+# *Hard, 15 minutes.* Can you do better than AMP? `added` is what each head of one layer adds to the stream: (heads, tokens,
+# hidden). Give one number for each head. There is no one right answer: it is judged on the ground truth of section 5, by
+# its rank correlation within layers, on texts that no score has seen.
+
+
+# %%
+def own_score(added: torch.Tensor) -> torch.Tensor:
+    """Your score of the heads of a layer: (heads,)."""
+    ...  # your answer here
+
+
+# %%
+def amp_itself(added):
+    return added.abs().sum(-1).mean(1)
+
+
+@torch.no_grad()
+def scored_by(score):
+    """A score of all heads from 16 prompts, (layers, heads); None if it gives no number for each head."""
+    blocks = [anatomy.layer(i).output for i in range(layers)]
+    kept, hooks = keep_inputs(blocks)
+    rows = [[] for _ in blocks]
+    for prompt in prompts[:16]:
+        dense(input_ids=prompt["input_ids"].to(dense.device))
+        for row, block in zip(rows, blocks, strict=True):
+            row.append(kept[block].view(-1, heads, head_dim).transpose(0, 1))
+    for hook in hooks:
+        hook.remove()
+    found = [score(torch.cat(r, 1) @ b.weight.T.view(heads, head_dim, -1)) for r, b in zip(rows, blocks, strict=True)]
+    whole = all(isinstance(f, torch.Tensor) and f.shape == (heads,) and f.isfinite().all() for f in found)
+    return torch.stack(found).double().cpu() if whole else None
+
+
+both = {"AMP": scored_by(amp_itself), "yours": scored_by(own_score)}
+near = {name: spearman(s, redrawn["heads"]).mean(-1) for name, s in both.items() if s is not None}  # (resamples,)
+for name, values in near.items():
+    median, low, high = summary(values)
+    print(f"{name}: rank correlation with the truth within layers {median:.2f} ({low:.2f} to {high:.2f})")
+if "yours" in near:
+    median, low, high = summary(near["yours"] - near["AMP"])  # on the same resampled texts
+    word = "beats AMP" if low > 0 else "loses to AMP" if high < 0 else "can't be told from AMP by these texts"
+    print(f"Yours {word}: {median:+.2f} ({low:+.2f} to {high:+.2f}).")
+else:
+    print("✎ own_score: not solved yet; it needs a tensor with one finite number for each head.")
+# %% [markdown]
+# <details><summary>Hint</summary>
+#
+# What a head adds to every token alike could be put into a bias once, and would not be missed. What is left then?
+#
+# </details>
+#
+# <details><summary>One answer</summary>
+#
+# ```python
+# def own_score(added):
+#     varies = added - added.mean(1, keepdim=True)  # a constant could go into a bias
+#     return varies.square().sum(-1).mean(1)
+# ```
+#
+# Run it, too. Where a score comes out above AMP by less than these texts can tell, you have seen the honest end of many a
+# contest of scores: look at the interval before you write the paper.
+#
+# </details>
+#
 # ## The result
 #
 # One number for the lesson: how well AMP orders the heads of a layer by their true worth, in the mean over layers,

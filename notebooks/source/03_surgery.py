@@ -59,6 +59,9 @@ print(
 # ## 1 The budget
 #
 # **Predict first.** How many neurons is one head worth, in parameters? Take hidden size $d$ and head dimension $d_h$.
+# %%
+L.predict("neurons that one head, or KV group, is worth here", None)
+# %% [markdown]
 # A head owns $d_h$ rows of the query, key and value projections and $d_h$ columns of the output projection:
 # $4\, d_h\, d$. A neuron of a gated MLP owns a row of the gate, a row of the up and a column of the down projection:
 # $3\, d$. So a head is worth $4 d_h / 3$ neurons, whatever the hidden size.
@@ -76,7 +79,7 @@ L.assert_close([group_cost, neuron_cost], [anatomy.group_cost, anatomy.neuron_co
 
 # %%
 print(f"One KV group with its {g} query head(s): {group_cost:,} parameters. One neuron: {neuron_cost:,}.")
-print(f"So one group is worth {group_cost / neuron_cost:.2f} neurons.")
+L.seen("neurons that one head, or KV group, is worth here", group_cost / neuron_cost, within=2)
 
 # %% [markdown]
 # AMP takes the same share of heads and of neurons, and the same number from every layer. A share of the heads is seldom
@@ -117,6 +120,8 @@ L.assert_close(
 # ratio as the asked one grows: a steady bias, or a saw?
 
 # %%
+L.predict("the achieved ratio is off by", None, among=("a steady bias", "a saw"))
+# %%
 asked = torch.linspace(0.05, 0.55, 101)
 fig, ax = plt.subplots(layout="constrained")
 worst = {}
@@ -135,7 +140,8 @@ L.show(
     f"{worst['one neuron a head']:.1f}.",
 )
 print(", ".join(f"{name}: off by up to {value:.2f} percentage points" for name, value in worst.items()) + ".")
-
+both_ways = bool((off.diff() > 0).any() and (off.diff() < 0).any())
+L.seen("the achieved ratio is off by", "a saw" if both_ways else "a steady bias")
 # %% [markdown]
 # ### The paper's ratio, derived
 #
@@ -189,6 +195,8 @@ print("✔ every layer keeps its highest scores, heads and neurons")
 # themselves set to zero.
 
 # %%
+L.predict("the logits are equal", None, among=("to the last bit", "nearly", "roughly"))
+# %%
 # NBVAL_CHECK_OUTPUT
 small = amp.prune(dense, plan).model
 held_out = amp.texts(source, "validation")[:16]
@@ -219,7 +227,7 @@ with amp.masked(dense, plan):
     masked_logits = logits(dense, inputs)
 assert_same(masked_logits, logits(by_hand, inputs), "mask equals zeroed columns", anatomy.layers)
 assert_same(logits(small, inputs), masked_logits, "cut equals masked", anatomy.layers)
-
+L.seen("the logits are equal", "nearly")
 # %% [markdown]
 # Now the version that matters to whoever gets the model: saved, and loaded with the stock library. `from_pretrained`
 # reports keys that were missing, unexpected or of the wrong shape. There must be none.
@@ -232,6 +240,26 @@ assert not any(report.values()), report
 reloaded_logits = logits(reloaded.eval().to(dense.device), inputs)
 assert_same(reloaded_logits, masked_logits, "cut, saved and reloaded equals masked", anatomy.layers)
 
+# %% [markdown]
+# Do not believe it of one plan: choose what goes, a head (with its group) and the neurons that score least, in every
+# layer. A live notebook has sliders for it.
+
+
+# %%
+def take_away(head: int = 0, neurons: int = 100) -> None:
+    """What the model would say next without them, and how far the mask's logits are from the cut's."""
+    goes = {n for n in range(anatomy.heads) if n // g == head // g}
+    stay = [sorted(s.argsort(descending=True)[: anatomy.neurons - neurons].tolist()) for s in scores.neurons]
+    chosen = replace(plan, heads=[sorted(set(range(anatomy.heads)) - goes)] * anatomy.layers, neurons=stay)
+    with amp.masked(dense, chosen):
+        silent = logits(dense, inputs)
+    off = (logits(amp.prune(dense, chosen).model, inputs) - silent).abs().max().item()
+    other = (silent.argmax(-1) != logits(dense, inputs).argmax(-1)).float().mean().item()
+    print(f"without heads {sorted(goes)} and {neurons} neurons of each layer: another next token at {other:.0%} of the")
+    print(f"places than the dense model says; mask and cut differ by at most {off:.0e}")
+
+
+lesson.widget(take_away, head=(0, anatomy.heads - 1), neurons=(0, anatomy.neurons - 8, 4))
 # %% [markdown]
 # ### Why is a saved LLaMA a `mistral`?
 #
@@ -261,6 +289,8 @@ except Exception as error:
 # A clock on a shared machine wanders. So the four models take turns, round by round, and we compare within a round.
 # Dense comes twice: against itself it must show no gain, or the clock is broken.
 
+# %%
+L.predict("the masked model's speed-up", None)
 # %%
 token_ids = torch.randint(dense.config.vocab_size, (8, 128), generator=torch.Generator().manual_seed(seed))
 token_ids = token_ids.to(dense.device)
@@ -320,7 +350,7 @@ print(f"Parameters: dense {before.parameters:,}, masked {before.parameters:,}, c
 print(f"KV cache a token: dense {before.kv_cache_bytes_per_token:,} bytes, cut {after.kv_cache_bytes_per_token:,}.")
 reached = (speedup["cut"][0] - 1) / (ideal - 1)
 print(f"The cut reaches {reached:.0%} of the gain that its multiply-adds promise.")
-
+L.seen("the masked model's speed-up", speedup["masked"][0], within=0.05)
 # %% [markdown]
 # A product with a zero takes as long as any other product: the mask saves nothing, and zeroing costs a little. Masks
 # are for asking *what if* (lesson 2 did, once for each head). Only a cut pays.
@@ -329,10 +359,14 @@ print(f"The cut reaches {reached:.0%} of the gain that its multiply-adds promise
 #
 # From here on we use all three embedded models. In `tiny-llama-gqa` 8 query heads share 4 key-value heads: heads 0
 # and 1 read group 0, heads 2 and 3 read group 1, and so on.
-#
+# %% tags=["hide-input"]
+L.drawing("groups")
+# %% [markdown]
 # **Predict first.** You keep the 4 best *query heads* of such a layer, wherever they are. How much smaller does the KV
 # cache get?
 
+# %%
+L.predict("KV groups that a layer gets rid of by that", None)
 # %%
 texts = amp.texts("tinyworld", "validation")[:16]
 gqa, gqa_tokenizer = amp.load("tiny-llama-gqa")
@@ -347,7 +381,9 @@ for i, values in enumerate(gqa_scores.heads):
         f"  layer {i}: best heads {single} leave {users} readers to the groups; "
         f"whole groups: heads {gqa_plan.heads[i]}, groups {gqa_plan.groups(i)}"
     )
-
+readers = [{int(n) // size for n in values.argsort(descending=True)[:4]} for values in gqa_scores.heads]
+unread = sum(gqa_anatomy.groups - len(groups) for groups in readers) / len(readers)
+L.seen("KV groups that a layer gets rid of by that", unread, within=0.5)
 # %% [markdown]
 # A group can go only when nobody reads it. Picking heads one by one leaves groups with one reader here and two there:
 # the cache may not shrink at all, and no configuration can say "two readers for this group, one for that". Two ways
@@ -762,6 +798,11 @@ L.signature(
     control=("the dense model against itself", speedup["dense again"][0]),
     must="that must show 1",
 )
+L.conclude({
+    f"Mask and cut compute the same, and only the cut is faster: {speedup['cut'][0]:.2f} times the dense model, the "
+    f"mask {speedup['masked'][0]:.2f} times.": speedup["cut"][1] > 1 and speedup["masked"][1] < 1.02,
+    f"Of the gain that its multiply-adds promise ({ideal:.2f} times) the cut reaches a part, {reached:.0%}.": reached < 1,
+})  # fmt: skip
 
 # %% [markdown]
 # ## What this does not show

@@ -52,9 +52,13 @@ anatomy = amp.Anatomy.of(dense)
 # LoRA leaves the weight `W` as it is and learns a correction beside it, the product of two thin matrices:
 #
 # `y = W x + (α / r) · B A x`, where `A` is (r, in), `B` is (out, r), and the rank `r` is small.
-#
+# %% tags=["hide-input"]
+L.drawing("lora")
+# %% [markdown]
 # `B` begins at zero. **Predict:** what does the model compute before the first step of training? And after it, how many
 # numbers are trained for one map from 128 to 128 dimensions at rank 8: 16,384, or 2,048, or 64?
+# %%
+L.predict("numbers trained for a map of 128 to 128 at rank 8", None, among=(16384, 2048, 64))
 # %%
 rank, alpha = 8, 16
 
@@ -70,6 +74,7 @@ a = (0.1 * torch.randn(rank, query.in_features, generator=draw)).to(query.weight
 b = torch.zeros(query.out_features, rank).to(query.weight)
 x = torch.randn(4, query.in_features, generator=draw).to(query.weight)
 print(f"W is {tuple(query.weight.shape)}, {query.weight.numel():,} numbers; A and B have {a.numel() + b.numel():,}.")
+L.seen("numbers trained for a map of 128 to 128 at rank 8", rank * (128 + 128))
 # %%
 # NBVAL_CHECK_OUTPUT
 L.assert_close(adapted(query, x, a, b), query(x), 1e-6, "with B at zero the adapted map is the map itself")
@@ -148,6 +153,8 @@ print("response", tokenizer.decode(ids[cut:]))
 #
 # **Predict:** how likely does the dense model find a BOS after a prompt?
 # %%
+L.predict("probability of BOS after a prompt", None)
+# %%
 bos = tokenizer.bos_token_id
 doubled = (ids[:cut] + [bos] + ids[cut:], [IGNORE] * cut + [bos] + ids[cut:])
 
@@ -165,6 +172,7 @@ for what, row in (("one BOS", (ids, expected)), ("two BOS", doubled)):
     shown = [f"{tokenizer.decode([t])!r} {loss:.2f}" for t, loss in zip(row[1][-len(losses) :], losses, strict=True)]
     print(f"{what}: loss of each label: {', '.join(shown)}; mean {losses.mean():.2f}")
 print(f"Probability of BOS after the prompt: {torch.exp(-label_losses(doubled)[0]).item():.1e}")
+L.seen("probability of BOS after a prompt", torch.exp(-label_losses(doubled)[0]).item(), within=0.01)
 # %%
 # NBVAL_CHECK_OUTPUT
 L.assert_close(ids.count(bos), 1, 0, "a row of amp.recover holds one BOS")
@@ -186,6 +194,8 @@ L.assert_close(expected.count(bos), 0, 0, "and BOS is never a label")
 # there are a few dozen, at the rate in the parameters cell.
 #
 # **Predict,** for 30 %: does the training bring back all, half, or next to nothing of what the cut cost? And at 50 %?
+# %%
+L.predict("points of accuracy that come back at the smaller ratio", None)
 # %%
 def cut_by(criterion: str, ratio: float):
     batches = amp.calibration(tokenizer, "tinyworld", samples=calibration, seed=seed)
@@ -209,7 +219,7 @@ fig, axes = plt.subplots(figsize=(7, 3.6))
 width = 5  # steps averaged, as single batches jump
 for k, (name, recovery) in enumerate(recoveries.items()):
     curve = torch.tensor([point["loss"] for point in recovery.history]).unfold(0, min(width, steps), 1).mean(1)
-    style = dict(color=lesson.PALETTE[k], marker=lesson.MARKERS[k], markevery=4, label=name)
+    style = dict(color=lesson.colour(name), marker=lesson.MARKERS[k], markevery=4, label=name)
     axes.plot(range(1, len(curve) + 1), curve, **style)
 axes.set(xlabel=f"step (mean of {width} from here)", ylabel="loss on responses (nats per token)", ylim=(0, None))
 axes.legend(frameon=False, ncols=2)
@@ -236,6 +246,8 @@ for name in before:
     accuracies = f"{a0.value:17.1%} → {a1.value:5.1%}  ({amp.compare(a1, a0).points()})"
     print(f"{name:10s} {p0.value:9.2f} → {p1.value:8.2f} {accuracies}")
 print(f"Perplexity: {measured['dense', 'before'][0].protocol}.")
+back = 100 * (measured[mild, "after"][1].value - measured[mild, "before"][1].value)
+L.seen("points of accuracy that come back at the smaller ratio", back, within=3)
 # %%
 fig, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6))
 names = list(before)
@@ -311,6 +323,8 @@ for name in (mild, deep, "random", "reversed"):
 #
 # **Predict:** train the same pruned model on whole rows, prompts too. Which of the two numbers gets better for it?
 # %%
+L.predict("what whole rows are better for", None, among=("perplexity", "accuracy", "both", "neither"))
+# %%
 text = train(before[mild], loss="text")
 found = {"responses": measured[mild, "after"], "text": measure(text.model)}
 tokens = {"responses": recoveries[mild].tokens, "text": text.tokens}
@@ -330,6 +344,8 @@ if fits_better == answers_better:
 else:
     which = ("perplexity", "accuracy") if fits_better else ("accuracy", "perplexity")
     print(f"Trained on responses, {which[0]} got better and {which[1]} not clearly: either alone would mislead you.")
+better = [n for n, kind in (("perplexity", better_text), ("accuracy", better_answers)) if kind == "text"]
+L.seen("what whole rows are better for", {0: "neither", 2: "both"}.get(len(better), *better[:1] or [""]))
 # %% [markdown]
 # Mind what a row is, too: it ends (with EOS) after one answer, while the texts that perplexity is taken on go on. A
 # model trained on rows learns to stop early, which costs perplexity and no accuracy. So a table with one of the two

@@ -71,6 +71,11 @@ perplexity = L.check(perplexity, "l5_perplexity")
 #
 # {{solution:l5_perplexity}}
 #
+# Written out, with the mean loss $\bar\ell_w$ and the number of tokens $n_w$ of each window: every *token* counts the
+# same, however the text was cut.
+#
+# $$\mathrm{perplexity} = \exp\Big( \frac{\sum_w n_w \bar\ell_w}{\sum_w n_w} \Big)$$
+#
 # Here are the losses of twenty windows, taken one by one, the slow and obvious way. The module must agree.
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -86,6 +91,8 @@ L.assert_close(perplexity(losses, tokens) / module.value, 1, 1e-4, "twenty windo
 # Now the same model and the same text, cut into short windows. **Predict:** does the perplexity rise, fall or stay? And
 # if the short windows overlap, so that each token is counted where it has some text before it?
 # %%
+L.predict("with short windows, perplexity", None, among=("rises", "falls", "stays"))
+# %%
 some = amp.texts(source, "validation")[: sizes["texts"]]
 protocols = {"window 256": dict(window=256), "window 8": dict(window=8), "window 8, stride 2": dict(window=8, stride=2)}
 protocol = {name: amp.perplexity(dense, tokenizer, some, **how) for name, how in protocols.items()}
@@ -93,6 +100,15 @@ for name, found in protocol.items():
     print(f"{name:18s} {amp.interval(found).bounds()}, with its 95 % interval; {found.tokens:,} tokens")
 times = protocol["window 8"].value / protocol["window 256"].value
 print(f"Same weights, same text: the short windows give {times:.2f} times the perplexity of the long ones.")
+L.seen("with short windows, perplexity", "rises" if times > 1.02 else "falls" if times < 0.98 else "stays")
+# %%
+def of_window(window: int = 64) -> None:
+    """Perplexity of the first texts, cut into windows of so many tokens."""
+    found = amp.perplexity(dense, tokenizer, some[:12], window=window)
+    print(f"windows of {window:3d} tokens: perplexity {amp.interval(found).bounds()}, {found.protocol}")
+
+
+lesson.widget(of_window, window=(8, 256, 8))  # a slider, in a live notebook
 # %% [markdown]
 # A token near the start of a window has little before it to be foreseen from, and short windows have many such tokens.
 # So **a perplexity without its window is no number**: LLM-Pruner's Llama-3 goes from 25.6 to 12.9 by window length
@@ -140,6 +156,13 @@ for task in tasks:
     right = round(m.value * m.n)
     L.assert_close(standard_error([1] * right + [0] * (m.n - right)), m.stderr, 1e-9, f"standard error of {task}")
 # %% [markdown]
+# Why the root of n? Each answer is a draw that is right with probability $p$, so its variance is $p\,(1-p)$. Of a mean of n
+# independent draws the variance is one n-th of that, and the typical distance from the truth its root:
+#
+# $$\mathrm{se} = \sqrt{\frac{p\,(1-p)}{n - 1}}$$
+#
+# (with $n - 1$, since $p$ is itself taken from the same answers). Half the error takes four times the items.
+#
 # In brackets are 95 % intervals. Usually one takes 1.96 standard errors to either side. But where every answer is right
 # the formula sees no spread and says ± 0, and just below 100 % it reaches above. That is a weakness of the formula, not
 # a certainty. So these are **Wilson's** intervals: all true accuracies that such a count would not surprise. They are
@@ -154,12 +177,18 @@ for task in tasks:
 #
 # `amp.interval` takes all runs of a system and puts both kinds of noise into one interval. `amp.compare` asks whether
 # two systems differ, and does not look at their two intervals: both answered the **same items** after the **same
-# draws**, so it takes the difference pair by pair. An item that is hard for both moves no difference. (What looks at
+# draws**, so it takes the difference pair by pair, $d_i = x_i - y_i$. An item that is hard for both moves no difference:
+#
+# $$\mathrm{Var}(\bar d) = \tfrac{1}{n} \big( \mathrm{Var}(x) + \mathrm{Var}(y) - 2\,\mathrm{Cov}(x, y) \big),$$
+#
+# and two cuts of one model stumble over the same items, so the last term is large. (What looks at
 # three seeds by drawing them again and again, as a plain bootstrap does, sees ten different samples and is too sure.)
 #
 # ## Ratios × criteria × seeds
 #
 # **Predict** the order of the four criteria at 30 %, and whether AMP's seeds or random's differ more.
+# %%
+L.predict("the best of the four", None, among=("AMP", "magnitude", "random", "reversed"))
 # %%
 criteria = {"AMP": "amp", "magnitude": "magnitude", "random": "random", "reversed": "reversed"}
 scores, plans = {}, {}
@@ -191,7 +220,7 @@ for k, name in enumerate(criteria):
     found = [amp.interval(*of_seeds(values, name, r)) for r in ratios]
     middle, bars = [f.value for f in found], [[f.value - f.low for f in found], [f.high - f.value for f in found]]
     x = [100 * r + (k - 1.5) * 0.4 for r in ratios]  # side by side, so that bars don't hide each other
-    axes.errorbar(x, middle, bars, marker=lesson.MARKERS[k], color=lesson.PALETTE[k + 1], capsize=3, label=name)
+    axes.errorbar(x, middle, bars, marker=lesson.MARKERS[k], color=lesson.colour(name), capsize=3, label=name)
     lines.append(f"{name} " + ", ".join(f"{m:.3g}" for m in middle))
     for r, f in zip(ratios, found, strict=True):
         print(f"{name:10s} {r:4.0%}  perplexity {f.bounds()}, over {f.over}")
@@ -203,8 +232,8 @@ axes.legend(frameon=False)
 where = ", ".join(f"{r:.0%}" for r in ratios)
 L.show(fig, alt=f"Perplexity, log axis, at {where} removed, mean over seeds with 95 % intervals: {'; '.join(lines)}. "
        f"Dense: {base.value:.3g}.")  # fmt: skip
-
-
+best = min(criteria, key=lambda name: amp.interval(*of_seeds(values, name, ratio)).value)
+L.seen("the best of the four", best)
 # %% [markdown]
 # Means and intervals were taken over log perplexities, that is, over losses: perplexities of bad models are so large
 # that one of them would rule the mean, and a perplexity below zero does not exist. So two systems are compared by the
@@ -238,7 +267,9 @@ L.from_sweep(sweep)
 # only. So carry out each half alone, with as many heads or neurons as the whole plan takes. **Predict:** in which half
 # does AMP's score know more than a draw?
 # %%
-halves = {}
+L.predict("where AMP knows more than a draw", None, among=("heads", "neurons", "both", "neither"))
+# %%
+halves, knows = {}, []
 for s in seeds:
     for name in ("AMP", "random"):
         kept = plans[name, ratio, s]
@@ -251,6 +282,8 @@ for half in ("heads", "neurons"):
     verdict = ("AMP is better" if gap.difference < 0 else "AMP is worse") if gap.clear else "not told apart"
     shown = [amp.interval(*runs).bounds() for runs in (ours, chance)]
     print(f"{half:8s} gone: perplexity {shown[0]} by AMP, {shown[1]} at random: {verdict}.")
+    knows += [half] * (verdict == "AMP is better")
+L.seen("where AMP knows more than a draw", {0: "neither", 2: "both"}.get(len(knows), "".join(knows)))
 # %% [markdown]
 # Where AMP's heads or neurons are no better than drawn ones, mind what the score is: a **mean** size over all tokens.
 # A part that writes a little everywhere outranks one that writes much, but only at the few tokens where it is needed,
@@ -261,6 +294,8 @@ for half in ("heads", "neurons"):
 # A mean over tasks can hide a skill that is gone. **Predict:** which falls first, a fact learnt by heart, or finding
 # out in two hops where a thing is?
 # %%
+L.predict("the task that falls furthest with AMP", None, among=tasks)
+# %%
 at_ratio = {key: small for key, small in pruned.items() if key[1] == ratio}
 answers = {key: asked(small) for key, small in at_ratio.items()}
 means = {key: found.mean for key, found in answers.items()}
@@ -270,7 +305,7 @@ for k, name in enumerate(("dense", *criteria)):
     found = [suite] if name == "dense" else of_seeds(answers, name, ratio)
     at = [t + (k - 2) * 0.16 for t in range(len(tasks))]
     middle = [100 * sum(f[task].value for f in found) / len(found) for task in tasks]
-    axes.bar(at, middle, 0.15, color=lesson.PALETTE[k], hatch=lesson.HATCHES[k], edgecolor="white", label=name)
+    axes.bar(at, middle, 0.15, color=lesson.colour(name), hatch=lesson.HATCHES[k], edgecolor="white", label=name)
     for f in found:
         axes.plot(at, [100 * f[task].value for task in tasks], ".", color="black", markersize=4)
     told.append(f"{name} " + ", ".join(f"{v:.0f}" for v in middle))
@@ -282,6 +317,8 @@ axes.set(ylabel="accuracy (%)", ylim=(0, 105))
 axes.legend(frameon=False, ncols=5, loc="upper center", bbox_to_anchor=(0.5, -0.1))
 L.show(fig, alt=f"Accuracy at {ratio:.0%} on {', '.join(names)}, mean over seeds, in percent: {'; '.join(told)}. "
        "Dots are single seeds, dashed lines guessing.")  # fmt: skip
+fall = {t: suite[t].value - of_seeds(answers, "AMP", ratio)[0][t].value for t in tasks}
+L.seen("the task that falls furthest with AMP", max(fall, key=fall.get))
 # %% [markdown]
 # Bars are means over seeds, dots single seeds, dashed lines guessing.
 # %%
@@ -338,6 +375,8 @@ for name in parts:
 # **Predict** the order of the three. In the paper, on LLaMA-2-7B and five other tasks, both gave 61.02, neurons only
 # 56.93 and heads only 37.63 % [second-hand].
 # %%
+L.predict("the most accurate of the three", None, among=("both", "heads", "neurons"))
+# %%
 ablation = {}
 for name, of_seed in parts.items():
     small = {s: amp.prune(dense, plan).model for s, plan in of_seed.items()}
@@ -351,6 +390,7 @@ by_accuracy = sorted(ablation, key=lambda name: -ablation[name][1].value)
 first, second = (ablation[name][1] for name in by_accuracy[:2])
 clear = amp.compare(first, second).clear
 print(f"Here the order is {' > '.join(by_accuracy)}; the paper's is both > neurons > heads.")
+L.seen("the most accurate of the three", by_accuracy[0])
 print(f"The first two are {'clearly apart' if clear else 'not told apart by these items'}.")
 left = len(heads_only.heads[0])
 right = {name: 100 * m.value for name, (_, m) in ablation.items()}
@@ -374,6 +414,8 @@ print(f"In LLaMA-2-7B 30 % are {gone / a_head:.0f} of 32 heads, or {gone / a_neu
 #
 # Ideally time falls as multiply-adds do. **Predict** which of these lies closest to that: parameters, KV cache, time of a
 # prompt, time per new token?
+# %%
+L.predict("what lies closest to the ideal", None, among=("parameters", "KV cache", "prompt time", "time per new token"))
 # %%
 key = {"dense": dense} | {f"{r:.0%}": pruned["AMP", r, seed] for r in ratios}
 weighed = {name: amp.size(m) for name, m in key.items()}
@@ -409,6 +451,9 @@ axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
 at = f"{ratio:.0%}"
 L.show(fig, alt=f"What is left of size, memory and time at {where} removed. At {at}: "
        + ", ".join(f"{what} {share:.0%}" for what, share in shares[at].items()) + ".")  # fmt: skip
+goal = shares[at]["multiply-adds (ideal)"]
+near = {what: abs(s - goal) for what, s in shares[at].items() if what not in ("multiply-adds (ideal)", "bytes")}
+L.seen("what lies closest to the ideal", min(near, key=near.get))
 # %%
 ideal = 1 / shares[at]["multiply-adds (ideal)"]
 fast = {what: 1 / shares[at][what] for what in ("prompt time", "time per new token")}

@@ -196,6 +196,8 @@ L.assert_close(mine / mine.max(), theirs / theirs.max(), 1e-3, "Taylor, neurons:
 
 
 # %%
+L.predict("rank correlation of AMP and Taylor on neurons", None)
+# %%
 def places(name, s, part):
     """Ranks within each layer, centred and of length one: (layers, structures)."""
     ranks = torch.from_numpy(rankdata(torch.stack(getattr(scores[name, s], part)).cpu().numpy(), axis=1))
@@ -237,6 +239,7 @@ for part in rho:
     print(f"  The least settled by {calibration} texts is {itself[1]}: it agrees with itself to {itself[0]:.2f}.")
     luck = rho[part]["random", "AMP"]
     print(f"  Controls: AMP with random {luck:.2f}, with its own reversal {rho[part]['AMP', 'reversed']:.2f}.")
+L.seen("rank correlation of AMP and Taylor on neurons", rho["neurons"]["AMP", "Taylor"], within=0.15)
 # %% [markdown]
 # Why do they agree? A score is made of ingredients. If that is the reason, pairs with the same ingredients must agree
 # more than pairs with different ones. Sort the pairs by what they look at:
@@ -312,6 +315,8 @@ for n in names[1:]:
 # One budget, one measurement: perplexity on held-out text. **Predict** the order. Where plans share nine tenths of what
 # they keep, can their models differ much?
 # %%
+L.predict("the lowest perplexity", None, among=list(criteria))
+# %%
 runs = {}
 for (name, s), plan in plans.items():
     if name != "magnitude" or s == seed:  # magnitude has no draw, so one is all
@@ -330,7 +335,7 @@ fig, ax = plt.subplots(figsize=(8, 4))
 for k, n in enumerate(order):
     reach = [[centre[n] - spread[n].low], [spread[n].high - centre[n]]]
     c = names.index(n)
-    ax.errorbar(centre[n], k, xerr=reach, color=lesson.PALETTE[c], marker=boards.MARKERS[c], markersize=8, capsize=4)
+    ax.errorbar(centre[n], k, xerr=reach, color=lesson.colour(n), marker=boards.MARKERS[c], markersize=8, capsize=4)
     ax.annotate(f"{centre[n]:.3g}", (centre[n], k), xytext=(0, 8), textcoords="offset points", ha="center", fontsize=9)
 ax.axvline(base, color="0.2", ls="--")
 ax.set_yticks(range(len(order)), order)
@@ -353,9 +358,33 @@ for n in order:
         print(against(n)[1])
 ahead = [n for n in order if n != "AMP" and against(n)[0].clear and centre[n] < centre["AMP"]]
 print(f"Clearly ahead of AMP here: {', '.join(ahead) or 'none'}.")
+L.seen("the lowest perplexity", order[0])
 # %% [markdown]
 # The interval is that of the ratio on the same seeds and windows (magnitude, which has one plan, stands against each of
 # AMP's). It is over calibration texts and windows, not over models.
+#
+# ### Exercise 2 · Is this gap noise?
+# *Medium, 8 minutes.* Two criteria, the same three seeds, a loss for each. Answer "first" or "second", whichever loses
+# less, or "neither" if three seeds can't tell: if 0 lies within 4.30 standard errors of the mean gap (lesson 5; 4.30 is
+# Student's t for three).
+# %%
+def told_apart(first: list[float], second: list[float]) -> str:
+    """The better of two criteria, or "neither"."""
+    ...  # your answer here
+
+
+told_apart = L.check(told_apart, "l6_told_apart")
+# %% [markdown]
+# {{hint:l6_told_apart}}
+#
+# {{solution:l6_told_apart}}
+# %%
+for n in (name for name in names if name not in ("AMP", "magnitude")):
+    sides = [[math.log(run.value) for run in of(name)] for name in ("AMP", n)]
+    if len(sides[0]) == 3:
+        print(f"AMP against {n}, by three seeds: {dict(first='AMP', second=n).get(told_apart(*sides), 'noise')}")
+# %% [markdown]
+# This looks at seeds alone; `amp.compare` above also knows that a text of so many windows is a sample.
 #
 # ## 4 · When magnitude wins, and what that says
 #
@@ -396,7 +425,7 @@ for label, g in halves.items():
 # TransAct does not cut at once. It scores, cuts a little, trains, and does so eight times, because after the first cuts
 # the scores are no longer true. Each shot takes its part of what is still too many.
 #
-# ### Exercise 2 · The schedule
+# ### Exercise 3 · The schedule
 # *Easy, 5 minutes.* From `current` structures to `target` in so many shots: each shot removes
 # `(current − target) // remaining`, where `remaining` counts this shot too. Return what is left after each.
 
@@ -430,6 +459,8 @@ for name, left in amp.TRANSACT.items():
 # Now here, to the widths of section 3, by TransAct's own salience. Four ways: at once or in four shots, each with and
 # without a little training. Training is LoRA on the same texts for the same number of steps: a quarter of them after
 # each shot, or all at the end. **Predict:** is it scoring again that helps, or training in between?
+# %%
+L.predict("what helps more", None, among=("scoring again", "training"))
 # %%
 shots = 4
 quarters, at_once = (
@@ -486,6 +517,8 @@ print(f"Scoring again, without training, {effect('four shots', 'one shot')}.")
 print(f"Training at the end of one shot {effect('one shot + training', 'one shot')}.")
 print(f"Training between four shots, against the same training at the end, "
       f"{effect('four shots + training', 'one shot + training')}.")  # fmt: skip
+more = "training" if after["one shot + training"] < after["four shots"] else "scoring again"
+L.seen("what helps more", more)
 # %% [markdown]
 # This is one calibration draw and a handful of training steps, after each shot with an adapter and a falling learning
 # rate of its own. TransAct trains all parameters, on 1 B tokens over its 8 shots and 50 B after them [code], to a fifth
@@ -500,6 +533,8 @@ print(f"Training between four shots, against the same training at the end, "
 # first and drop after: the same?
 
 
+# %%
+L.predict("the two orders give", None, among=("the same", "something else"))
 # %%
 def rotate(x, positions, frequencies):
     """RoPE: dimension j turns with j + d/2, by position × frequency j."""
@@ -544,6 +579,7 @@ reset_pairs = rotate(q[whole].expand(len(at), -1), at, frequencies(d // 2))
 assert not torch.allclose(reset_pairs[1:], rotated[1:, whole]), "whole pairs alone do not mend it"
 first, moved = score_at(q[whole], k[whole], full[pairs])
 L.assert_close(first, moved, 1e-9, "whole pairs: the score depends on the distance alone, as RoPE promises")
+L.seen("the two orders give", "something else")
 # %%
 keys = rotate(k.expand(2, -1), torch.tensor([0.0, 25.0]), full)[:, chosen]
 together = [rotate(q.expand(len(at), -1), at + m, full)[:, chosen] @ key for m, key in zip((0, 25), keys, strict=True)]
@@ -718,7 +754,7 @@ else:
         x = [100 * r + (c - len(labels) / 2) * 0.35 for r, _ in mine]  # side by side
         y = [p.value for _, p in mine]
         reach = [[p.value - p.low for _, p in mine], [p.high - p.value for _, p in mine]]
-        ax.errorbar(x, y, reach, color=lesson.PALETTE[c % 10], marker=boards.MARKERS[c], capsize=3, label=label)
+        ax.errorbar(x, y, reach, color=lesson.colour(label), marker=boards.MARKERS[c], capsize=3, label=label)
         told.append(f"{label} " + ", ".join(f"{v:.3g}" for v in y))
     whole_model = standings.dense(cells)["perplexity"].value
     ax.axhline(whole_model, color="0.2", ls="--", label="dense")

@@ -78,6 +78,8 @@ print(f"{model}: {anatomy.layers} layers, each {one_layer:.1%} of all parameters
 # **Block influence** (ShortGPT) asks how far a layer turns the hidden state: 1 − cos(h, h′), mean over tokens. In a few
 # lines, with hooks that catch h and h′. **Predict:** which layers turn it most: the first, the middle ones, the last?
 # %%
+L.predict("the layer that turns the stream most", None)
+# %%
 decoder = dense.get_submodule(anatomy.family.layers)
 
 
@@ -108,6 +110,7 @@ for i in layers:
     growth[i] = ((h_after - h).norm(dim=-1) / h.norm(dim=-1)).mean().item()
 for i in layers:
     print(f"layer {i}: influence {influence[i]:.3f}; its update is {growth[i]:.2f} times as long as h")
+L.seen("the layer that turns the stream most", max(influence, key=influence.get))
 # %%
 # NBVAL_CHECK_OUTPUT
 module = amp.rank_layers(dense, batches, "influence")
@@ -123,11 +126,10 @@ fig, axes = plt.subplots(1, 2, figsize=(8, 3.3), layout="constrained")
 for k, (ax, values, label) in enumerate(
     [(axes[0], influence, "block influence"), (axes[1], damage, "perplexity without the layer")]
 ):
-    style = dict(color=lesson.PALETTE[k], hatch=lesson.HATCHES[k], edgecolor="white")
-    ax.bar(layers, [values[i] for i in layers], **style)
+    ax.plot(layers, [values[i] for i in layers], lesson.MARKERS[k], color=lesson.PALETTE[k], ls=":")  # no bars: log axis
     ax.set(xlabel="layer", ylabel=label, yscale="log", xticks=layers[:: max(1, len(layers) // 8)])
 told = "; ".join(f"layer {i} {influence[i]:.2f} and {damage[i]:.3g}" for i in layers)
-L.show(fig, alt=f"Two bar charts over layers, log axes: block influence, and perplexity without the layer. {told}.")
+L.show(fig, alt=f"Points over layers, two panels, log axes: block influence, and perplexity without the layer. {told}.")
 least = min(layers, key=damage.get)
 print(f"Worst to lose: layer {max(layers, key=damage.get)}. Easiest: layer {least}, perplexity {damage[least]:.2f}.")
 print(f"Spearman's correlation of influence and damage: {agree:.2f}.")
@@ -298,6 +300,8 @@ budget = depth[seed].achieved
 # removed goes, and then the first of those left. Here is that mistake, in our words. **Predict** what it removes if
 # every score is turned upside down.
 # %%
+L.predict("with scores upside down it removes", None, among=("the first layers", "the last layers", "the layers that matter most"))
+# %%
 # NBVAL_CHECK_OUTPUT
 def museum(score, layers: list[int], remove: int) -> list[int]:
     kept = list(layers)
@@ -314,6 +318,7 @@ def upside_down(kept: list[int]) -> dict[int, float]:
 
 L.assert_close(museum(by_influence, layers, goes), layers[goes:], 0, "it removes the first layers")
 L.assert_close(museum(upside_down, layers, goes), layers[goes:], 0, "and so it does with the scores upside down")
+L.seen("with scores upside down it removes", "the first layers")
 # %%
 every = {}
 
@@ -347,10 +352,35 @@ if "museum, layer 0 spared" in found:
 # used can pass for one that works. **A control** shows it: turn the scores upside down; if nothing changes, they are
 # not read.
 #
+# ### Exercise 3 · A broken checkpoint
+# *Medium, 6 minutes.* Somebody dropped layers, set `num_hidden_layers`, and saved the others under the numbers that they
+# had. It loads, with a warning that nobody reads, and writes nonsense. From the names of the tensors and the number of
+# layers in the configuration: which layers does the loaded model have to make up, with random weights?
+# %%
+def made_anew(names: list[str], layers: int) -> list[int]:
+    """Layers that are not in the file, ascending."""
+    ...  # your answer here
+
+
+made_anew = L.check(made_anew, "l7_made_anew")
+# %% [markdown]
+# {{hint:l7_made_anew}}
+#
+# {{solution:l7_made_anew}}
+# %%
+kept = depth[seed].kept_layers
+careless = [f"model.layers.{i}.mlp.down_proj.weight" for i in kept]  # the numbers of the dense model
+fresh = made_anew(careless, len(kept))
+print(f"Layers {kept} stay. Saved under these numbers, layers {fresh or 'none'} of the small model would be random.")
+sound = [name for name, _ in amp.prune(dense, depth[seed]).model.named_parameters()]
+print(f"amp.prune numbers them anew, and layers {made_anew(sound, len(kept)) or 'none'} are random.")
+# %% [markdown]
 # ## Who chooses best?
 #
 # Few layers mean few choices. Where there are not too many, all of them can be measured, and then we know the best and
 # the worst, and what blind choice gives on average. **Predict:** how far from the best choice is Consensus?
+# %%
+L.predict("place of Consensus among all choices", None)
 # %%
 choosers = {
     "Consensus": depth[seed],
@@ -395,6 +425,7 @@ told = "; ".join(f"{name} {', '.join(str(p + 1) for p in places)}" for name, pla
 L.show(fig, alt=f"Perplexity of {len(in_order)} choices of layers to remove, in order, log axis, from "
        f"{every[in_order[0]].value:.3g} to {every[in_order[-1]].value:.3g}. Places of the choosers: {told}."
 )  # fmt: skip
+L.seen("place of Consensus among all choices", places_of["Consensus"][0] + 1, within=1)
 # %% [markdown]
 # Below, every choice that was measured; above, who made it.
 # %%
@@ -422,8 +453,12 @@ print(f"First among the criteria: {lead}. Clearly behind it, window by window: {
 # - **depth**: whole layers, by Consensus;
 # - **width**: heads and neurons of every layer, by AMP;
 # - **mixed**: one layer by Consensus, the rest in width by AMP. `plan(…, layers=…)` counts the layer towards the ratio.
-#
+# %% tags=["hide-input"]
+L.drawing("depth")
+# %% [markdown]
 # **Predict** the order in perplexity, and whether it is the same in accuracy.
+# %%
+L.predict("the lowest perplexity at equal parameters", None, among=("depth", "width", "mixed"))
 # %%
 plans = {}
 for s in seeds:
@@ -466,6 +501,7 @@ for kind in kinds:
     p, m = amp.interval(perplexities[kind, seed]), answers[kind, seed].mean.interval
     print(f"    with seed {seed}: {p.bounds()} over windows, {m.percent()} % over items")
 print(f"dense: perplexity {base.value:.2f}, accuracy {mean['dense', seed]:.1f} %")
+L.seen("the lowest perplexity at equal parameters", min(kinds, key=lambda kind: text[kind].value))
 # %%
 fig, axes = plt.subplots(1, 2, figsize=(8.5, 3.6), layout="constrained")
 for k, kind in enumerate(kinds):
@@ -527,6 +563,8 @@ for task in (min(apart_by, key=apart_by.get), max(apart_by, key=apart_by.get)):
 # All three have lost the same parameters. **Predict** which is fastest at reading a prompt, which at writing token by
 # token, and which has the smallest cache.
 # %%
+L.predict("fastest at writing token by token", None, among=("depth", "width", "mixed"))
+# %%
 ran = {"dense": dense} | {kind: cut[kind, seed] for kind in kinds} | {"dense again": dense}
 rounds = [{name: amp.latency(m, prompt=128, new=8, repeats=3) for name, m in ran.items()} for _ in range(5)]
 whole, shares = amp.flops(dense, 128), {}
@@ -567,6 +605,7 @@ for what in ("time, prompt", "time, new token"):
     fast = max(kinds, key=lambda kind: faster[kind])
     print(f"{what}: fastest is {fast}, {faster[fast]:.2f} times dense; depth {faster['depth']:.2f}, width "
           f"{faster['width']:.2f} (dense against itself {faster['dense again']:.2f}).")  # fmt: skip
+L.seen("fastest at writing token by token", min(kinds, key=lambda kind: shares[kind]["time, new token"]))
 # %% [markdown]
 # Operations and cache follow from the configuration; times are measured, and the second run of the dense model shows
 # how much of a ratio is noise. A small model that writes one token spends much of its time **between** the matrix

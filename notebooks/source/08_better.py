@@ -37,6 +37,7 @@ import tempfile
 import time
 import warnings
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -117,7 +118,9 @@ print(amp.perplexity(dense, tokenizer, test_texts).protocol)
 #
 # $$W' = \arg\min_{W'} \; \lVert Y - X W'^{\top} \rVert^2 + \sum_j d_j \lVert w'_j - w_j \rVert^2,
 # \qquad d_j = \lambda \lVert x_j \rVert^2 .$$
-#
+# %% tags=["hide-input"]
+L.drawing("repair")
+# %% [markdown]
 # The second term is the **ridge**. It pulls every column towards its old value, measured in that input's own energy,
 # so that λ has no unit. Setting the derivative to zero gives the normal equations,
 #
@@ -217,6 +220,8 @@ for part in parts:
 # (mean square, on the calibration tokens). **Predict:** does the refit halve it, or more, and is it better for heads or
 # for neurons?
 # %%
+L.predict("share of the lost energy still lost behind the neurons, in %", None)
+# %%
 fig, axes = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True)
 words = []
 for axis, part in zip(axes, parts, strict=True):
@@ -237,6 +242,7 @@ for part in parts:
     print(
         f"Behind the {part} the cut loses {was:.0%} of the energy in the mean over layers; after the refit {now:.0%}."
     )
+L.seen("share of the lost energy still lost behind the neurons, in %", 100 * now / was, within=15)
 # %% [markdown]
 # On the calibration tokens this can't come out worse than no refit: the old weights are a candidate without penalty.
 # On other text it can.
@@ -375,6 +381,8 @@ L.assert_close(mine, weight, 1e-4, "solved for this target in view, the first ML
 
 
 # %%
+L.predict("the error that grows most", None, among=("cut alone", "one pass", "sequential"))
+# %%
 @torch.no_grad()
 def stream(what, texts):
     """The residual stream behind every layer (before the last norm), (layers, tokens, hidden)."""
@@ -424,6 +432,7 @@ ends = {name: values[-1] for name, values in drift.items()}
 print("Behind the last layer, on held-out text: " + ", ".join(f"{name} {v:.1%}" for name, v in ends.items()) + ".")
 fewer = 1 - ends["sequential"] / ends["one pass"]
 print(f"Sequential repair leaves {abs(fewer):.0%} {'less' if fewer > 0 else 'more'} of it wrong than one-pass repair.")
+L.seen("the error that grows most", max(drift, key=lambda name: drift[name][-1] - drift[name][0]))
 # %% [markdown]
 # ## Choose by what is left after repair
 #
@@ -451,6 +460,8 @@ L.assert_close(costs[j] / anew, 1.0, 1e-3, "the cost of a neuron, by the formula
 # control solves the same equations with the targets **shuffled** over tokens: X and Y are real, but do not belong
 # together. It must not help. And a question: what if the repair is fed **nonsense**, the calibration text's tokens
 # drawn one by one in random order? **Predict** the order, and where "random + repair" and nonsense come in.
+# %%
+L.predict("the better of these two", None, among=("AMP", "random + repair"))
 # %%
 def nonsense(batches, s):
     """The same lengths, but every token after the first drawn from those of the text, one by one."""
@@ -521,8 +532,7 @@ for pair in (
 alone, text = (values[name, seed] for name in ("AMP", "AMP + sequential repair"))
 share = math.log(alone / odd) / math.log(alone / text)
 print(f"Nonsense, first seed: perplexity {odd:.2f}. That is {share:.0%} of the gain in loss that text gives.")
-
-
+L.seen("the better of these two", min(("AMP", "random + repair"), key=lambda name: values[name, seed]))
 # %% [markdown]
 # Pairs share the draw of calibration text, so differences are taken draw by draw. Where even nonsense helps, much of
 # what a cut breaks does not depend on what the text says: a constant part of the output, or signals that parts share.
@@ -532,6 +542,8 @@ print(f"Nonsense, first seed: perplexity {odd:.2f}. That is {share:.0%} of the g
 # AMP takes the same share of both. Is that a good split, once the rest is repaired? Try every number of heads, with as
 # many neurons as the budget then allows. Choose by the loss on the **text kept apart**, which neither score nor repair
 # has seen, and only then look at the test text. **Predict** the winner: few heads and many neurons, or the reverse?
+# %%
+L.predict("heads of the best split", None)
 # %%
 def at_budget(scores, heads):
     """A plan with so many heads and the most neurons that keep within the ratio; None if there are none."""
@@ -577,6 +589,7 @@ L.show(
     alt=f"Perplexity against the heads that stay, {ratio:.0%} of all parameters removed, log axis; cut alone and "
     f"repaired: {told}. AMP's split keeps {len(plans[seed, ratio].heads[0])}.",
 )
+L.seen("heads of the best split", best)
 # %%
 # NBVAL_CHECK_OUTPUT
 for heads, plan in splits.items():
@@ -621,6 +634,9 @@ elif best < nearly_all:
 # lesson 4's recipe, on the *responses* of other rows; and repair first, LoRA after. **Predict** the winner, by
 # perplexity and by accuracy.
 # %%
+rivals = ("AMP + repair", "AMP + LoRA on the same texts", "AMP + LoRA on responses", "repair, then LoRA on responses")
+L.predict("the lowest perplexity after one of these", None, among=rivals)
+# %%
 def lora(start, source=responses, **settings):
     config = amp.RecoveryConfig(learning_rate=rate, seed=seed, rows_at_once=sizes.get("rows"), **settings)
     return amp.recover(start, tokenizer, source, config, progress=False)
@@ -648,10 +664,9 @@ for name, (p, m) in result.items():
     print(f"{name:32s} perplexity {p:7.2f}   accuracy {m.interval.percent()} %")
 print(f"One repair took {repair_seconds:.1f} s, LoRA on the same texts {on_texts.seconds:.1f} s.")
 print(f"LoRA on the same texts: {len(on_texts.history)} steps over {calibration} texts, {on_texts.tokens:,} tokens;")
+L.seen("the lowest perplexity after one of these", min(rivals, key=lambda name: result[name][0]))
 on_answers = recipe["AMP + LoRA on responses"]
 print(f"on responses: {len(on_answers.history)} steps over {samples} rows, {on_answers.tokens:,} tokens of answers.")
-
-
 # %%
 def compare(ours, other):
     (p, m), (q, n) = result[ours], result[other]
@@ -683,6 +698,8 @@ if result["repair, then LoRA on responses"][0] > result["AMP + repair"][0]:
 # - *directions*: keep the same share of each place's principal directions, and drop the rest.
 #
 # **Predict:** at which place does the same disturbance cost most?
+# %%
+L.predict("the most sensitive place", None, among=("inside attention", "inside the MLP", "between modules"))
 # %%
 blocks = list(dense.get_submodule(anatomy.family.layers).children())
 places = {
@@ -788,6 +805,8 @@ for test, (_, shares) in tests.items():
     worst = [max(places, key=lambda name: cost[test, name, s]) for s in shares]
     sensitive[test] = sum(name == "between modules" for name in worst), len(worst)
     print(f"  Between modules is the most sensitive place at {sensitive[test][0]} of {len(worst)} strengths.")
+total = {name: sum(cost[test, name, s] for test, (_, shares) in tests.items() for s in shares) for name in places}
+L.seen("the most sensitive place", max(total, key=total.get))
 half = {name: sum(e[len(e) // 2 - 1].item() for e in of_layer) / layers for name, of_layer in energies.items()}
 print("The leading half of the directions holds " + ", ".join(f"{v:.1%} {name}" for name, v in half.items()) + ".")
 if all(times == of for times, of in sensitive.values()):
@@ -808,7 +827,9 @@ else:
 # matrices that read it, the whole stream can be turned by any orthogonal Q: all that write to it are turned, all that
 # read from it are turned back, and **no logit changes**. SliceGPT has a Q of its own for every layer, and pays with an
 # own model class. With one shared Q the result is an ordinary checkpoint with a smaller `hidden_size`.
-#
+# %% tags=["hide-input"]
+L.drawing("rotation")
+# %% [markdown]
 # Q holds the principal directions of what all norms give, from one pass over the calibration text. A layer norm also
 # subtracts a mean, which no rotation respects. Such a model is refused:
 # %%
@@ -854,6 +875,8 @@ if turn is not None:
 # Nothing is lost so far. Now drop the directions that carry least. **Predict:** how many of the directions carry 99 %
 # of the energy?
 # %%
+L.predict("directions that carry 99 % of the energy", None)
+# %%
 if turn is not None:
     energy = turn.energy.tolist()
     widths = {r: hidden_at(anatomy, r) for r in (ratio, ratio_deep)}
@@ -874,9 +897,12 @@ if turn is not None:
         if low
         else "This stream is not of low rank."
     )
+    L.seen("directions that carry 99 % of the energy", enough, within=len(energy) // 10)
 # %% [markdown]
 # Slicing against cutting inside the modules, at equal total parameters. This is also the second half of TransAct's
 # claim: is it better to leave the stream whole? **Predict** for both ratios.
+# %%
+L.predict("the better at the smaller ratio", None, among=("AMP + repair", "sliced + repair"))
 # %%
 if turn is not None:
     rivals = {(ratio, name): result[name] for name in ("AMP", "AMP + repair")}
@@ -904,6 +930,7 @@ if turn is not None:
         better[r] = p < q
         told = "told apart" if gap.clear else "not told apart"
         print(f"  Sliced + repair against AMP + repair: accuracy {gap.points()}, {told}.")
+    L.seen("the better at the smaller ratio", "sliced + repair" if better[ratio] else "AMP + repair")
     if not any(better.values()):
         print("At equal parameters, leaving the stream whole and repairing inside the modules was better here.")
     elif all(better.values()):
@@ -925,6 +952,8 @@ if turn is not None:
 # calibration text and judged on the rest of it; the winner is made again from all. Its cost is said beforehand: so many
 # trials, one repair each, and one more. **Predict** the mix that wins.
 # %%
+L.predict("what the winner cuts most of", None, among=("hidden size", "layers", "heads", "neurons"))
+# %%
 trials = sizes["trials"]
 may_go = ("heads", "neurons", "layers") + (("hidden",) if turn is not None else ())
 fitted = amp.fit_budget(dense, batches[seed], pruning_ratio=ratio, cut=may_go, trials=trials, progress=False)
@@ -942,6 +971,7 @@ named = ("hidden size", "layers", "heads", "neurons")
 kept = dict(zip(named, (shape.hidden, shape.layers, shape.heads, shape.neurons), strict=True))
 touched = [f"{kept[n]} of {most} ({n})" for n, most in zip(named, whole_shape, strict=True) if kept[n] < most]
 print(f"The search keeps {', '.join(touched)}; all else stays whole.")
+L.seen("what the winner cuts most of", min(named, key=lambda n: kept[n] / whole_shape[named.index(n)]))
 result["one budget"] = perplexity(fitted.model), asked(fitted.model)
 compare("one budget", "AMP + repair")
 print(f"The best split of heads and neurons alone gave {values['best split + repair', seed]:.2f}.")
@@ -949,6 +979,23 @@ if len(touched) < len(may_go):
     print("A budget over everything need not touch everything.")
 
 
+# %% [markdown]
+# Search by hand: what does a mix remove, and what does it cost before repair? (Sliders, in a live notebook.)
+# %%
+def mix(stay_heads: int = anatomy.heads // 2, stay_neurons: int = anatomy.neurons, stay_layers: int = layers) -> None:
+    """Parameters and perplexity with so many heads, neurons and layers; of the layers the last but one goes first."""
+    left = [*range(stay_layers - 1), layers - 1] if stay_layers < layers else None
+    chosen = replace(amp.keep(dense, scores[seed], heads=stay_heads, neurons=stay_neurons), layers=left)
+    with amp.masked(dense, chosen):
+        cost = perplexity(dense, test_texts[:12])
+    told = f"{stay_heads} heads, {stay_neurons} neurons, {stay_layers} layers"
+    print(f"{told}: {amp.preview(dense, chosen).ratio:.1%} of all parameters go, perplexity {cost:.2f}")
+
+
+each = anatomy.group_size
+lesson.widget(
+    mix, stay_heads=(each, anatomy.heads, each), stay_neurons=(8, anatomy.neurons, 8), stay_layers=(2, layers)
+)
 # %% [markdown]
 # ## The result
 #

@@ -116,6 +116,14 @@ for k, prompt in enumerate(prompts):
     for name, found in versions.items():
         print(f"  {name:9s} {' '.join(found['writes'][k].split())}")
     print()
+# %%
+def version(which: str = f"ours {ratios[0]:.0%}") -> None:
+    """One version beside the dense model."""
+    for prompt, whole, now in zip(prompts, versions["dense"]["writes"], versions[which]["writes"], strict=True):
+        print(f"{prompt} …\n  dense: {' '.join(whole.split())}\n  {which}: {' '.join(now.split())}\n")
+
+
+lesson.widget(version, which=list(versions))  # a menu, in a live notebook
 # %% [markdown]
 # Read the three beginnings again, row by row. Is a version that writes clean sentences a good one? A model can lose
 # a fact and keep its grammar; and the likeliest token at every place hides how sure it was. So the words say *what*
@@ -144,6 +152,8 @@ mended = L.check(mended, "l9_mended")
 # **Predict.** Neurons alone, or heads and neurons alike: which does less harm? Of the harm of neurons alone, how much
 # does the refit mend, and how much more is mended if it may also choose?
 # %%
+L.predict("what does less harm", None, among=("AMP, neurons", "AMP, heads and neurons"))
+# %%
 ladder = {
     "dense": versions["dense"],
     "AMP, heads and neurons": versions[f"AMP {ratio:.0%}"],
@@ -169,13 +179,15 @@ cut, refitted, chosen = (math.exp(losses[n]) for n in ("AMP, neurons", "… and 
 base = math.exp(losses["dense"])
 shares = [mended(base, cut, now) for now in (refitted, chosen)]
 print(f"The refit mends {shares[0]:.0%} of what the cut of neurons breaks; with choice it is {shares[1]:.0%}.")
+L.seen("what does less harm", min(("AMP, neurons", "AMP, heads and neurons"), key=losses.get))
 # %%
 fig, axes = plt.subplots(figsize=(7.5, 3.6))
 rows = [name for name in ladder if name != "dense"]
-axes.barh(rows[::-1], [excess[name] for name in rows[::-1]], color=lesson.PALETTE[0], edgecolor="white",
-          hatch=lesson.HATCHES[1])  # fmt: skip
-axes.set(xlabel="excess over the dense model (nats a token)", xscale="symlog" if max(excess.values()) > 5 else "linear")
-L.show(fig, alt="Bars of excess log-perplexity over dense: " + ", ".join(f"{n} {excess[n]:.2f}" for n in rows) + ".")
+for k, name in enumerate(rows):  # points, as a bar has no length on an axis without a zero
+    axes.plot(excess[name], name, lesson.MARKERS[k], color=lesson.colour("ours" if "refitted" in name else name), ms=9)
+axes.invert_yaxis()
+axes.set(xlabel="excess over the dense model (nats a token)", xscale="log" if max(excess.values()) > 5 else "linear")
+L.show(fig, alt="Points of excess log-perplexity over dense: " + ", ".join(f"{n} {excess[n]:.2f}" for n in rows) + ".")
 
 # %% [markdown]
 # The repair here reads a few thousand tokens, to be quick, and has some thousand unknowns for each output. With ten
@@ -205,6 +217,8 @@ sink_share = L.check(sink_share, "l9_sink_share")
 # {{solution:l9_sink_share}}
 #
 # **Predict.** In how many of the heads does more than half of all attention go to the first token?
+# %%
+L.predict("share of such heads, in %", None)
 # %%
 @torch.no_grad()
 def inside():
@@ -241,6 +255,7 @@ L.show(fig, alt="Heat map, heads by layers, of the mean attention to the first t
 print(f"{(sinks > 0.5).sum().item()} of {sinks.numel()} heads give more than half of it to the first token.")
 quiet = [i for i, v in enumerate(sinks.mean(1).tolist()) if v < 0.2]
 print(f"Layers whose heads mostly look elsewhere (mean below 0.2): {quiet or 'none'}.")
+L.seen("share of such heads, in %", 100 * most, within=10)
 # %% [markdown]
 # ## Massive activations
 #
@@ -249,6 +264,8 @@ print(f"Layers whose heads mostly look elsewhere (mean below 0.2): {quiet or 'no
 # later token sees.
 #
 # **Predict.** Which layers write them, and does the score of AMP, a mean over all tokens, know which neurons they are?
+# %%
+L.predict("the first layer that writes one", None)
 # %%
 fig, axes = plt.subplots(figsize=(7.5, 3.8))
 axes.plot(found["first"], color=lesson.PALETTE[1], marker=lesson.MARKERS[0], label="first token")
@@ -264,6 +281,7 @@ for i in jumps:
     big, dimension, token = found["largest"][i]
     print(f"Layer {i - 1} writes {big:,.0f} into dimension {dimension} of token {token}: {times[i]:,.0f} × typical.")
 print(f"At the most it is {max(times):,.0f} ×." if jumps else "No layer makes a number grow by much: none is massive.")
+L.seen("the first layer that writes one", jumps[0] - 1 if jumps else "none does")
 # %% [markdown]
 # All text from which the repair was made opens with the same token, BOS, and so it has seen the sink on that token
 # only. **Try it**, with the model at hand: put `opened = []` into `writes`, and read what *ours* writes at 30 % then.
@@ -271,6 +289,8 @@ print(f"At the most it is {max(times):,.0f} ×." if jumps else "No layer makes a
 # ## Which layers are precious?
 #
 # Leave one layer out, and read on (lesson 7). **Predict** the shape of the curve: which layers would you never touch?
+# %%
+L.predict("the dearest layer", None)
 # %%
 def without():
     few = [{name: t[:2] for name, t in batches[0].items()}]
@@ -286,6 +306,7 @@ axes.bar([int(i) for i in alone], list(alone.values()), color=lesson.PALETTE[2],
 axes.set(xlabel="layer left out", ylabel="loss (nats a token)")
 L.show(fig, alt="Loss with each layer left out: " + ", ".join(f"{i} {v:.2f}" for i, v in alone.items()) + ".")
 print(f"Dearest: layers {', '.join(worst)}. Cheapest: layers {', '.join(best)}.")
+L.seen("the dearest layer", int(worst[0]))
 # %% [markdown]
 # ## What the tiny world told us, and where it was wrong
 #

@@ -75,6 +75,8 @@ for key in (
 # **Predict.** A model that knows nothing spreads its guess over the whole vocabulary of 1,536 tokens. What is its loss?
 # And how far down will half a minute bring it?
 # %%
+L.predict("the loss of a model that knows nothing", None)
+# %%
 torch.manual_seed(seed)
 student = train.build_model(model, len(tokenizer)).train()
 recipe = train.Recipe(seed=seed)
@@ -85,6 +87,7 @@ with torch.no_grad():
     start = train.loss_of(student, first.ids, *first.targets()).item()
 uniform = math.log(len(tokenizer))
 print(f"Untrained: {start:.2f} nats per token. A uniform guess over {len(tokenizer):,} tokens: {uniform:.2f}.")
+L.seen("the loss of a model that knows nothing", uniform, within=0.2, unit="nats per token")
 # %%
 losses, curve, tokens, began = [], [(0, start)], 0, time.perf_counter()
 for step, batch in enumerate(batches, start=1):
@@ -151,6 +154,8 @@ for i, stage in enumerate(train.CURRICULUM, start=1):
 # **Predict.** Without stages, which skills are learnt first, and which not at all? Think of what each needs: a fact stored
 # in the weights, or a lookup in what was just read.
 # %%
+L.predict("the skill that is learnt least without stages", None, among=skills.TASKS)
+# %%
 shipped = {}
 for name in amp.EMBEDDED:
     shipped[name] = json.loads((amp.DATA / "models" / name / "curve.json").read_text(encoding="utf-8"))
@@ -175,8 +180,8 @@ fig.legend(
 ends = "; ".join(f"{name}: " + ", ".join(f"{s} {[p for p in points if s in p][-1][s]:.0%}" for s in skills.TASKS)
                  for name, points in shipped.items())  # fmt: skip
 L.show(fig, alt=f"Accuracy of each skill against training tokens, a panel per run, stages dotted. At the end: {ends}.")
-
-
+at_end = [p for p in shipped["without stages"] if "tool" in p][-1]
+L.seen("the skill that is learnt least without stages", min(skills.TASKS, key=lambda s: at_end[s]))
 # %% [markdown]
 # One line per skill. A skill counts as learnt here from the first point on after which it always stays more than
 # halfway between guessing and perfect.

@@ -198,6 +198,8 @@ L.assert_close(sum(map(len, report.values())), 0, 0, "no weight is missing, left
 #
 # **Predict.** The order of the four perplexities, and the distance between AMP and random.
 # %%
+L.predict("the highest of the four perplexities", None, among=("dense", "AMP", "random", "reversed"))
+# %%
 for criterion in ("random", "reversed"):
     other = plan_at(ratio, amp.score(dense, batches, criterion, seed=seed))
     quality[criterion] = amp.perplexity(amp.prune(dense, other).model, tokenizer, text, limit=windows)
@@ -207,6 +209,7 @@ print(f"    {quality['dense'].protocol}")
 sure = amp.interval(quality["AMP"])
 L.signature("perplexity after pruning", sure.value, sure.low, sure.high, "",
             baseline=("random", quality["random"].value), control=("reversed", quality["reversed"].value))  # fmt: skip
+L.seen("the highest of the four perplexities", max(quality, key=lambda name: quality[name].value))
 # %% [markdown]
 # Two things to keep in mind with a model of your own. Calibrate on one text and measure on another: with `tinyworld`
 # that is so, a file of yours must be split. And nothing was recovered here: the step between pruning and use is
@@ -233,7 +236,7 @@ for i, (name, points) in enumerate(curves.items()):
     values = [point.value for point in points]
     sure = [amp.interval(point) for point in points]
     spread = [[p.value - p.low for p in sure], [p.high - p.value for p in sure]]
-    style = dict(marker=lesson.MARKERS[i], color=lesson.PALETTE[i], ls=("-", "--")[i], capsize=3, label=name)
+    style = dict(marker=lesson.MARKERS[i], color=lesson.colour(name), ls=("-", "--")[i], capsize=3, label=name)
     ax.errorbar([100 * share for share in tried], values, spread, **style)
 ax.axhline(quality["dense"].value, color="0.2", ls=":", label="dense")
 ax.set(xlabel="removed: % of all parameters", ylabel="perplexity (logarithmic)", yscale="log", xticks=range(10, 60, 10))
@@ -263,6 +266,8 @@ print("✔ the scores from the file are this model's, and give the plan from bef
 # The second row, once, on an embedded model: every layer is read, scored, cut and written by itself, and what comes out
 # must be what the ten lines give. **Predict:** nearly, or to the last bit?
 # %%
+L.predict("the two are equal", None, among=("nearly", "to the last bit"))
+# %%
 # NBVAL_CHECK_OUTPUT
 whole, its_tokenizer = amp.load("tiny-phi", device="cpu")
 its_scores = amp.score(whole, amp.calibration(its_tokenizer, seed=seed))
@@ -272,6 +277,7 @@ with tempfile.TemporaryDirectory() as place:
     streamed = AutoModelForCausalLM.from_pretrained(Path(place) / "pruned").state_dict()
 assert in_memory.keys() == streamed.keys()
 L.assert_close(sum(not torch.equal(in_memory[n], streamed[n]) for n in in_memory), 0, 0, "layer by layer: equal bits")
+L.seen("the two are equal", "to the last bit")
 # %% [markdown]
 # To the last bit, on the CPU. `python benchmarks/larger_than_memory.py` does it with a model that does not fit.
 #
