@@ -982,7 +982,11 @@ if len(touched) < len(may_go):
 # %% [markdown]
 # Search by hand: what does a mix remove, and what does it cost before repair? (Sliders, in a live notebook.)
 # %%
-def mix(stay_heads: int = anatomy.heads // 2, stay_neurons: int = anatomy.neurons, stay_layers: int = layers) -> None:
+each = anatomy.group_size
+half = max(1, anatomy.groups // 2) * each  # of the heads, in whole groups
+
+
+def mix(stay_heads: int = half, stay_neurons: int = anatomy.neurons, stay_layers: int = layers) -> None:
     """Parameters and perplexity with so many heads, neurons and layers; of the layers the last but one goes first."""
     left = [*range(stay_layers - 1), layers - 1] if stay_layers < layers else None
     chosen = replace(amp.keep(dense, scores[seed], heads=stay_heads, neurons=stay_neurons), layers=left)
@@ -992,7 +996,6 @@ def mix(stay_heads: int = anatomy.heads // 2, stay_neurons: int = anatomy.neuron
     print(f"{told}: {amp.preview(dense, chosen).ratio:.1%} of all parameters go, perplexity {cost:.2f}")
 
 
-each = anatomy.group_size
 lesson.widget(
     mix, stay_heads=(each, anatomy.heads, each), stay_neurons=(8, anatomy.neurons, 8), stay_layers=(2, layers)
 )
