@@ -32,14 +32,19 @@ PLANS = {  # megabytes, milliseconds for a token, accuracy
 }
 
 
-def _most(plans: dict[str, tuple[float, float, float]], place: int, sign: int = 1) -> str:
-    return max(plans, key=lambda name: sign * plans[name][place])
+Plans = dict[str, tuple[float, float, float]]
 
 
-def _within(
-    plans: dict[str, tuple[float, float, float]], place: int, most: float
-) -> dict[str, tuple[float, float, float]]:
+def _most(plans: Plans, place: int, sign: int = 1) -> str | None:
+    return max(plans, key=lambda name: sign * plans[name][place], default=None)
+
+
+def _within(plans: Plans, place: int, most: float) -> Plans:
     return {name: plan for name, plan in plans.items() if plan[place] <= most}
+
+
+def _fits(plans: Plans, megabytes: float, milliseconds: float) -> Plans:
+    return _within(_within(plans, 0, megabytes), 1, milliseconds)
 
 
 def _score_cases() -> list[tuple[Tensor, int]]:
@@ -106,14 +111,10 @@ EXERCISES = {
                 lambda plans, megabytes, milliseconds: _most(plans, 2)
             ),
             "You looked at the memory alone. A plan that fits may still be too slow.": (
-                lambda plans, megabytes, milliseconds: max(
-                    _within(plans, 0, megabytes), key=lambda name: plans[name][2], default=None
-                )
+                lambda plans, megabytes, milliseconds: _most(_within(plans, 0, megabytes), 2)
             ),
             "You looked at the time alone. A plan that is quick may still be too large.": (
-                lambda plans, megabytes, milliseconds: max(
-                    _within(plans, 1, milliseconds), key=lambda name: plans[name][2], default=None
-                )
+                lambda plans, megabytes, milliseconds: _most(_within(plans, 1, milliseconds), 2)
             ),
             "You took the smallest. Smaller than needed costs answers and buys nothing.": (
                 lambda plans, megabytes, milliseconds: _most(plans, 0, -1)
@@ -122,14 +123,10 @@ EXERCISES = {
                 lambda plans, megabytes, milliseconds: _most(plans, 1, -1)
             ),
             "You took the first that fits. Of those that fit the most accurate is asked for.": (
-                lambda plans, megabytes, milliseconds: next(
-                    iter(_within(_within(plans, 0, megabytes), 1, milliseconds)), None
-                )
+                lambda plans, megabytes, milliseconds: next(iter(_fits(plans, megabytes, milliseconds)), None)
             ),
             "You took the smallest of those that fit. What fits, fits: take the most accurate.": (
-                lambda plans, megabytes, milliseconds: min(
-                    _within(_within(plans, 0, megabytes), 1, milliseconds), key=lambda n: plans[n][0], default=None
-                )
+                lambda plans, megabytes, milliseconds: _most(_fits(plans, megabytes, milliseconds), 0, -1)
             ),
         },
         hints=[
