@@ -5,9 +5,7 @@ In a lesson: `L = lesson.start("01_anatomy", dict(model=model, seed=seed, out=ou
 """
 
 import ast
-import base64
 import functools
-import html
 import io
 import json
 import os
@@ -31,7 +29,7 @@ from ..core.checkpoint import configuration
 from ..files import DATA, STATIC, record_path
 from ..files.texts import text_source, texts
 from ..measure.tasks import load_tasks, task_names
-from ..reports.style import HATCHES, MARKERS, PALETTE, colour, numbers  # noqa: F401, lessons take them from here
+from ..reports.style import HATCHES, MARKERS, PALETTE, bundle, colour, numbers  # noqa: F401, lessons take them from here
 from ..runs import collection
 from ..runs.parameter_values import OF_LESSONS, refuse
 from ..runs.parameters import meant
@@ -80,15 +78,8 @@ class Lesson:
         self.picture(png.getvalue(), alt, table)
 
     def picture(self, png: bytes, alt: str, table: str = "") -> None:
-        """Display a PNG with its alt text, and under it, folded, the numbers that it draws.
-
-        As HTML, because JupyterLab drops the alt text of a PNG; as a PNG too, for what shows no HTML, such as print.
-        """
-        code = base64.b64encode(png).decode()
-        shown = f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{code}">'
-        shown += f"<details><summary>The numbers of this figure</summary>{table}</details>" if table else ""
-        data = {"text/html": shown, "image/png": code, "text/plain": alt}
-        display(data, metadata={"image/png": {"alt": alt}}, raw=True)
+        """Display a PNG with its alt text, and under it, folded, the numbers that it draws."""
+        display(bundle(png, alt, table), metadata={"image/png": {"alt": alt}}, raw=True)
 
     def drawing(self, name: str) -> None:
         """Display one of the course's drawings; see `course.drawings`."""

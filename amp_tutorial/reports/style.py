@@ -1,5 +1,6 @@
 """What all tables and pictures share: cells and rows, how a measured number is said, colours, a figure's numbers."""
 
+import base64
 import html
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -77,6 +78,17 @@ def sure(found: Interval | None, perplexity: bool = False, scale: float = 1, dig
         return f"{scale * found.value:.{digits}f}"
     text = found.bounds(digits, scale) if perplexity else found.plain(digits, scale)
     return text if "seeds" in found.over else f"{text}\\*"
+
+
+def bundle(png: bytes, alt: str, table: str = "") -> dict[str, str]:
+    """A PNG with its alt text for `IPython.display.display(…, raw=True)`, and under it, folded, the numbers it draws.
+
+    As HTML, because JupyterLab drops the alt text of a PNG; as a PNG too, for what shows no HTML, such as print.
+    """
+    code = base64.b64encode(png).decode()
+    shown = f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{code}">'
+    shown += f"<details><summary>The numbers of this figure</summary>{table}</details>" if table else ""
+    return {"text/html": shown, "image/png": code, "text/plain": alt}
 
 
 MOST = 40  # rows of a figure's table; of more marks an even choice is shown

@@ -331,7 +331,7 @@ ship = L.check(ship, "l0_ship")
 #
 # ## Try it: another ratio
 #
-# At which share does it stop to make sense? (In a live notebook a slider moves it; on paper it stays at 30 %.) The parts
+# At which share does it stop making sense? (In a live notebook a slider moves it; on paper it stays at 30 %.) The parts
 # are silenced, not cut, which computes the same.
 # %%
 def removed(percent: int = 30) -> None:

@@ -12,11 +12,10 @@ runs: str = ""  # folder of records; empty: those that come with the repository,
 out: str = "out/table"  # where table.md, table.html and the pictures go
 mix: bool = False  # let a row hold records of different versions, and say so in the table
 # %%
-import base64
-
 from IPython.display import Markdown, display
 
 from amp_tutorial.reports import table
+from amp_tutorial.reports.style import bundle
 
 found = table.read(runs, mix)
 display(Markdown(found.summary()))
@@ -33,8 +32,7 @@ display(Markdown(found.own()))
 # few seeds is wide, even where the seeds hardly differ. Points at one ratio stand a little aside of each other.
 # %%
 for png, alt in found.pictures.values():
-    data = {"image/png": base64.b64encode(png).decode(), "text/plain": alt}
-    display(data, metadata={"image/png": {"alt": alt}}, raw=True)
+    display(bundle(png, alt), metadata={"image/png": {"alt": alt}}, raw=True)
 if not found.pictures:
     print("Nothing was measured yet that a picture could show.")
 # %% [markdown]
