@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from ..core.anatomy import Anatomy
 from ..core.sums import Batch, held
 from .hidden_size import sliced_parameters
-from .layerwise import run_decoder
+from .layerwise import Walk
 from .rotation import Moments, Rotation, second_moments
 
 SCALED = ("residual_multiplier", "embedding_multiplier")  # settings by which what is written is multiplied
@@ -58,38 +58,45 @@ def sliced_by_layer(model: PreTrainedModel, batches: Sequence[Batch], hidden: in
         )
     named = Moments(anatomy)  # it knows the norms
     norms = [small.get_submodule(name) for i in range(anatomy.layers) for name in named.norms(i)]
-    project = _Project(anatomy)
+    project, walk = _Project(anatomy, norms), Walk(anatomy, batches)
     for k, norm in enumerate(norms):
-        moments, mask = torch.zeros(anatomy.hidden, anatomy.hidden, dtype=torch.float64), torch.empty(0)
-
-        def watch(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-            moments.add_(second_moments(args[0][mask], small.config.rms_norm_eps))  # noqa: B023 (used at once)
-
-        handle = norm.register_forward_pre_hook(watch)
-        for batch in batches:
-            mask = batch["attention_mask"].bool()
-            run_decoder(small, batch)
-        handle.remove()
+        i, second = divmod(k, 2)
+        moments = torch.zeros(anatomy.hidden, anatomy.hidden, dtype=torch.float64)
+        for b, batch in enumerate(batches):
+            stream = walk.hidden[b]
+            if second or k == 0:
+                with walk.only(i):
+                    stream = walk.until(b, norm)[1]
+            moments += second_moments(stream[batch["attention_mask"].bool()], small.config.rms_norm_eps)
         q = Rotation.of(moments, 0, torch.empty(1, 0, dtype=torch.long)).vectors[:, :hidden]
         project.at[k] = (q @ q.T).to(small.dtype)
+        if second:
+            with walk.only(i, go_on=True):
+                for b in range(len(batches)):
+                    walk.step(b)
+        elif k:  # the layer before wrote this stream when its projection was not known
+            walk.hidden = [stream @ project.at[k] for stream in walk.hidden]
     return small
 
 
 class _Project:
     """Hooks that project the stream where norm k = 0, 1, … reads it: behind the embedding, and behind both halves."""
 
-    def __init__(self, anatomy: Anatomy) -> None:
+    def __init__(self, anatomy: Anatomy, norms: Sequence[nn.Module]) -> None:
         self.at: dict[int, Tensor] = {}
         self.stream = torch.empty(0)
         anatomy.model.get_input_embeddings().register_forward_hook(lambda _, args, e: self._embedded(e))
         for i in range(anatomy.layers):
             layer = anatomy.layer(i)
+            norms[2 * i].register_forward_pre_hook(lambda _, args: self._enters(args[0]))
             layer.output.register_forward_hook(self._written(2 * i + 1))
             layer.neurons_out.register_forward_hook(self._written(2 * i + 2))
 
     def _embedded(self, embedded: Tensor) -> Tensor:
-        self.stream = embedded @ self.at[0] if 0 in self.at else embedded
-        return self.stream
+        return embedded @ self.at[0] if 0 in self.at else embedded
+
+    def _enters(self, stream: Tensor) -> None:
+        self.stream = stream
 
     def _written(self, k: int) -> Any:
         def hook(_: nn.Module, args: object, output: Tensor) -> Tensor:

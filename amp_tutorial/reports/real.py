@@ -8,7 +8,7 @@ import io
 import sys
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,7 @@ class Contest:
     rows: dict[tuple[str, float], System]
     labels: dict[str, Row]
     tuned: "Contest | None" = None  # those that LoRA came after: a contest of their own
+    elsewhere: frozenset[tuple[str, float]] = frozenset()  # of the rows those measured in float32 alone
 
     def at(self, name: str, ratio: float) -> System | None:
         return self.rows.get((name, ratio))
@@ -127,12 +128,14 @@ def on_short_windows(m: dict[str, Any], dtype: str = "bfloat16") -> bool:
 
 @cache
 def main_contest(folder: Path = FOLDER) -> Contest:
-    """The contest on short windows of two texts, in bfloat16; what LoRA came after, in float32, as it was trained."""
+    """The contest on short windows of two texts: in bfloat16, and in float32 what has not been measured so.
+
+    What LoRA came after is measured in float32, as it was trained.
+    """
     found = records(folder)
-    c = contest_of(found, on_short_windows)
-    if any(r["parameters"]["cuts"] == TUNED for r in found):
-        c = replace(c, tuned=contest_of(found, lambda m: on_short_windows(m, "float32")).tuned)
-    return c
+    c, exact = (contest_of(found, partial(on_short_windows, dtype=dtype)) for dtype in ("bfloat16", "float32"))
+    rows, labels = exact.rows | c.rows, exact.labels | c.labels
+    return replace(c, rows=rows, labels=labels, tuned=exact.tuned, elsewhere=frozenset(rows.keys() - c.rows.keys()))
 
 
 def dense_table(found: Records) -> list[str]:
@@ -173,6 +176,7 @@ def contest_table(c: Contest, ratio: float) -> list[str]:
         removed = system["parameters removed"].value
         off = f" †{100 * removed:.1f} %" if abs(removed - ratio) > 0.005 else ""
         said = [found for t in TEXTS for found in (sure(system[t]), _nats(c.excess(system, t)))]
+        off += " ‡" * ((name, ratio) in c.elsewhere)
         lines.append([c.labels[name][1] + off, str(system["perplexity"].seeds), *said])
     head = [part for text in TEXTS.values() for part in (text, "excess, nats")]
     return grid(["system", "draws", *head], lines, text=1)
@@ -517,7 +521,8 @@ NAMED = {"text", "responses"}  # of which the last part of the path says what wa
 NOTE = (
     "Perplexities of several draws are geometric means; in brackets 95 % intervals over draws and windows, or over "
     "windows where a system has one draw. An excess is the log-perplexity over the dense model's, in nats a token, "
-    "window by window. † a share that is not the one asked for, because layers go whole."
+    "window by window. † a share that is not the one asked for, because layers go whole. ‡ measured in float32, which "
+    "the table of the dense model shows beside bfloat16."
 )
 
 
