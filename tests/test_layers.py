@@ -375,6 +375,17 @@ def test_scores_are_given_anew_after_each_removal() -> None:
     assert plan.layers == kept and plan.achieved == pytest.approx(3 / 5) and plan.of == "block parameters"
 
 
+def test_a_search_goes_on_where_a_shorter_one_ended() -> None:
+    model, batches = tiny(replace(TINY, layers=5)), some_batches()
+    whole = amp.drop_layers(model, batches, 3, "influence", progress=False)
+    (one,) = set(range(5)) - set(amp.drop_layers(model, batches, 1, "influence", progress=False).layers or ())
+    assert amp.drop_layers(model, batches, 3, "influence", progress=False, first=[one]).layers == whole.layers
+    assert amp.drop_layers(model, [], 2, "influence", progress=False, first=[1, 3]).layers == [0, 2, 4]
+    for wrong in ([9], [0, 0], [0, 1, 2, 3]):
+        with pytest.raises(ValueError, match="must name at most 3 of the layers 0 to 4, each once"):
+            amp.drop_layers(model, batches, 3, "influence", progress=False, first=wrong)
+
+
 def test_criteria_without_data() -> None:
     model = tiny(replace(TINY, layers=5))
     assert amp.drop_layers(model, [], 2, "last", progress=False).layers == [0, 1, 4]

@@ -19,6 +19,7 @@ from amp_tutorial.core.checkpoint import configuration
 from amp_tutorial.core.plans import whole_plan
 from amp_tutorial.files import DATA
 from amp_tutorial.measure import intervals
+from amp_tutorial.methods import layers as layer_scores
 from amp_tutorial.methods import slicegpt
 from amp_tutorial.reports import boards, damage, leaderboard, measurements, real, real_lessons, standings, systems
 from amp_tutorial.reports.systems import SYSTEMS, applies
@@ -406,6 +407,17 @@ def test_goals_are_met_or_missed_by_so_much_and_never_guessed_between_ratios(per
     assert boards.missed({"m": rows}) == []
 
 
+def test_a_search_for_layers_is_kept_for_other_ratios(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batches = tiny(replace(LARGER, layers=6)), random_batches()
+    found = systems._searched(model, batches, 3, "perplexity", 0)
+    kept = systems.Kept(batches, tmp_path, "weights")
+    assert systems._searched(model, kept, 2, "perplexity", 0).layers is not None
+    assert systems._searched(model, kept, 3, "perplexity", 0).layers == found.layers
+    monkeypatch.setattr(layer_scores, "rank_layers", lambda *_, **__: pytest.fail("it was searched again"))
+    assert systems._searched(model, kept, 3, "perplexity", 0).layers == found.layers
+    assert len(systems._searched(model, kept, 1, "perplexity", 0).layers or ()) == 5
+
+
 def test_scores_that_stay_are_those_of_the_same_weights_and_text(tmp_path: Path) -> None:
     """From the folder they come for each criterion of a pass at once, and never for other weights or other text."""
     model, batches = tiny(LARGER), random_batches()
@@ -665,15 +677,15 @@ def recorded(suite: amp.Accuracy) -> dict[str, Any]:
 
 
 def test_every_lesson_ends_with_what_the_committed_records_of_the_real_model_say() -> None:
-    lines = {
-        number: real_lessons.closing(number) for number in ("00", "01", "02", "03", "04", "05", "06", "07", "08", "A")
-    }
-    assert lines.pop("A") == "" and all(line.endswith(".") and re.search(r"\d", line) for line in lines.values())
+    lines = {number: real_lessons.closing(number) for number in [*real_lessons.SAID, "03b", "A"]}
+    assert lines.pop("A") == lines.pop("03b") == "" and all(
+        line.endswith(".") and re.search(r"\d", line) for line in lines.values()
+    )
     amp_there = real.main_contest().at("amp", real.RATIO)
     assert amp_there is not None
     times = math.exp(amp_there.against(real.main_contest().dense, "perplexity").difference)
     assert f"{times:,.2f} times" in lines["00"] and f"AMP {times:.2f}" in lines["06"]
-    assert [number for number, *_ in real_lessons.lessons()] == ["0", "1", "2", "3", "4", "5", "6", "7", "8"]
+    assert [number for number, *_ in real_lessons.lessons()] == "0 1 2 3 4 5 6 6b 7 8 8b 8c".split()
 
 
 # What a cut breaks before repair

@@ -122,25 +122,32 @@ def drop_layers(
     criterion: str = "consensus",
     of: str = "parameters",
     progress: bool = True,
+    first: Sequence[int] = (),
     **settings: Any,
 ) -> Plan:
     """Remove the lowest layer, score the others again without it, and so on: a plan that keeps the rest whole.
 
     Args:
         num_layers: how many go.
+        first: of these the layers that have gone already: a search goes on where a shorter one ended.
         criterion, settings: as in `rank_layers`: spare, seed, features.
         of: what the plan's ratio refers to: all "parameters", or the "block parameters".
         progress: show a bar over the layers removed.
 
     Raises:
-        ValueError: no layer to remove, or none left, and what `rank_layers` refuses.
+        ValueError: no layer to remove, or none left; others to go first than the model has, or more; and what
+            `rank_layers` refuses.
     """
     anatomy, batches = Anatomy.of(model), held(model, batches)
     if not 1 <= num_layers < anatomy.layers:
         raise ValueError(f"num_layers={num_layers} of {anatomy.layers} is not possible: at least 1 goes and 1 stays.")
     one_of(of=(of, OF))
-    kept = list(range(anatomy.layers))
-    for _ in tqdm(range(num_layers), desc="Removed", unit="layer", disable=not progress):
+    kept = [i for i in range(anatomy.layers) if i not in first]
+    if len(kept) + len(first) != anatomy.layers or len(first) > num_layers:
+        raise ValueError(
+            f"first={list(first)} must name at most {num_layers} of the layers 0 to {anatomy.layers - 1}, each once."
+        )
+    for _ in tqdm(range(len(first), num_layers), desc="Removed", unit="layer", disable=not progress):
         kept.remove(_order(checked(rank_layers)(model, batches, criterion, layers=kept, **settings))[0])
     return with_layers(whole_plan(anatomy, of=of, criterion=criterion), kept, model)
 

@@ -18,6 +18,7 @@ import amp_tutorial as amp
 
 from ..core.criteria import CRITERIA
 from ..core.sums import Batch
+from ..files.atomic import write_bytes
 from ..methods.budget import FELT, up_to
 from ..methods.hidden_size import hidden_at
 from ..methods.slicegpt import hidden_for, kept_parameters, sliced_by_layer
@@ -97,9 +98,21 @@ def _layers(
         model, amp.rank_layers(model, batches, "random" if again else criterion, seed=seed), pruning_ratio=ratio
     )
     if again:
-        gone = len(plan.heads) - len(plan.kept_layers)
-        plan = amp.drop_layers(model, up_to(batches, SEARCHED), gone, criterion, progress=False, seed=seed)
+        plan = _searched(model, batches, len(plan.heads) - len(plan.kept_layers), criterion, seed)
     return amp.prune(model, plan).model
+
+
+def _searched(model: PreTrainedModel, batches: Batches, gone: int, criterion: str, seed: int) -> amp.Plan:
+    """A search for layers; it begins where one for fewer ended, if that was left beside the scores."""
+    kept = batches.folder / f"{criterion}-{seed}-{SEARCHED}.json" if isinstance(batches, Kept) else None
+    order: list[int] = json.loads(kept.read_text("utf-8")) if kept and kept.is_file() else []
+    some = up_to(batches, SEARCHED)
+    while len(order) < gone:
+        plan = amp.drop_layers(model, some, len(order) + 1, criterion, progress=False, seed=seed, first=order)
+        order += sorted(set(range(len(plan.heads))) - set(plan.kept_layers) - set(order))
+        if kept:
+            write_bytes(kept, json.dumps(order).encode())
+    return amp.drop_layers(model, some, gone, criterion, progress=False, seed=seed, first=order[:gone])
 
 
 def _repaired(
