@@ -486,6 +486,24 @@ WRONG = {
         "round((target - heads_removed * 4 * head_dim * hidden) / hidden)",
         "round(target / (3 * hidden))",
     ],
+    "l3b_agrees": [
+        "torch.allclose(found, wanted)",
+        "bool((found == wanted).all())",
+        "bool((found - wanted).abs().max() < 1e-5)",
+        "bool((found[mask.bool()] - wanted[mask.bool()]).max() <= 1e-5 * wanted[mask.bool()].max())",
+        "bool((found.argmax(-1) == wanted.argmax(-1)).all())",
+    ],
+    "l3b_without_rows": [
+        "(weight[kept], bias)",
+        "(weight[:, kept], bias[kept])",
+        "(weight[kept], bias[:len(kept)])",
+        "weight[kept]",
+    ],
+    "l3b_diagnosis": [
+        "'shapes' if stops else 'plan or indices' if not as_the_mask else 'rows' if first_label_is_bos else 'nothing'",
+        "'rows' if first_label_is_bos else 'shapes' if stops else 'config' if not same_each_load else 'nothing'",
+        "'config' if not same_each_load else 'nothing'",
+    ],
     "l4_merge": ["weight + alpha * (b @ a)", "weight + b @ a", "alpha / a.shape[0] * (b @ a)"],
     "l4_labels": ["prompt + response", "response", "[0] * len(prompt) + response"],
     "l4_closed": [
@@ -519,6 +537,24 @@ WRONG = {
         "'neither' if abs(statistics.fmean(first) - statistics.fmean(second)) <= 4.3 * math.sqrt((statistics.variance("
         "first) + statistics.variance(second)) / 3) else 'first' if sum(first) < sum(second) else 'second'",
     ],
+    "l6_taylor": [
+        "(weight * gradient).sum(1).abs()",
+        "(weight.abs() * gradient).sum(1)",
+        "(weight * gradient).abs().sum(0)",
+        "(weight * gradient).abs().mean(1)",
+    ],
+    "l6b_cheapest_first": [
+        "sorted(range(len(scores)), key=lambda k: scores[k])[: int(budget / (sum(costs) / len(costs)))]",
+        "[k for k in range(len(scores)) if costs[k] <= budget]",
+        "sorted(k for n, k in enumerate(o) if sum(costs[j] for j in o[: n + 1]) <= budget) "
+        "if (o := sorted(range(len(scores)), key=lambda k: scores[k] / costs[k])) else []",
+    ],
+    "l6b_without_partner": [
+        "[j for j in kept if j + head_dim // 2 not in kept]",
+        "[j for j in kept if (j ^ 1) not in kept]",
+        "[j for j in kept if (j + head_dim // 2) % head_dim in kept]",
+        "sorted(set(range(head_dim)) - set(kept))",
+    ],
     "l7_made_anew": [
         "sorted({int(n.split('.')[2]) for n in names if '.layers.' in n} - set(range(layers)))",
         "sorted({int(n.split('.')[2]) for n in names if '.layers.' in n} & set(range(layers)))",
@@ -533,8 +569,42 @@ WRONG = {
         "torch.linalg.solve(x.T @ x + (p := (ridge * (x.T @ x).diagonal()).diag()), x.T @ y + p @ old.T)",
     ],
     "l8_target": ["dense_adds", "own_before - dense_before - dense_adds", "dense_before + dense_adds"],
+    "l8_cost": [
+        "old.square().sum(0) / (x.T @ x).diagonal()",
+        "old.square().sum(0) * torch.linalg.inv(x.T @ x).diagonal()",
+        "old.norm(dim=0) / torch.linalg.inv(x.T @ x).diagonal()",
+        "old.square().sum(0) * x.square().sum(0)",
+    ],
+    "l8b_turned": ["weight @ q", "(weight * norm) @ q.T", "(weight @ q) * norm", "norm * (weight @ q.T)"],
+    "l8b_directions": [
+        "int((torch.linalg.svdvals(x).cumsum(0) / torch.linalg.svdvals(x).sum() < share).sum()) + 1",
+        "int((torch.linalg.svdvals(x).square().cumsum(0) < share * x.square().sum()).sum())",
+        "math.ceil(share * x.shape[1])",
+    ],
+    "l8b_claim": [
+        "'holds' if sum(costs['stream']) > max(sum(costs['mlp']), sum(costs['attention'])) else 'fails'",
+        "'holds' if all(a > b for a, b in zip(costs['stream'], costs['mlp'])) else 'fails'",
+        "'holds' if costs['stream'][0] > max(costs['attention'][0], costs['mlp'][0]) else 'fails'",
+    ],
+    "l8c_neurons_left": [
+        "neurons - int((ratio * total / layers - heads_cost) / neuron_cost)",
+        "neurons - math.ceil(ratio * total / layers / neuron_cost)",
+        "math.ceil((ratio * total / layers - heads_cost) / neuron_cost)",
+        "neurons - math.ceil((ratio * total / layers - heads_cost) / neuron_cost)",
+    ],
+    "l8c_winner": ["apart.index(min(apart))", "removed.index(max(removed))", "min(apart)"],
+    "l8c_surprise": [
+        "'adds up' if together == sum(alone) else 'worse' if together > sum(alone) else 'better'",
+        "'better' if together > sum(alone) else 'worse'",
+        "'worse' if together > max(alone) else 'better'",
+    ],
     "l9_mended": ["(cut - repaired) / (cut - dense)", "1 - math.log(cut / repaired) / math.log(cut / dense)"],
     "l9_sink_share": ["attention[:, :, 0].mean(dim=1)", "attention[:, 0, 1:].mean(dim=1)"],
+    "l9_repeated": [
+        "1 - len(set(words)) / len(words)",
+        "1 - len({tuple(words[k : k + 3]) for k in range(len(words) - 2)}) / len(words)",
+        "len({tuple(words[k : k + 3]) for k in range(len(words) - 2)}) / max(1, len(words) - 2)",
+    ],
     "b_kv_cache_bytes": [
         "layers * groups * head_dim * bytes_per_number * tokens * texts",
         "2 * layers * groups * head_dim * tokens * texts",

@@ -2,14 +2,24 @@
 
 The lists are in `platforms.json`, one a machine, "name==version" each. What a machine has of this package's
 requirements, and what its kernel stands on, is put into a new environment at those versions; torch is the one of the
-environment that runs the tests. On Pythons that are not here the resolver alone is asked. With `make platforms`.
+environment that runs the tests. On Pythons that are not here the resolver alone is asked.
+
+And JupyterLab and the course's pages in a browser, where there is one: alt text, live figures, axe.
+
+With `make platforms`.
 """
 
 import json
+import os
 import shutil
+import socket
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
 
 import nbformat
 import pytest
@@ -19,7 +29,8 @@ from jupyter_client.manager import KernelManager
 from nbclient import NotebookClient
 from packaging.utils import canonicalize_name
 
-from amp_tutorial.files import ROOT
+from amp_tutorial.course import run as course
+from amp_tutorial.files import NOTEBOOKS, ROOT, STATIC
 from amp_tutorial.runs.this_machine import KERNEL
 
 PLATFORMS = json.loads((Path(__file__).parent / "platforms.json").read_text(encoding="utf-8"))
@@ -159,3 +170,121 @@ def test_the_first_cell_keeps_what_is_there_and_lessons_run_before_and_after_a_r
     command = [at / "bin/amp-tutorial", "run", "--preset", "ci", "--out", "out/runs"]
     done = subprocess.run(list(map(str, command)), cwd=upload, capture_output=True, text=True)
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+
+
+# JupyterLab and the pages of the course, in a browser
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+IN_BROWSER = pytest.mark.skipif(BROWSER is None, reason="no browser: install Chromium (Debian: apt install chromium)")
+BAD = ("critical", "serious")
+# What JupyterLab itself draws around a notebook's cells: their editors, and the panel that holds them.
+OF_LAB = ("cm-content", "cm-scroller", "jp-WindowedPanel")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as p:
+        opened = p.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])  # containers run as root
+        yield opened
+        opened.close()
+
+
+def findings(page: Any, context: str | None = None) -> list[str]:
+    """What axe calls critical or serious, an element each."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    found = axe.run(page, context=context).response["violations"]
+    return [f"{v['id']}: {node['html'][:200]}" for v in found if v["impact"] in BAD for node in v["nodes"]]
+
+
+@IN_BROWSER
+@pytest.mark.parametrize("stem", sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb")))
+def test_a_lessons_page_is_for_every_reader(stem: str, browser: Any, tmp_path: Path) -> None:
+    page = browser.new_page(viewport={"width": 1200, "height": 900})
+    (tmp_path / "page.html").write_text(course.page_of(nbformat.read(NOTEBOOKS / f"{stem}.ipynb", 4)), encoding="utf-8")
+    page.goto(f"file://{tmp_path}/page.html")
+    assert findings(page) == []
+    pictures = page.locator("img")
+    assert all(pictures.nth(k).get_attribute("alt") for k in range(pictures.count()))
+    page.close()
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a JupyterLab that serves copies of the lessons with live figures."""
+    folder = tmp_path_factory.mktemp("lab")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    for stem in ("00_quick_tour", "03_surgery"):
+        shutil.copy(NOTEBOOKS / f"{stem}.ipynb", folder)
+    command = [sys.executable, "-m", "jupyterlab", "--allow-root", "--no-browser", f"--port={port}"]
+    command += [
+        "--expose-app-in-browser",
+        "--ServerApp.token=",
+        "--ServerApp.password=",
+        "--ServerApp.open_browser=False",
+    ]
+    search = os.pathsep.join(filter(None, (str(ROOT), os.getenv("PYTHONPATH"))))
+    kept = {name: value for name, value in os.environ.items() if name != STATIC}
+    with open(folder / "log", "w") as log:
+        server = subprocess.Popen(
+            command, cwd=folder, env=kept | {"PYTHONPATH": search, "HF_HUB_OFFLINE": "1"}, stdout=log, stderr=log
+        )
+    address = f"http://127.0.0.1:{port}/lab"
+    try:
+        for _ in range(240):
+            try:
+                urlopen(address).close()
+                break
+            except OSError:
+                time.sleep(0.5)
+        yield address
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def opened(browser: Any, lab: str, stem: str) -> Any:
+    page = browser.new_page(viewport={"width": 1300, "height": 30000})  # so high that every cell is drawn
+    page.goto(f"{lab}/tree/{stem}.ipynb?reset", timeout=120_000)
+    page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=120_000)
+    page.wait_for_selector(".jp-Notebook .jp-OutputArea img", timeout=120_000)
+    return page
+
+
+@IN_BROWSER
+@pytest.mark.parametrize("stem", ["00_quick_tour", "03_surgery"])
+def test_in_jupyterlab_alt_text_reaches_the_reader(stem: str, browser: Any, lab: str) -> None:
+    page = opened(browser, lab, stem)
+    stored = nbformat.read(NOTEBOOKS / f"{stem}.ipynb", 4)
+    drawn = sum("image/png" in o.get("data", {}) for cell in stored.cells for o in cell.get("outputs", []))
+    pictures = page.locator(".jp-OutputArea img")
+    alts = [pictures.nth(k).get_attribute("alt") for k in range(pictures.count())]
+    assert len(alts) >= drawn > 0 and all(alts)
+    ours = [found for found in findings(page, ".jp-Notebook") if not any(name in found for name in OF_LAB)]
+    assert ours == []
+    page.close()
+
+
+@IN_BROWSER
+@pytest.mark.parametrize("stem", ["00_quick_tour", "03_surgery"])
+def test_a_live_figure_answers_the_keyboard(stem: str, browser: Any, lab: str) -> None:
+    """Run All, move the first slider by one step: what stands under it changes, and it says when it is working."""
+    page = opened(browser, lab, stem)
+    page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
+    handle = page.wait_for_selector(".jupyter-widgets .noUi-handle", timeout=400_000)
+    page.wait_for_function(
+        "[...document.querySelectorAll('.jp-InputArea-prompt')].every(e => !e.innerText.includes('*'))", timeout=400_000
+    )
+    assert handle.get_attribute("role") == "slider" and handle.get_attribute("tabindex") == "0"
+    box = page.locator(".jupyter-widgets.widget-box:has(.noUi-handle)").first
+    before = box.inner_text()
+    handle.focus()
+    page.keyboard.press("ArrowRight")
+    page.wait_for_function(
+        "([e, was]) => e.innerText !== was && !e.innerText.includes('working')",
+        arg=[box.element_handle(), before],
+        timeout=60_000,
+    )
+    page.close()

@@ -80,6 +80,15 @@ def test_texts_are_what_the_generator_writes() -> None:
     assert [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] == export.recovery_rows()
 
 
+def test_the_curves_are_of_the_models_and_of_a_run_without_stages() -> None:
+    assert list(train.curves()) == [*train.NAMES, "without stages"]  # the order in which the lesson draws them
+
+
+@pytest.mark.parametrize("name", train.NAMES)
+def test_a_card_is_what_export_writes(name: str) -> None:
+    assert (MODELS / name / "README.md").read_text(encoding="utf-8") == export.card(name, amp.DATA)
+
+
 @pytest.mark.parametrize("skill", SKILLS)
 def test_lm_eval_takes_the_task_file(skill: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(amp.DATA.parent)  # the file names its data relative to the repository
@@ -236,8 +245,8 @@ def test_the_rate_rises_falls_and_rises_once_more() -> None:
 
 def read_in_training() -> list[tuple[int, int]]:
     """(chunk, stage) of everything that the shipped models were trained on."""
-    curves = [json.loads((amp.DATA / "models" / name / "curve.json").read_text()) for name in train.NAMES]
-    ends = [[point["tokens"] for point in curve if "tool" in point] for curve in curves]  # of chunks
+    known = train.curves()
+    ends = [[point["tokens"] for point in known[name] if "tool" in point] for name in train.NAMES]  # of chunks
     recipe = train.Recipe(tokens=1.0)
     starts = {(i, start / run[-1]) for run in ends for i, start in enumerate([0, *run[:-1]])}
     return sorted({(i, train.CURRICULUM.index(recipe.stage(share))) for i, share in starts})

@@ -1,4 +1,6 @@
-"""Exercises of lesson 3, surgery."""
+"""Exercises of lessons 3 and 3b: surgery, and its museum."""
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -27,6 +29,67 @@ def neurons_to_remove(target: int, heads_removed: int, head_dim: int, hidden: in
     head_cost = 4 * head_dim * hidden
     neuron_cost = 3 * hidden
     return round((target - heads_removed * head_cost) / neuron_cost)
+
+
+def agrees(found: Tensor, wanted: Tensor, mask: Tensor) -> bool:
+    """Whether logits (batch, length, words) agree at the real tokens, to 1e-5 of the largest wanted one."""
+    real = mask.bool()
+    far = (found[real] - wanted[real]).abs().max()
+    return bool(far <= 1e-5 * wanted[real].abs().max())  # False for NaN, too
+
+
+def without_rows(weight: Tensor, bias: Tensor, kept: list[int]) -> tuple[Tensor, Tensor]:
+    """A linear layer (out, in) that keeps some of its outputs: rows of the weight, and their biases."""
+    return weight[kept], bias[kept]
+
+
+def diagnosis(stops: bool, same_each_load: bool, as_the_mask: bool, first_label_is_bos: bool) -> str:
+    """What to look at first: "shapes", "config", "plan or indices", "rows" of training, or "nothing"."""
+    if stops:
+        return "shapes"
+    if not same_each_load:
+        return "config"
+    if not as_the_mask:
+        return "plan or indices"
+    return "rows" if first_label_is_bos else "nothing"
+
+
+def _logit_cases() -> list[tuple[Tensor, Tensor, Tensor]]:
+    draw = torch.Generator().manual_seed(0)
+    wanted = 20 * torch.randn(2, 4, 5, generator=draw)
+    mask = torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1]])
+    padded, below, above, lost, rounded, nearly = (wanted.clone() for _ in range(6))
+    padded[0, 0] += 3  # where nobody reads
+    below[1, 2, 3] -= 1
+    above[1, 2, 3] += 1
+    lost[1, 1, 1] = torch.nan
+    rounded += 1e-4 * torch.rand(wanted.shape, generator=draw)  # as float32 does to logits of this size
+    nearly += 2e-6
+    return [(x, wanted, mask) for x in (wanted, padded, below, above, lost, rounded, nearly)]
+
+
+def _everywhere(found: Tensor, wanted: Tensor, mask: Tensor) -> bool:
+    return bool((found - wanted).abs().max() <= 1e-5 * wanted.abs().max())
+
+
+def _diagnosis_cases() -> list[tuple[bool, bool, bool, bool]]:
+    yes_no = [(1, 1, 0, 0), (0, 0, 0, 0), (0, 0, 1, 0), (0, 1, 0, 0), (0, 1, 1, 1), (0, 1, 1, 0), (0, 1, 0, 1)]
+    return [(bool(a), bool(b), bool(c), bool(d)) for a, b, c, d in yes_no]
+
+
+def _asks(*order: str) -> Callable[..., str]:
+    """A diagnosis that looks at its questions in another order, or at fewer."""
+
+    def found(stops: bool, same_each_load: bool, as_the_mask: bool, first_label_is_bos: bool) -> str:
+        yes = {
+            "shapes": stops,
+            "config": not same_each_load,
+            "plan or indices": not as_the_mask,
+            "rows": first_label_is_bos,
+        }
+        return next((name for name in order if yes[name]), "nothing")
+
+    return found
 
 
 def _output_cases() -> list[tuple[Tensor, list[int], int]]:
@@ -140,6 +203,93 @@ EXERCISES = {
         hints=[
             "What does one head cost in parameters, and one neuron?",
             "Subtract what the heads paid from the target; neurons make up for the rest.",
+        ],
+    ),
+    "l3b_agrees": Exercise(
+        reference=agrees,
+        cases=_logit_cases,
+        misconceptions={
+            "You compare the padding, too. What stands there is read by nobody, and may differ.": _everywhere,
+            "A signed difference: where the found logit is far below, it passes. Take the size first.": (
+                lambda found, wanted, mask: bool(
+                    (found - wanted)[mask.bool()].max() <= 1e-5 * wanted[mask.bool()].abs().max()
+                )
+            ),
+            "NaN passes: no comparison with it is true, so `not (far > …)` is. Ask for what must hold.": (
+                lambda found, wanted, mask: (
+                    not bool((found - wanted)[mask.bool()].abs().max() > 1e-5 * wanted[mask.bool()].abs().max())
+                )
+            ),
+            "1e-5 alone is less than float32 can hold at logits of this size: take it of the largest logit.": (
+                lambda found, wanted, mask: bool((found - wanted)[mask.bool()].abs().max() <= 1e-5)
+            ),
+            "Nothing is equal to the last bit once a product was taken in another order: allow for rounding.": (
+                lambda found, wanted, mask: bool((found == wanted)[mask.bool()].all())
+            ),
+            "A mean hides one wrong logit among many right ones. Look at the worst.": (
+                lambda found, wanted, mask: bool(
+                    (found - wanted)[mask.bool()].abs().mean() <= 1e-3 * wanted[mask.bool()].abs().max()
+                )
+            ),
+            "That the same word comes first is not agreement: logits may be off by much and leave it there.": (
+                lambda found, wanted, mask: bool((found.argmax(-1) == wanted.argmax(-1))[mask.bool()].all())
+            ),
+        },
+        hints=[
+            "`found[mask.bool()]` keeps the real tokens. What is the worst difference there, in size?",
+            "Write what must hold, `far <= 1e-5 * largest`: then NaN, which is never `<=`, fails.",
+        ],
+    ),
+    "l3b_without_rows": Exercise(
+        reference=without_rows,
+        cases=lambda: [
+            (torch.arange(12.0).view(4, 3), torch.tensor([10.0, 20.0, 30.0, 40.0]), [1, 3]),
+            (torch.arange(9.0).view(3, 3), torch.tensor([1.0, 2.0, 3.0]), [0, 2]),
+        ],
+        misconceptions={
+            "You kept the whole bias: that is the crash of the exhibit.": lambda weight, bias, kept: (
+                weight[kept],
+                bias,
+            ),
+            "You kept the first biases. They belong to other outputs.": (
+                lambda weight, bias, kept: (weight[kept], bias[: len(kept)])
+            ),
+            "You cut columns: those are the inputs.": lambda weight, bias, kept: (weight[:, kept], bias),
+            "You dropped the bias. It runs, and is another layer.": (
+                lambda weight, bias, kept: (weight[kept], torch.zeros(len(kept)))
+            ),
+            "You kept what should go.": lambda weight, bias, kept: (
+                weight[[k for k in range(len(bias)) if k not in kept]],
+                bias[[k for k in range(len(bias)) if k not in kept]],
+            ),
+        },
+        hints=[
+            "Row k of the weight and number k of the bias make output k.",
+            "The same index for both.",
+        ],
+    ),
+    "l3b_diagnosis": Exercise(
+        reference=diagnosis,
+        cases=_diagnosis_cases,
+        misconceptions={
+            "You never ask whether two loads agree. As long as weights are drawn anew, no other question has an "
+            "answer.": _asks("shapes", "plan or indices", "rows"),
+            "You look at the training rows before the model. A wrong cut spoils every loss after it.": (
+                _asks("shapes", "config", "rows", "plan or indices")
+            ),
+            "You never compare with the mask. Perplexity alone would only say “pruning hurt”.": (
+                _asks("shapes", "config", "rows")
+            ),
+            "You look at indices first. What is drawn anew at every load differs from the mask as well.": (
+                _asks("shapes", "plan or indices", "config", "rows")
+            ),
+            "A model that computes what its mask computes can still be trained on rows that are wrong.": (
+                _asks("shapes", "config", "plan or indices")
+            ),
+        },
+        hints=[
+            "In what order do the questions make sense? What can't run can't be compared.",
+            "First what stops, then what each load makes anew, then what differs from the mask, then the rows.",
         ],
     ),
 }

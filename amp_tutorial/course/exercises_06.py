@@ -1,4 +1,4 @@
-"""Exercises of lesson 6, other answers."""
+"""Exercises of lessons 6 and 6b: other answers, and when and where they are asked."""
 
 import math
 import statistics
@@ -17,6 +17,28 @@ def wanda_neurons(a: Tensor, down: Tensor) -> Tensor:
     return down.abs().mean(0) * a.square().mean(0).sqrt()
 
 
+def taylor(weight: Tensor, gradient: Tensor) -> Tensor:
+    """Taylor's score of every row of a weight (out, in): the sum of |w · ∂L/∂w| over its weights."""
+    return (weight * gradient).abs().sum(1)
+
+
+def cheapest_first(scores: list[float], costs: list[int], budget: int) -> list[int]:
+    """Which structures go: the lowest scores, as long as what they cost together is within the budget."""
+    gone, spent = [], 0
+    for k in sorted(range(len(scores)), key=lambda k: scores[k]):
+        spent += costs[k]
+        if spent > budget:
+            break
+        gone.append(k)
+    return sorted(gone)
+
+
+def without_partner(kept: list[int], head_dim: int) -> list[int]:
+    """Of the dimensions kept, those whose partner under RoPE is gone: j turns with j + head_dim / 2."""
+    half = head_dim // 2
+    return [j for j in kept if (j + half) % head_dim not in kept]
+
+
 def schedule(current: int, target: int, shots: int) -> list[int]:
     """How many are left after each shot: every shot takes an equal part of what is still too many, rounded down."""
     left = []
@@ -32,6 +54,22 @@ def _wanda_cases() -> list[tuple[Tensor, Tensor]]:
         (torch.randn(tokens, neurons, generator=draw), torch.randn(hidden, neurons, generator=draw))
         for tokens, neurons, hidden in ((7, 4, 3), (2, 5, 6), (9, 3, 3))
     ]
+
+
+def _taylor_cases() -> list[tuple[Tensor, Tensor]]:
+    draw = torch.Generator().manual_seed(0)
+    return [
+        (torch.randn(shape, generator=draw), torch.randn(shape, generator=draw)) for shape in ((3, 4), (5, 2), (2, 2))
+    ]
+
+
+def _one_by_one(scores: list[float], costs: list[int], budget: int) -> list[int]:
+    gone, spent = [], 0
+    for k in sorted(range(len(scores)), key=lambda k: scores[k]):
+        if spent + costs[k] <= budget:
+            spent += costs[k]
+            gone.append(k)
+    return sorted(gone)
 
 
 def _equal_parts(current: int, target: int, shots: int) -> list[int]:
@@ -152,6 +190,93 @@ EXERCISES = {
         hints=[
             "Work on `gaps`, seed by seed. Their standard error is `statistics.stdev(gaps) / math.sqrt(3)`.",
             "Noise, if the mean gap lies within 4.30 standard errors of 0; otherwise its sign tells the winner.",
+        ],
+    ),
+    "l6_taylor": Exercise(
+        reference=taylor,
+        cases=_taylor_cases,
+        misconceptions={
+            "You added up before taking the size, so that what helps and what harms cancels.": (
+                lambda weight, gradient: (weight * gradient).sum(1).abs()
+            ),
+            "That is the gradient alone. A steep slope at a weight of nothing foresees no change.": (
+                lambda weight, gradient: gradient.abs().sum(1)
+            ),
+            "That is the weight alone: magnitude, which asks no loss.": lambda weight, gradient: weight.abs().sum(1),
+            "You squared. The straight line foresees w · ∂L/∂w, to the first power.": (
+                lambda weight, gradient: (weight * gradient).square().sum(1)
+            ),
+            "You took a column for each. A structure here is a row: what leads into one neuron.": (
+                lambda weight, gradient: (weight * gradient).abs().sum(0)
+            ),
+            "A mean, where the sum is asked for: rows of other lengths could no longer be compared.": (
+                lambda weight, gradient: (weight * gradient).abs().mean(1)
+            ),
+        },
+        hints=[
+            "If w became 0, the line foresees a change of −w · ∂L/∂w. Of each weight only its size counts.",
+            "A product, its size, a sum over each row.",
+        ],
+    ),
+    "l6b_cheapest_first": Exercise(
+        reference=cheapest_first,
+        cases=lambda: [
+            ([0.5, -1.0, 0.1, 2.0], [4, 3, 3, 1], 7),
+            ([0.3, 0.2, 0.1, 0.0], [5, 1, 1, 1], 2),
+            ([3.0, 1.0, 2.0], [2, 9, 2], 5),
+            ([-0.2, 0.9, -0.1, 0.4, 0.0], [2, 2, 3, 3, 1], 6),
+        ],
+        misconceptions={
+            "You took the highest scores. What matters most stays.": (
+                lambda scores, costs, budget: cheapest_first([-x for x in scores], costs, budget)
+            ),
+            "You ranked by score per parameter. FLAP ranks by score alone, and counts parameters only to know when to "
+            "stop.": lambda scores, costs, budget: cheapest_first(
+                [x / c for x, c in zip(scores, costs, strict=True)], costs, budget
+            ),
+            "You passed over what was too dear and went on. A ranking ends where the budget does.": _one_by_one,
+            "The last one goes beyond the budget. Stop before it.": (
+                lambda scores, costs, budget: sorted(
+                    {
+                        *cheapest_first(scores, costs, budget),
+                        *sorted(range(len(scores)), key=lambda k: scores[k])[
+                            : len(cheapest_first(scores, costs, budget)) + 1
+                        ],
+                    }
+                )
+            ),
+            "You counted structures, not parameters: a head costs more than a neuron.": (
+                lambda scores, costs, budget: cheapest_first(scores, [1] * len(scores), budget)
+            ),
+            "That is what stays.": lambda scores, costs, budget: [
+                k for k in range(len(scores)) if k not in cheapest_first(scores, costs, budget)
+            ],
+        },
+        hints=[
+            "`sorted(range(len(scores)), key=lambda k: scores[k])` is the order in which they go.",
+            "Add each one's cost; where the sum exceeds the budget, stop. Return the numbers in order.",
+        ],
+    ),
+    "l6b_without_partner": Exercise(
+        reference=without_partner,
+        cases=lambda: [([0, 1, 4, 6], 8), ([0, 4, 1, 5], 8), ([2, 3, 9, 10, 11], 16), ([1, 5, 7], 8)],
+        misconceptions={
+            "You paired neighbours. RoPE here turns j with j + head_dim / 2, not 2j with 2j + 1.": (
+                lambda kept, head_dim: [j for j in kept if (j ^ 1) not in kept]
+            ),
+            "You only looked upward: a dimension of the second half has its partner below.": (
+                lambda kept, head_dim: [j for j in kept if j + head_dim // 2 not in kept]
+            ),
+            "Those are the ones that still have their partner.": (
+                lambda kept, head_dim: [j for j in kept if (j + head_dim // 2) % head_dim in kept]
+            ),
+            "Half of what is kept is not half of the head: the partner is at head_dim / 2, as trained.": (
+                lambda kept, head_dim: [j for j in kept if (j + len(kept) // 2) % head_dim not in kept]
+            ),
+        },
+        hints=[
+            "With head_dim 8, 1 turns with 5, and 5 with 1.",
+            "`(j + head_dim // 2) % head_dim` is the partner of either.",
         ],
     ),
 }

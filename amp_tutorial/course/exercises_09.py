@@ -29,6 +29,24 @@ def _attention_cases() -> list[tuple[Tensor]]:
     return [case(3, 5), case(2, 8), case(4, 3)]
 
 
+def repeated(words: list[str]) -> float:
+    """Share of a text's runs of three words that stood in it before; 0 where there is no run of three."""
+    runs = [tuple(words[k : k + 3]) for k in range(len(words) - 2)]
+    return sum(run in runs[:k] for k, run in enumerate(runs)) / len(runs) if runs else 0.0
+
+
+def _texts() -> list[tuple[list[str]]]:
+    said = (
+        "a b c a b c a b c",
+        "the cat saw the cat saw a dog",
+        "one two three four five",
+        "no no no no",
+        "a b",
+        "x y x y z",
+    )
+    return [(text.split(),) for text in said]
+
+
 def kv_cache_bytes(layers: int, groups: int, head_dim: int, bytes_per_number: int, tokens: int, texts: int) -> int:
     """Bytes of the keys and values that generation keeps, for so many texts of so many tokens."""
     return 2 * layers * groups * head_dim * bytes_per_number * tokens * texts
@@ -70,6 +88,36 @@ EXERCISES = {
         hints=[
             "`attention[h, q, k]` is what query q of head h gives to key k. Which k is the first token?",
             "`attention[:, 1:, 0]` leaves out the first query; take the mean over what is left of the queries.",
+        ],
+    ),
+    "l9_repeated": Exercise(
+        reference=repeated,
+        cases=_texts,
+        misconceptions={
+            "You counted single words. “The” comes back in every good text: look at runs of three.": (
+                lambda words: sum(w in words[:k] for k, w in enumerate(words)) / len(words)
+            ),
+            "You counted the first time, too. A run repeats only what stood before it.": (
+                lambda words: (
+                    sum(
+                        [tuple(words[j : j + 3]) for j in range(len(words) - 2)].count(tuple(words[k : k + 3])) > 1
+                        for k in range(len(words) - 2)
+                    )
+                    / max(1, len(words) - 2)
+                )
+            ),
+            "You divided by the words. There are two fewer runs of three than words.": (
+                lambda words: repeated(words) * max(0, len(words) - 2) / len(words)
+            ),
+            "That is the share of new runs.": lambda words: 1 - repeated(words),
+            "You counted runs of two.": lambda words: (
+                sum(tuple(words[k : k + 2]) in zip(words[:k], words[1:k], strict=False) for k in range(len(words) - 1))
+                / max(1, len(words) - 1)
+            ),
+        },
+        hints=[
+            "`[tuple(words[k : k + 3]) for k in range(len(words) - 2)]` are the runs, in order.",
+            "Run number k is repeated if it is in `runs[:k]`. Count those, divide by how many runs there are.",
         ],
     ),
     "b_kv_cache_bytes": Exercise(

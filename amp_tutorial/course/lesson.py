@@ -25,6 +25,8 @@ from IPython.display import display
 from matplotlib.figure import Figure
 from torch import Tensor
 
+import amp_tutorial as amp
+
 from ..core.checkpoint import configuration
 from ..files import DATA, STATIC, record_path
 from ..files.texts import text_source, texts
@@ -293,7 +295,7 @@ class Lesson:
         """
         from ..reports import real, real_lessons
 
-        if said := real_lessons.closing(self.name[:2]):
+        if said := real_lessons.closing(self.name.partition("_")[0]):
             print(f"On a real model, {100 * real.RATIO:g} % of all parameters gone: {said}")
         if self.near:
             print(f"Your predictions: {sum(self.near.values())} of {len(self.near)} right or near.")
@@ -301,6 +303,52 @@ class Lesson:
             self.record.notes["steps"] = self.steps
         self.record.write(self.record_path, status="ok")
         print(f"Lesson {self.name} is done.")
+
+
+class Bench:
+    """A dense model, draws of text to make it smaller by, and the text and tasks that judge what comes out."""
+
+    def __init__(
+        self,
+        L: Lesson,
+        source: str,
+        drawn: int,
+        judged: int,
+        letters: int | None = None,
+        tasks: Sequence[str] = (),
+        items: int = 40,
+        folder: str = "",
+    ) -> None:
+        """
+        Args:
+            source: of the text, as `Lesson.material` gives it.
+            drawn: texts of a draw, and as many that stay apart: no score and no fit sees them.
+            judged: held-out texts on which perplexity is measured.
+            letters: of each text; None for all.
+            tasks, items, folder: what is asked, how often each, and the folder of tasks of your own.
+        """
+        self.dense, self.tokenizer = amp.load(L.parameters["model"])
+        documents = [text[:letters] for text in texts(source)]
+        documents = [documents[i] for i in L.rng.permutation(len(documents))]
+        self.judged = [text[:letters] for text in texts(source, "validation")[:judged]]
+        self.apart, self.documents, self.many = documents[:drawn], documents[drawn:], drawn
+        self.tasks, self.items, self.folder = tasks, items, folder
+
+    def drawn(self, seed: int) -> list[str]:
+        """The calibration texts of a seed."""
+        return [self.documents[(seed * self.many + k) % len(self.documents)] for k in range(self.many)]
+
+    def batches(self, found: list[str]) -> list[Any]:
+        """Texts as batches, a text a row."""
+        return list(amp.calibration(self.tokenizer, found, samples=len(found), batch_size=16, join=None))
+
+    def read(self, model: Any, found: list[str] | None = None) -> amp.Perplexity:
+        """Perplexity on the held-out texts, or on others."""
+        return amp.perplexity(model, self.tokenizer, self.judged if found is None else found)
+
+    def asked(self, model: Any) -> Any:
+        """The mean accuracy on the tasks."""
+        return amp.accuracy(model, self.tokenizer, self.tasks, limit=self.items, folder=self.folder).mean
 
 
 def start(name: str, parameters: Mapping[str, Any]) -> Lesson:

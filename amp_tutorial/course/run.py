@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from nbconvert import HTMLExporter
+from nbformat import NotebookNode
 from tqdm import tqdm
 
 from ..files import NOTEBOOKS, record_path
@@ -39,6 +40,11 @@ class Outcome:
     notebook: str = ""
     html: str = ""
     record: str = ""
+
+
+def page_of(notebook: NotebookNode) -> str:
+    """A notebook as an HTML page; one colour of the code is darker than nbconvert has it, for enough contrast."""
+    return str(HTMLExporter(template_name="classic").from_notebook_node(notebook)[0]).replace("#AA22FF", "#8600CC")
 
 
 def run_lesson(path: Path, model: str, out: Path, preset: str, **parameters: Any) -> Outcome:
@@ -66,7 +72,7 @@ def run_lesson(path: Path, model: str, out: Path, preset: str, **parameters: Any
     outcome.seconds = round(time.monotonic() - started, 1)
     outcome.status, outcome.cell, outcome.error = "failed" if ended.error else "ok", ended.place, ended.error
     if ended.notebook is not None:
-        write_text(page, HTMLExporter(template_name="classic").from_notebook_node(ended.notebook)[0])
+        write_text(page, page_of(ended.notebook))
         outcome.notebook, outcome.html = str(executed.relative_to(out)), str(page.relative_to(out))
     if record.is_file():
         _close_record(record, outcome)

@@ -1,7 +1,7 @@
 """What AMP's released code chooses where it differs from the clean definition, so that a run can choose the same.
 
 Source: c2d-usp/Efficient-LLMs-with-AMP (Apache-2.0), amp_criterion.py and prune_groups.py, read. Only choices are here.
-What is wrong there is not imitated: grouped queries, a fixed head_dim, a second BOS in recovery (lesson 3).
+What is wrong there is not imitated: grouped queries, a fixed head_dim, a second BOS in recovery (lesson 3b).
 """
 
 from collections.abc import Sequence

@@ -78,6 +78,13 @@ def _criteria(c: Contest) -> str:
     return f"heads and neurons, times dense: {_order(c, CRITERIA)}; neurons alone: {_order(c, NEURONS)}."
 
 
+def _ranked(c: Contest) -> str:
+    return (
+        f"FLAP's one ranking, projected to equal widths, {c.times('flap-split', RATIO)} the dense perplexity, "
+        f"equal shares {c.times('flap', RATIO)}."
+    )
+
+
 def _layers(c: Contest) -> str:
     return (
         f"whole layers by ShortGPT {c.times('layers-influence', RATIO)} the dense perplexity, AMP's heads and neurons "
@@ -97,6 +104,23 @@ def _better(c: Contest) -> str:
     return f"shares of an excess log-perplexity: {'; '.join(shares)} ({c.labels[other][1]})."
 
 
+def _sliced(c: Contest) -> str:
+    if not c.at("sliced-layers", RATIO):
+        return ""
+    return (
+        f"SliceGPT's rotation for each layer, masked, {c.times('sliced-layers', RATIO)} the dense perplexity, AMP's "
+        f"heads and neurons {c.times('amp', RATIO)}."
+    )
+
+
+def _budget(c: Contest) -> str:
+    name = next((n for n in ("ours-budget-8", "ours-budget") if c.at(n, RATIO)), None)
+    if name is None:
+        return ""
+    other = f"; neurons alone, polished, {c.times('ours-polished', RATIO)}" if c.at("ours-polished", RATIO) else ""
+    return f"one budget over layers, heads and neurons {c.times(name, RATIO)} the dense perplexity{other}."
+
+
 SAID: dict[str, tuple[str, Callable[[Contest], str]]] = {
     "00": ("Quick tour", _tour),
     "01": ("Anatomy", _parts),
@@ -105,15 +129,19 @@ SAID: dict[str, tuple[str, Callable[[Contest], str]]] = {
     "04": ("Recovery", _healed),
     "05": ("Evaluation", _paired),
     "06": ("Other answers", _criteria),
+    "06b": ("Shots and rankings", _ranked),
     "07": ("Layers", _layers),
     "08": ("Better than AMP", _better),
+    "08b": ("Directions of the stream", _sliced),
+    "08c": ("One budget", _budget),
 }
 
 
 def lessons() -> list[tuple[str, str, str, str]]:
     """For each lesson its number and title, and what the tiny model's and the real model's records say."""
     said = [
-        (str(int(number)), title, say(tiny_contest()), say(main_contest())) for number, (title, say) in SAID.items()
+        (number.lstrip("0") or "0", title, say(tiny_contest()), say(main_contest()))
+        for number, (title, say) in SAID.items()
     ]
     return [row for row in said if row[-1]]
 
@@ -133,10 +161,11 @@ def table() -> list[str]:
     rows = []
     for name, record in sorted(collection.gathered(FOLDER).items()):
         if s := record.get("signature"):
+            number = name.partition("_")[0]
             beside = [f"{s[part]['name']}: {said(s[part]['value'], '')}" for part in ("baseline", "control")]
             spread = f"{s['spread']} " if "spread" in s else ""
             found = f"{said(s['value'], s['unit'])} ({spread}{said(s['low'], '')} to {said(s['high'], '')})"
-            rows.append([str(int(name[:2])), s["name"], found, *beside, f"{record['seconds'] / 60:.0f}"])
+            rows.append([number.lstrip("0") or "0", s["name"], found, *beside, f"{record['seconds'] / 60:.0f}"])
     return grid(["lesson", "its result", "on the real model", "baseline", "control", "minutes"], rows)
 
 

@@ -14,7 +14,7 @@ from ..files.atomic import write_json, write_text
 from ..files.checkpoints import SUMS, sha256
 from .skills import TASKS, held_out, trained
 from .stories import documents, plain
-from .train import NAMES, VALIDATION_SEED
+from .train import CURVES, NAMES, VALIDATION_SEED, curves
 
 ITEMS = 400  # test items a task, at least
 DOCUMENTS = {"calibration": (1000, VALIDATION_SEED + 1), "validation": (500, VALIDATION_SEED)}
@@ -88,13 +88,16 @@ def export_texts(data: Path) -> None:
 
 
 def export_model(name: str, trained_folder: Path, data: Path) -> None:
-    """Copy a trained model without its resumable state, and write the sums of its files."""
+    """Copy a trained model without its resumable state, its curve to the others', and write the sums of its files."""
     target = data / "models" / name
     target.mkdir(parents=True, exist_ok=True)
     files = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
-    for file in (*files, "curve.json"):
+    for file in files:
         shutil.copyfile(trained_folder / file, target / file)
-    write_card(target, name)
+    known = curves(data) if (data / CURVES).is_file() else {}
+    curve = json.loads((trained_folder / "curve.json").read_text(encoding="utf-8"))
+    write_json(data / CURVES, known | {name: curve}, indent=None)
+    write_text(target / "README.md", card(name, data))
     sums = {file: sha256(target / file) for file in files}
     write_json(target / SUMS, sums)
 
@@ -109,20 +112,20 @@ library_name: transformers
 A {kind} language model of {parameters:,} parameters: {layers} layers, {heads} heads of {head_dim} dimensions in
 {groups} key-value groups, hidden size {hidden}, intermediate size {neurons}, and its own byte-level BPE tokenizer of
 {vocabulary} tokens. Trained from nothing on {tokens:.1f} million tokens of the tiny world (last training loss
-{loss:.3f} nats; the curve is in `curve.json`), to be pruned in the course.
+{loss:.3f} nats; the curve is in `data/training/curves.json`), to be pruned in the course.
 
 Made by `python -m amp_tutorial.tinyworld.train {name} --fast`, seed 0. It knows the tiny world and nothing else: no use
 outside the course is intended. What the world is, and what results on it can show: the data card, `data/README.md`.
 """
 
 
-def write_card(target: Path, name: str) -> None:
+def card(name: str, data: Path) -> str:
     """The model card, from the configuration, the weights and the curve."""
-    config = json.loads((target / "config.json").read_text(encoding="utf-8"))
-    curve = json.loads((target / "curve.json").read_text(encoding="utf-8"))
-    with safe_open(target / "model.safetensors", "pt") as weights:
+    folder, last = data / "models" / name, curves(data)[name][-1]
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    with safe_open(folder / "model.safetensors", "pt") as weights:
         parameters = sum(math.prod(weights.get_slice(key).get_shape()) for key in weights.keys())
-    card = CARD.format(
+    return CARD.format(
         name=name,
         kind={"llama": "LLaMA", "phi": "Phi"}[config["model_type"]],
         parameters=parameters,
@@ -133,10 +136,9 @@ def write_card(target: Path, name: str) -> None:
         hidden=config["hidden_size"],
         neurons=config["intermediate_size"],
         vocabulary=config["vocab_size"],
-        tokens=curve[-1]["tokens"] / 1e6,
-        loss=curve[-1]["loss"],
+        tokens=last["tokens"] / 1e6,
+        loss=last["loss"],
     )
-    write_text(target / "README.md", card)
 
 
 def main() -> None:

@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerFast as Fast
 
+from ..files import DATA
 from ..files.atomic import write_json
 from ..files.batches import padded
 from .models import BOS, NAMES, PAD, build_model, build_tokenizer
@@ -29,6 +30,7 @@ from .stories import BINDING, JUDGING, WRITERS, Writers, documents, echo, plain,
 
 VALIDATION_SEED = 900_000  # above every training chunk's seed
 CHUNK = 10_000  # documents, about half a million tokens; training can be resumed between chunks
+CURVES = Path("training", "curves.json")  # in the folder of what ships
 
 
 @dataclass(frozen=True)
@@ -255,6 +257,12 @@ def train(name: str, folder: Path, recipe: Recipe, stop_after: float | None = No
     tokenizer.save_pretrained(folder)
     write_json(folder / "curve.json", state.curve, indent=None)
     return state
+
+
+def curves(data: Path = DATA) -> dict[str, list[dict[str, float]]]:
+    """The curves that ship: of each embedded model by its name, and of the run "without stages"."""
+    found: dict[str, list[dict[str, float]]] = json.loads((data / CURVES).read_text(encoding="utf-8"))
+    return found
 
 
 def point(state: State, losses: list[float]) -> dict[str, float]:

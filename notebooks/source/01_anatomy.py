@@ -21,7 +21,7 @@ seed: int = 0
 text: str = ""  # what is read: empty, the tiny world for its models and C4 for others; or a file, a folder, "wikitext2"
 preset: str = "smallest"  # or "full": four times the texts
 out: str = "out"
-# %%
+# %% tags=["hide-input"]
 import matplotlib.pyplot as plt
 import seaborn as sns
 import torch
@@ -43,8 +43,6 @@ dense, tokenizer = amp.load(model)
 anatomy = amp.Anatomy.of(dense)
 print(f"{anatomy.layers} layers, each with {anatomy.heads} query heads of {anatomy.head_dim} dimensions, "
       f"{anatomy.groups} key-value heads and {anatomy.neurons} neurons; hidden size {anatomy.hidden}")  # fmt: skip
-
-
 # %% [markdown]
 # ## One layer, opened
 #
@@ -54,7 +52,7 @@ L.drawing("stream")
 # %% [markdown]
 # We take one text and one layer from the middle, and watch what goes into and comes out of its linear maps. Hooks do
 # that without changing anything.
-# %%
+# %% tags=["hide-input"]
 def watch(model: nn.Module, batch: dict[str, Tensor], modules: list[nn.Module]) -> dict[nn.Module, tuple]:
     """Run the model once; give the (input, output) of each module."""
     seen = {}
@@ -74,8 +72,7 @@ def watch(model: nn.Module, batch: dict[str, Tensor], modules: list[nn.Module]) 
 def tokens_of(text: str, tokenizer) -> dict[str, Tensor]:
     found = tokenizer(text, return_tensors="pt", truncation=True, max_length=128)
     return {name: found[name] for name in ("input_ids", "attention_mask")}
-
-
+# %%
 longest = max(amp.texts(source)[:samples], key=len)
 one = tokens_of(longest, tokenizer)
 middle = anatomy.layers // 2
@@ -85,8 +82,6 @@ print(
     f"{longest[:90]}…\n"
     f"{tuple(seen[layer.query][0].shape)} = (texts, tokens, hidden) goes into layer {middle}'s attention"
 )
-
-
 # %% [markdown]
 # Here is the whole of attention, written out. Each query head asks, with its own rows of the query matrix, and mixes
 # the *values* of earlier tokens by how well their *keys* fit. The result `h[n]` is head n's output: `head_dim` numbers
@@ -112,8 +107,6 @@ def heads_output(x: Tensor, layer, anatomy: amp.Anatomy) -> Tensor:
     future = torch.ones(T, T, device=x.device).triu(1).bool()
     pattern = (q @ k.mT / d**0.5).masked_fill(future, -torch.inf).softmax(-1)  # (heads, T, T)
     return pattern @ v
-
-
 # %% [markdown]
 # If this is right, the heads' outputs, joined side by side, are what the model feeds into its output projection.
 # %%
@@ -122,8 +115,6 @@ x = seen[layer.query][0][0]  # (tokens, hidden)
 h = heads_output(x, layer, anatomy)
 joined = h.transpose(0, 1).flatten(1)  # (tokens, heads · d_head)
 L.assert_close(joined, seen[layer.output][0][0], 1e-4, "attention written by hand is the model's")
-
-
 # %% [markdown]
 # ## The attention output is a sum over heads
 #
@@ -145,8 +136,6 @@ def head_slice(o_proj: Tensor, head: int, head_dim: int) -> Tensor:
 
 
 head_slice = L.check(head_slice, "l1_head_slice")
-
-
 # %% [markdown]
 # {{hint:l1_head_slice}}
 #
@@ -197,10 +186,10 @@ for output in outputs:
     total = terms.sum(0)
     shares.append((terms * total).sum((1, 2)) / (total * total).sum())
 shares = torch.stack(shares).cpu()  # (layers, heads)
-# %%
+# %% tags=["hide-input"]
 # NBVAL_CHECK_OUTPUT
 L.assert_close(shares.sum(1), torch.ones(anatomy.layers), 1e-4, "the shares of a layer's heads add up to 1")
-# %%
+# %% tags=["hide-input"]
 fig, ax = plt.subplots(figsize=(7.5, max(3.8, 0.3 * anatomy.layers)))
 sns.heatmap(shares.numpy(), annot=True, fmt=".2f", cmap="cividis", ax=ax, cbar_kws=dict(label="share of the output"))
 ax.set(xlabel="query head", ylabel="layer", title=f"{model}: each row adds up to 1")
@@ -249,8 +238,7 @@ def silenced(head: int, output: nn.Linear) -> Tensor:
 
 def relative_error(predicted: Tensor, change: Tensor) -> float:
     return float((predicted - change).norm() / change.norm())
-
-
+# %%
 errors = {"sum over heads": [], "equal share": [], "rows of o_proj": []}
 for output in outputs:
     into, came_out = seen_all[output]
@@ -262,7 +250,7 @@ for output in outputs:
         errors["sum over heads"].append(relative_error(-terms[n], change))
         errors["equal share"].append(relative_error(-terms.sum(0) / anatomy.heads, change))
         errors["rows of o_proj"].append(relative_error(-(h[n] @ rows), change))
-# %%
+# %% tags=["hide-input"]
 values = {name: torch.tensor(e).double() for name, e in errors.items()}
 fig, ax = plt.subplots(figsize=(7.5, 3))
 for i, e in enumerate(values.values()):
@@ -303,8 +291,6 @@ L.conclude({
         float(e.max()) < 1e-3,
     f"Heads do not carry alike: {few} of {shares.numel()} carry less than half of an equal share.": few > 0,
 })  # fmt: skip
-
-
 # %% [markdown]
 # ## Neurons: the MLP output is a sum, too
 #
@@ -314,8 +300,6 @@ L.conclude({
 # *column* m.
 # %% tags=["hide-input"]
 L.drawing("parts")
-
-
 # %%
 # NBVAL_CHECK_OUTPUT
 def neurons_output(x: Tensor, layer) -> Tensor:
@@ -335,8 +319,6 @@ L.assert_close(total + bias, seen[layer.neurons_out][1][0], 1e-4, "MLP output = 
 # %% [markdown]
 # **Predict.** Build the sum up neuron by neuron, the loudest first. How many neurons leave only half of the output's
 # *energy* missing, the sum of its squares? And how many of neurons drawn by lot?
-
-
 # %%
 L.predict("neurons for half of the energy, loudest first", None)
 # %%
@@ -353,6 +335,7 @@ loudest = energy_missing((a.abs().mean(0) * columns.norm(dim=1)).argsort(descend
 lots = torch.stack([energy_missing(torch.from_numpy(L.rng.permutation(anatomy.neurons))) for _ in range(20)])
 first = int((loudest < 0.5).int().argmax())
 by_lot = (lots < 0.5).int().argmax(1).sort().values
+# %% tags=["hide-input"]
 fig, ax = plt.subplots(figsize=(7, 3.4))
 for i, (name, curve) in enumerate({"loudest first": loudest, "by lot, median of 20 orders": lots.median(0).values}.items()):
     every = max(1, anatomy.neurons // 12)
@@ -376,7 +359,7 @@ L.seen("neurons for half of the energy, loudest first", first, within=anatomy.ne
 # Keys and values of all earlier tokens are kept in memory while a model writes. To save memory, many models let
 # several query heads share one key-value head: *grouped-query attention*. Our `tiny-llama-gqa` is one. Which query
 # heads share? Don't look it up; silence the values of one key-value head after another, and see whose output changes.
-# %%
+# %% tags=["hide-input"]
 grouped, grouped_tokenizer = amp.load("tiny-llama-gqa")
 gqa, same = amp.Anatomy.of(grouped), tokens_of(longest, grouped_tokenizer)
 there = gqa.layer(middle if middle < gqa.layers else 0)
@@ -405,8 +388,6 @@ L.show(
     fig,
     alt=f"Heat map of key-value heads by query heads. Silencing a key-value head changes these heads only: {listed}.",
 )
-
-
 # %% [markdown]
 # Each row has a few bright cells and zeros elsewhere: those query heads hear this key-value head, and no others do.
 #
@@ -429,8 +410,6 @@ formula = torch.zeros(gqa.groups, gqa.heads)
 for g in range(gqa.groups):
     formula[g, heads_of_group(g, gqa.heads, gqa.groups)] = 1
 L.assert_close((change > 0.5).double(), formula, 0, "the formula is what the experiment found")
-
-
 # %% [markdown]
 # This decides what can be cut. Remove one query head of a pair and its key-value head must stay for the other. Then two
 # thirds of the parameters go that are a head's share of the pair (its rows of `q_proj` and columns of `o_proj`, but not
@@ -455,8 +434,6 @@ def group_cost(hidden: int, head_dim: int, heads: int, groups: int) -> int:
 
 
 group_cost = L.check(group_cost, "l1_group_cost")
-
-
 # %% [markdown]
 # {{hint:l1_group_cost}}
 #
@@ -477,7 +454,7 @@ neuron_cost = L.check(neuron_cost, "l1_neuron_cost")
 # {{solution:l1_neuron_cost}}
 #
 # The library derives both prices from a model's own matrices. They must agree with yours.
-# %%
+# %% tags=["hide-input"]
 # NBVAL_CHECK_OUTPUT
 tiny = {name: amp.Anatomy.of(amp.load(name)[0]) for name in amp.EMBEDDED}
 for name in ("tiny-llama", "tiny-llama-gqa"):
@@ -491,7 +468,7 @@ L.assert_close(neuron_cost(t.hidden, gated=False, bias=True), t.neuron_cost, 0, 
 #
 # All that differs from family to family is where the parts are. The library keeps that in one table, and here are the
 # rows of our models:
-# %%
+# %% tags=["hide-input"]
 # NBVAL_CHECK_OUTPUT
 for name, t in tiny.items():
     f, block = t.family, t.model.get_submodule(f"{t.family.layers}.0")
@@ -538,7 +515,7 @@ L.seen("the bias that goes with a part", "fc1")
 # %% [markdown]
 # The biases of `dense` and `fc2` have one number per *hidden* dimension. They belong to no head and no neuron: they are
 # added once, and stay. The bias of `fc1` has one number per *neuron*, and goes with it (so have those of the query, key
-# and value projections, one number for each of a head's rows). Lesson 3 shows what happens to those who forget.
+# and value projections, one number for each of a head's rows). Lesson 3b shows what happens to those who forget.
 #
 # ## Where parameters and work sit
 #
@@ -551,8 +528,6 @@ shape = dict(hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, nu
 with torch.device("meta"):
     seven = amp.Anatomy.of(LlamaForCausalLM(LlamaConfig(**shape, tie_word_embeddings=False)))
 L.assert_close(seven.model.num_parameters(), 6_738_415_616, 0, "LLaMA-2-7B's shape has 6,738,415,616 parameters")
-
-
 # %% [markdown]
 # Work is counted in multiply-adds per token. Every weight of a linear map costs one; looking up an embedding costs
 # none. On top come the products of attention itself, queries with keys and patterns with values: two for each pair of
@@ -581,7 +556,7 @@ def work_of(a: amp.Anatomy, tokens: int) -> dict[str, int]:
 for name, t in tiny.items():
     counted = amp.size(t.model, length=128).macs_per_token
     L.assert_close(sum(work_of(t, 128).values()) / counted, 1.0, 1e-3, f"{name}: work as counted on a real pass")
-# %%
+# %% tags=["hide-input"]
 colours = dict(zip(("embeddings, head", "attention", "MLP", "other", "attention products"), range(5), strict=True))
 everyone = tiny | {"LLaMA-2-7B": seven}
 panels = {
@@ -618,7 +593,7 @@ for name, parts in panels["parameters"].items():
 # ## From prices to a budget
 #
 # A plan that removes a ratio spends it on both kinds. Scores don't matter for the widths, so any will do.
-# %%
+# %% tags=["hide-input"]
 for name, a in everyone.items():
     p = amp.plan(a.model, amp.score(a.model, [], "random"), pruning_ratio=ratio)
     print(f"{name:>15}: keep {len(p.heads[0])} of {a.heads} heads, {len(p.neurons[0]):,} of {a.neurons:,} neurons, "
@@ -629,7 +604,7 @@ for name, a in everyone.items():
 #
 # The paper's ratios can be recomputed: removing as many parameters as k of 32 layers takes k heads and 344 · k neurons
 # from every layer.
-# %%
+# %% tags=["hide-input"]
 # NBVAL_CHECK_OUTPUT
 for k in (7, 10):
     gone = 32 * k * (seven.group_cost + 344 * seven.neuron_cost) / seven.model.num_parameters()
@@ -657,5 +632,5 @@ for k in (7, 10):
 # ## Where next
 # You can now say what each head writes, to the last digit. **Lesson 2** turns that into a score, and asks the loss
 # whether the score is right.
-# %%
+# %% tags=["hide-input"]
 L.finish()

@@ -14,7 +14,6 @@
 # * hold any score against the truth, and say how far the evidence reaches.
 #
 # **Prerequisites.** Lesson 1 (attention as a sum over heads). **Time.** {{minutes}}.
-
 # %% tags=["parameters"]
 model: str = "tiny-llama"  # or "tiny-llama-gqa", "tiny-phi", "smollm2-135m", a local folder, a hub id
 ratio: float = 0.30  # share of all parameters that the plans in this lesson remove
@@ -23,8 +22,7 @@ seed: int = 0
 text: str = ""  # what is read: empty, the tiny world for its models and C4 for others; or a file, a folder, "wikitext2"
 preset: str = "smallest"  # anything else: more held-out texts, more neurons
 out: str = "out"
-
-# %%
+# %% tags=["hide-input"]
 import itertools
 from contextlib import contextmanager
 
@@ -48,7 +46,6 @@ dense, tokenizer = amp.load(model)
 anatomy = amp.Anatomy.of(dense)
 layers, heads, head_dim = anatomy.layers, anatomy.heads, anatomy.head_dim
 print(f"{model}: {layers} layers, each with {heads} heads of {head_dim} dimensions and {anatomy.neurons} neurons.")
-
 # %% [markdown]
 # ## 1 The score
 #
@@ -84,8 +81,6 @@ L.seen("the head to drop", "A")
 # summary of the paper; its official code computes the same.)
 #
 # One head on one prompt, with a hook that keeps what goes into the output projection:
-
-
 # %%
 def keep_inputs(modules):
     """Make modules keep their latest input; returns the dictionary that fills, and the hooks."""
@@ -95,8 +90,7 @@ def keep_inputs(modules):
         kept[module] = args[0][0].detach()  # (tokens, features): we run one prompt at a time
 
     return kept, [module.register_forward_pre_hook(keep) for module in modules]
-
-
+# %%
 # Twice as many prompts as a score sees: section 4 asks how many are enough.
 prompts = amp.calibration(tokenizer, source, samples=2 * calibration, seed=seed, batch_size=1, join=None)
 ids = prompts[0]["input_ids"].to(dense.device)
@@ -113,14 +107,26 @@ print(f"“{tokenizer.decode(ids[0, 1:9])} …”, {ids.shape[1]} tokens")
 print(f"Head 0 of layer {some} adds a vector of {added.shape[1]} numbers to each token.")
 print(f"Its L1 norm is {added.abs().sum(-1).mean():.1f} in the mean over tokens: the score, on this prompt.")
 print(f"Taking the mean over tokens first and the norm after gives {added.mean(0).abs().sum():.1f} instead.")
-
 # %% [markdown]
 # The last line is a trap worth remembering: plus and minus cancel in a mean, so the absolute value comes first.
 #
+# ### Exercise 1 · A head's score, on padded batches
+# *Medium, 6 minutes.* `h` is (prompts, positions, head_dim), `W` is (hidden, head_dim), `mask` is (prompts, positions), 1
+# for a token and 0 for padding. Return AMP's score of this head, a single number, averaged over tokens. (An unsolved
+# exercise stops nothing: the check says what is missing, and the lesson goes on with the reference.)
+# %%
+def my_importance(h, W, mask):
+    """Your code goes here."""
+
+
+head_importance = L.check(my_importance, "l2_head_importance")
+# %% [markdown]
+# {{hint:l2_head_importance}}
+#
+# {{solution:l2_head_importance}}
+#
 # Now all heads, all neurons, all prompts. This is the slow and obvious way: one prompt at a time, no padding, a loop
 # over layers and a loop over heads. Nothing below is imported from the module's scoring code.
-
-
 # %%
 @torch.no_grad()
 def sums_per_prompt(prompts):
@@ -143,17 +149,14 @@ def sums_per_prompt(prompts):
     for hook in hooks:
         hook.remove()
     return head_sums, neuron_sums, tokens
-
-
+# %%
 head_sums, neuron_sums, tokens = sums_per_prompt(prompts)
 head_score = head_sums.sum(0) / tokens.sum()  # (layers, heads)
 neuron_score = neuron_sums.sum(0) / tokens.sum()  # (layers, neurons)
 print(f"Scored {heads * layers} heads and {anatomy.neurons * layers:,} neurons on {int(tokens.sum()):,} tokens.")
-
 # %% [markdown]
 # The module does the same in one pass over padded batches. It must come to the same numbers: we compare each layer's
 # scores in units of that layer's mean. Then we double the width of the first two batches: padding must not count.
-
 # %%
 # NBVAL_CHECK_OUTPUT
 batches = amp.calibration(tokenizer, source, samples=2 * calibration, seed=seed, batch_size=16, join=None)
@@ -172,7 +175,6 @@ pad = {"input_ids": tokenizer.pad_token_id, "attention_mask": 0}
 wider = [{name: F.pad(t, (0, t.shape[1]), value=pad[name]) for name, t in batch.items()} for batch in batches[:2]]
 first = head_sums[:32].sum(0) / tokens[:32].sum()
 same(amp.score(dense, wider).heads, first, "head scores: padding does not count")
-
 # %% [markdown]
 # ## 2 Two averages
 #
@@ -181,18 +183,46 @@ same(amp.score(dense, wider).heads, first, "head scores: padding does not count"
 #
 # **Predict first.** One prompt has 2 tokens, both with score 10; another has 8 tokens, all with score 0. What are the
 # two averages? And when would the two always agree?
-
 # %%
 L.predict("the average over tokens", None)
-# %%
+# %% tags=["hide-input"]
 short, long = [10.0] * 2, [0.0] * 8
 print(f"over tokens:  {sum(short + long) / 10:.1f}")
 print(f"over prompts: {(sum(short) / 2 + sum(long) / 8) / 2:.1f}")
 L.seen("the average over tokens", sum(short + long) / 10)
 # %% [markdown]
+# ### Exercise 2 · The official code's average
+# *Easy, 3 minutes.* `values` holds one score per prompt and position, `mask` is 1 for a token and 0 for padding. Return the
+# mean over prompts of each prompt's mean.
+# %%
+def my_average(values, mask):
+    """Your code goes here."""
+
+
+prompt_average = L.check(my_average, "l2_prompt_average")
+# %% [markdown]
+# {{hint:l2_prompt_average}}
+#
+# {{solution:l2_prompt_average}}
+#
+# Yours (or the reference) on the model, both exercises: head 0 of layer 0, on one padded batch.
+# %%
+# NBVAL_CHECK_OUTPUT
+block, batch = anatomy.layer(0), {name: t.to(dense.device) for name, t in batches[0].items()}
+seen = []
+hook = block.output.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+with torch.no_grad():
+    dense(**batch)
+    h, W = seen[0][..., :head_dim], block.output.weight[:, :head_dim]
+    mine = head_importance(h, W, batch["attention_mask"])
+    mine_by_prompt = prompt_average((h @ W.T).abs().sum(-1), batch["attention_mask"])
+hook.remove()
+for average, value in (("tokens", mine), ("prompts", mine_by_prompt)):
+    theirs = amp.score(dense, batches[:1], average=average).heads[0][0]
+    L.assert_close(value / theirs, 1.0, 1e-4, f"the exercise's score equals the module's, average over {average}")
+# %% [markdown]
 # The averages can only differ if prompts differ in length **and** the score depends on length. The first half of that
 # sentence can be asserted: cut all prompts to one length, and the two are one number.
-
 # %%
 # NBVAL_CHECK_OUTPUT
 by_prompts = amp.score(dense, batches, average="prompts")
@@ -200,11 +230,9 @@ same(by_prompts.heads, (head_sums / tokens[:, None, None]).mean(0), "average ove
 trimmed = [{name: t[:, :16] for name, t in prompt.items()} for prompt in prompts if prompt["input_ids"].shape[1] >= 16]
 one, other = (torch.stack(amp.score(dense, trimmed, average=a).heads) for a in ("tokens", "prompts"))
 L.assert_close(one / other, torch.ones_like(one), 1e-5, "prompts of equal length: both averages agree")
-
 # %% [markdown]
 # The second half has to be measured. Each point below is one prompt: its length, and its mean head score in one layer.
-
-# %%
+# %% tags=["hide-input"]
 per_prompt = head_sums.mean(2) / tokens[:, None]  # (prompts, layers)
 fig, ax = plt.subplots()
 for k, i in enumerate((0, layers - 1)):
@@ -222,7 +250,6 @@ plan_tokens, plan_prompts = (amp.plan(dense, s, pruning_ratio=ratio) for s in (s
 kept_heads, kept_neurons = plan_tokens.shared(plan_prompts)
 print("Correlation of length and score, layer by layer: " + ", ".join(f"{t:.2f}" for t in trend) + ".")
 print(f"Cutting {ratio:.0%}, the two averages agree on {kept_heads:.0%} of kept heads, {kept_neurons:.1%} of neurons.")
-
 # %% [markdown]
 # The module's default is the mean over tokens: it is the cleaner definition, and nothing about it depends on where one
 # document ends and the next begins. `average="prompts"` gives the official code's.
@@ -231,10 +258,9 @@ print(f"Cutting {ratio:.0%}, the two averages agree on {kept_heads:.0%} of kept 
 #
 # **Predict first.** Do scores grow or shrink with depth? (What is added to the residual stream must make itself heard
 # over what is there already.) And could one compare a head of layer 0 with a head of the last layer by this score?
-
 # %%
 L.predict("from the first layer to the last, head scores", None, among=("grow", "shrink", "do neither"))
-# %%
+# %% tags=["hide-input"]
 drawn_layers = sorted({round(k * (layers - 1) / 5) for k in range(6)})  # of many layers six, evenly from first to last
 tall, ticks = max(4, 0.22 * layers), range(0, layers, max(1, layers // 10))
 fig, (left, right) = plt.subplots(1, 2, figsize=(12, tall), layout="constrained")
@@ -275,8 +301,6 @@ L.seen("from the first layer to the last, head scores", found)
 #
 # Does it matter which of the scores projects through a weight? We compare rankings by **Spearman's rank correlation**:
 # replace values by their places, then correlate. 1 is the same order, −1 the opposite order, 0 no relation.
-
-
 # %%
 def ranks(x):
     return x.argsort(-1).argsort(-1).double()  # argsort says who stands where; argsort again, where each one stands
@@ -292,7 +316,6 @@ def spearman(a, b):
 down = torch.stack([anatomy.layer(i).neurons_out.weight.detach().abs().sum(0) for i in range(layers)]).cpu()
 print("Rank correlation, within each layer, of |a_m| with the projected |a_m| · ‖column m of W_down‖₁:")
 print("  " + ", ".join(f"{r:.2f}" for r in spearman(neuron_score, neuron_score * down)) + ".")
-
 # %% [markdown]
 # ## 4 How many prompts?
 #
@@ -301,7 +324,6 @@ print("  " + ", ".join(f"{r:.2f}" for r in spearman(neuron_score, neuron_score *
 # Draw some prompts from our pool, rank each layer's heads by them alone, and compare with the ranking from the whole
 # pool. Twenty draws for each number of prompts; the bars hold 95 % of them, so they show what *one* calibration of
 # that size may give. (The whole pool contains each draw. That flatters the larger draws a little.)
-
 # %%
 L.predict("prompts until a ranking settles", None)
 # %%
@@ -320,8 +342,7 @@ for n in sizes:
 def summary(values):
     """Median, and the interval that holds 95 % of the values."""
     return torch.quantile(torch.as_tensor(values).double(), torch.tensor([0.5, 0.025, 0.975]).double()).tolist()
-
-
+# %% tags=["hide-input"]
 labels = ("rank correlation with all prompts", f"share of the {keep} kept heads in common")
 fig, axes = plt.subplots(1, 2, figsize=(12, 4), layout="constrained")
 for k, (ax, series, label) in enumerate(zip(axes, (agreement, same_heads), labels, strict=True)):
@@ -348,9 +369,7 @@ print(
 L.seen("prompts until a ranking settles", settled or "more than there are", within=(settled or 0) / 2)
 # %% [markdown]
 # See it settle: the places of the heads in their layers, from the first few prompts alone. (A live notebook has a slider.)
-
-
-# %%
+# %% tags=["hide-input"]
 def places(prompts: int = 8) -> None:
     """The place of each head in its layer, from so many prompts."""
     found = head_sums[:prompts].sum(0) / tokens[:prompts].sum()
@@ -377,11 +396,9 @@ lesson.widget(places, prompts=(1, len(tokens)))
 #
 # **Predict first.** What rank correlation between AMP and the true change of loss do you expect? Above or below that of
 # magnitude (the norm of the head's weights), which sees no data at all? Write both numbers down.
-
-
 # %%
 L.predict("rank correlation of AMP's head scores with the truth", None)
-# %%
+# %% tags=["hide-input"]
 @contextmanager
 def silenced(module, columns):
     """While this lasts, these inputs of an output projection are zero."""
@@ -396,8 +413,7 @@ def silenced(module, columns):
         yield
     finally:
         hook.remove()
-
-
+# %% tags=["hide-input"]
 texts = amp.texts(source, "validation")[:held_out_texts]
 rows = sorted((tokenizer(t, truncation=True, max_length=longest)["input_ids"] for t in texts), key=len)
 held_out = [padded(tokenizer, rows[k : k + 16]).items() for k in range(0, len(rows), 16)]
@@ -405,8 +421,7 @@ held_out = [{name: t.to(dense.device) for name, t in batch} for batch in held_ou
 counts = torch.tensor([len(row) - 1 for row in rows]).double()  # predicted tokens of each text
 with torch.no_grad():
     entering = [dense(**batch, output_hidden_states=True).hidden_states for batch in held_out]  # entering[batch][layer]
-
-
+# %%
 @torch.no_grad()
 def losses(start=0):
     """The summed loss of each held-out text; layers below `start` are not run again."""
@@ -422,13 +437,10 @@ def losses(start=0):
     finally:
         decoder.layers = whole
     return torch.cat(found)
-
-
 # %%
 # NBVAL_CHECK_OUTPUT
 before = losses()
 L.assert_close(losses(start=layers - 1) / before, torch.ones(len(texts)), 1e-5, "starting at a later layer is exact")
-
 # %%
 head_change, neuron_change, sample = [], [], []
 for i in range(layers):
@@ -451,8 +463,7 @@ for kind, t in truth.items():
     print(f"  For {(t < 0).sum()} of them the loss is lower without it.")
     means = ", ".join(f"{v:+.4f}" for v in t.view(layers, -1).mean(1))
     print(f"  Mean change, layer by layer: {means}.")
-
-# %%
+# %% tags=["hide-input"]
 true_map = truth["heads"].view(layers, heads)
 fig, (left, right) = plt.subplots(1, 2, figsize=(12, tall), layout="constrained")
 top = true_map.abs().max().clamp(min=1e-9).item()
@@ -481,13 +492,11 @@ L.show(
     f"layer. Right: AMP score against true change of heads, one marker per layer; rank correlation of all heads "
     f"{across:.2f}.",
 )
-
 # %% [markdown]
 # Before judging a score, judge the truth. It comes from a few texts; other texts would give other changes. Split the
 # texts in two: how well does one half's truth predict the other's? No score can be expected to do much better. And how
 # high does a *random* ranking climb by luck? That is the floor.
-
-# %%
+# %% tags=["hide-input"]
 halves = torch.from_numpy(L.rng.permuted(torch.arange(len(texts)).expand(100, -1).numpy(), axis=1))
 half = len(texts) // 2
 for kind, c in change.items():
@@ -496,7 +505,6 @@ for kind, c in change.items():
     print(f"{kind}: one half of the texts ranks like the other half with {median:.2f} ({low:.2f} to {high:.2f}).")
     if low <= 0:
         print(f"  That may be nothing: so few texts can't rank these {kind}. Read their rows below with that in mind.")
-
 # %% [markdown]
 # Now every criterion against the truth, for heads and for the sampled neurons. Twice: over all layers together, and
 # within each layer (mean over layers). Pruning uses only the order within a layer.
@@ -505,7 +513,6 @@ for kind, c in change.items():
 # times by resampling the held-out texts. The interval holds 95 % of all combinations. It says what other *texts* would
 # give, not what other heads or other models would. For that, look at random: its interval is what luck alone reaches
 # with this many heads.
-
 # %%
 resampled = torch.from_numpy(L.rng.integers(len(texts), size=(200, len(texts))))
 redrawn = {
@@ -527,6 +534,7 @@ drawn = {
     "magnitude": [amp.score(dense, [], criterion="magnitude")],
     "random": [amp.score(dense, [], criterion="random", seed=seed + s) for s in range(1000)],
 }
+# %%
 upside_down = amp.score(dense, calibrated(seed), criterion="reversed")
 draws = {}  # (criterion, kind, scope) -> (seeds, resamples)
 for criterion, found in drawn.items():
@@ -540,11 +548,9 @@ for criterion, found in drawn.items():
             for scope in ("all layers", "within layers"):
                 draws["reversed AMP", kind, scope] = -draws["AMP", kind, scope]
 rho = {key: summary(values.flatten()) for key, values in draws.items()}
-
 # %% [markdown]
 # The reversed criterion is AMP upside down, so its correlation must be exactly the opposite; and random rankings must
 # come out at zero on the average. If either fails, the measurement is broken.
-
 # %%
 # NBVAL_CHECK_OUTPUT
 amp_heads, flipped = table(drawn["AMP"][0])["heads"], table(upside_down)["heads"]
@@ -552,8 +558,7 @@ opposite = spearman(flipped, true_map) + spearman(amp_heads, true_map)
 L.assert_close(opposite, torch.zeros(layers), 1e-6, "reversed AMP correlates with the truth exactly the other way")
 for kind in change:
     L.assert_close(rho["random", kind, "all layers"][0], 0.0, 0.1, f"random rankings of {kind} correlate with nothing")
-
-# %%
+# %% tags=["hide-input"]
 criteria = ("AMP", "magnitude", "random", "reversed AMP")
 fig, axes = plt.subplots(1, 2, figsize=(12, 4), sharey=True, layout="constrained")
 for ax, scope in zip(axes, ("all layers", "within layers"), strict=True):
@@ -576,7 +581,7 @@ L.show(
 )
 found = rho["AMP", "heads", "within layers"][0]
 L.seen("rank correlation of AMP's head scores with the truth", found, within=0.1)
-# %%
+# %% tags=["hide-input"]
 def verdict(kind, scope):
     """What the intervals allow one to say."""
     found, weights, chance = (rho[c, kind, scope] for c in ("AMP", "magnitude", "random"))
@@ -603,7 +608,6 @@ for kind in change:
         for criterion in criteria:
             median, low, high = rho[criterion, kind, scope]
             L.record.metric(f"{criterion}, {kind}, {scope}", median, low, high, "rank correlation", n=len(truth[kind]))
-
 # %% [markdown]
 # Why the two columns differ: the score is in units of the residual stream, which differ from layer to layer (section 3),
 # while the truth is in nats everywhere. Over all layers a score is rewarded for knowing which *layers* matter. AMP takes
@@ -627,75 +631,17 @@ L.conclude({
         rho["AMP", "neurons", "within layers"][0] < luck["neurons"],
 })  # fmt: skip
 # %% [markdown]
-# ## Exercises
+# ## 6 A score of your own
 #
-# An unsolved exercise stops nothing: the check says what is missing, and the lesson goes on with the reference.
-#
-# ### Exercise 1 · A head's score, on padded batches
-# *Medium, 6 minutes.* `h` is (prompts, positions, head_dim), `W` is (hidden, head_dim), `mask` is (prompts, positions), 1
-# for a token and 0 for padding. Return AMP's score of this head, a single number, averaged over tokens.
-
-
-# %%
-def my_importance(h, W, mask):
-    """Your code goes here."""
-
-
-head_importance = L.check(my_importance, "l2_head_importance")
-
-# %% [markdown]
-# {{hint:l2_head_importance}}
-#
-# {{solution:l2_head_importance}}
-#
-# ### Exercise 2 · The official code's average
-# *Easy, 3 minutes.* `values` holds one score per prompt and position, `mask` as before. Return the mean over prompts of
-# each prompt's mean.
-
-
-# %%
-def my_average(values, mask):
-    """Your code goes here."""
-
-
-prompt_average = L.check(my_average, "l2_prompt_average")
-
-# %% [markdown]
-# {{hint:l2_prompt_average}}
-#
-# {{solution:l2_prompt_average}}
-#
-# Yours (or the reference) on the model: head 0 of layer 0, on one padded batch.
-
-# %%
-# NBVAL_CHECK_OUTPUT
-block, batch = anatomy.layer(0), {name: t.to(dense.device) for name, t in batches[0].items()}
-seen = []
-hook = block.output.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
-with torch.no_grad():
-    dense(**batch)
-    h, W = seen[0][..., :head_dim], block.output.weight[:, :head_dim]
-    mine = head_importance(h, W, batch["attention_mask"])
-    mine_by_prompt = prompt_average((h @ W.T).abs().sum(-1), batch["attention_mask"])
-hook.remove()
-for average, value in (("tokens", mine), ("prompts", mine_by_prompt)):
-    theirs = amp.score(dense, batches[:1], average=average).heads[0][0]
-    L.assert_close(value / theirs, 1.0, 1e-4, f"the exercise's score equals the module's, average over {average}")
-
-# %% [markdown]
 # ### Exercise 3 · A score of your own
 # *Hard, 15 minutes.* Can you do better than AMP? `added` is what each head of one layer adds to the stream: (heads, tokens,
 # hidden). Give one number for each head. There is no one right answer: it is judged on the ground truth of section 5, by
 # its rank correlation within layers, on texts that no score has seen.
-
-
 # %%
 def own_score(added: torch.Tensor) -> torch.Tensor:
     """Your score of the heads of a layer: (heads,)."""
     ...  # your answer here
-
-
-# %%
+# %% tags=["hide-input"]
 def amp_itself(added):
     return added.abs().sum(-1).mean(1)
 
@@ -753,8 +699,7 @@ else:
 # One number for the lesson: how well AMP orders the heads of a layer by their true worth, in the mean over layers,
 # since this is the order that pruning uses. Beside it magnitude, which sees no data, and AMP upside down, which must
 # come out opposite.
-
-# %%
+# %% tags=["hide-input"]
 median, low, high = rho["AMP", "heads", "within layers"]
 L.signature(
     "Rank correlation of AMP's head scores with the true change of loss, within layers", median, low, high, "",
@@ -763,7 +708,6 @@ L.signature(
 )  # fmt: skip
 _, low, high = rho["random", "heads", "within layers"]
 print(f"Luck alone, 95 % of 1,000 random rankings: {low:.2f} to {high:.2f}.")
-
 # %% [markdown]
 # ## What this does not show
 #
@@ -784,6 +728,5 @@ print(f"Luck alone, 95 % of 1,000 random rankings: {low:.2f} to {high:.2f}.")
 #   against the true change of loss.
 #
 # **Where next.** The order is settled; lesson 3 carries it out: masks, cuts, and what goes wrong with both.
-
-# %%
+# %% tags=["hide-input"]
 L.finish()

@@ -3,19 +3,16 @@
 # # 3 Surgery: from a score to a smaller model
 #
 # Lesson 2 gave every head and every neuron a number. Now something has to go. This lesson turns a ratio into a plan, a
-# plan into a smaller model that any stock library loads, and proves that the cut did what the plan said. Then it shows
-# you how it goes wrong: six broken surgeries, symptom first. Three of them are in a paper's official code.
+# plan into a smaller model that any stock library loads, and proves that the cut did what the plan said.
 #
 # **Objectives.** After this lesson you will be able to
 #
 # * budget a plan: how many heads and neurons a ratio buys, and why it seldom comes out even;
 # * carry out one plan in two ways, mask and cut, and assert that both compute the same;
 # * say why a mask saves no time, and measure that it does not;
-# * cut grouped-query attention by KV groups or by query heads, without mixing up keys;
-# * recognise a broken surgery by its symptom.
+# * cut grouped-query attention by KV groups or by query heads, without mixing up keys.
 #
 # **Prerequisites.** Lesson 1 (where heads, groups and neurons live), lesson 2 (scores). **Time.** {{minutes}}.
-
 # %% tags=["parameters"]
 model: str = "tiny-llama"  # or "tiny-llama-gqa", "tiny-phi", "smollm2-135m", a local folder, a hub id
 ratio: float = 0.30  # share of all parameters to remove
@@ -24,22 +21,18 @@ seed: int = 0
 text: str = ""  # what is read: empty, the tiny world for its models and C4 for others; or a file, a folder, "wikitext2"
 preset: str = "smallest"  # anything else: more rounds of timing
 out: str = "out"
-
-# %%
+# %% tags=["hide-input"]
 import copy
-import json
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
-import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import amp_tutorial as amp
 from amp_tutorial.course import lesson
-from amp_tutorial.files.texts import pairs
 
 L = lesson.start(
     "03_surgery",
@@ -54,8 +47,9 @@ print(
     f"{model}: {anatomy.layers} layers, each with {anatomy.heads} query heads on {anatomy.groups} KV groups, and "
     f"{anatomy.neurons} neurons; {dense.num_parameters():,} parameters in all."
 )
-
 # %% [markdown]
+# An unsolved exercise stops nothing: the check says what is missing, and the lesson goes on with the reference.
+#
 # ## 1 The budget
 #
 # **Predict first.** How many neurons is one head worth, in parameters? Take hidden size $d$ and head dimension $d_h$.
@@ -68,7 +62,6 @@ L.predict("neurons that one head, or KV group, is worth here", None)
 #
 # With grouped queries the unit is the KV group: $g$ query heads share one key and one value head, so the group owns
 # $(2g + 2)\, d_h\, d$. Phi has two matrices in its MLP and biases everywhere. Counted on the model at hand:
-
 # %%
 # NBVAL_CHECK_OUTPUT
 block, g, d, d_h = anatomy.layer(0), anatomy.group_size, anatomy.hidden, anatomy.head_dim
@@ -76,15 +69,28 @@ bias = block.query.bias is not None
 group_cost = (2 * g + 2) * d_h * d + bias * (g + 2) * d_h  # biases of query, key and value
 neuron_cost = (len(block.neurons_in) + 1) * d + bias * len(block.neurons_in)
 L.assert_close([group_cost, neuron_cost], [anatomy.group_cost, anatomy.neuron_cost], 0, "costs as written out")
-
-# %%
+# %% tags=["hide-input"]
 print(f"One KV group with its {g} query head(s): {group_cost:,} parameters. One neuron: {neuron_cost:,}.")
 L.seen("neurons that one head, or KV group, is worth here", group_cost / neuron_cost, within=2)
-
 # %% [markdown]
 # AMP takes the same share of heads and of neurons, and the same number from every layer. A share of the heads is seldom
-# a whole number. So heads are rounded, and neurons make up for it, *at the exchange rate above*. Written out:
+# a whole number. So heads are rounded, and neurons make up for it, *at the exchange rate above*.
+#
+# ### Exercise 1 · Make up for the rounding
+# *Medium, 5 minutes.* A layer shall lose `target` parameters, and `heads_removed` heads go (multi-head attention, no
+# biases, gated MLP). How many neurons must go?
+# %%
+def my_neurons(target, heads_removed, head_dim, hidden):
+    """Your code goes here."""
 
+
+neurons_to_remove = L.check(my_neurons, "l3_neurons_to_remove")
+# %% [markdown]
+# {{hint:l3_neurons_to_remove}}
+#
+# {{solution:l3_neurons_to_remove}}
+#
+# For the model at hand, with its groups and biases, written out:
 # %%
 total = dense.num_parameters()
 
@@ -105,7 +111,6 @@ even = target / (anatomy.groups * group_cost + anatomy.neurons * neuron_cost)
 print(f"An even share would be {even * anatomy.groups:.2f} groups and {even * anatomy.neurons:.2f} neurons a layer.")
 print(f"Rounded and made up for: {groups_gone} groups and {neurons_gone} neurons.\n")
 print(plan)
-
 # %%
 # NBVAL_CHECK_OUTPUT
 kept = [len(plan.groups(0)), len(plan.neurons[0])]
@@ -114,14 +119,12 @@ miss = abs(plan.achieved - ratio) * total / anatomy.layers
 L.assert_close(
     max(0.0, miss - neuron_cost / 2), 0.0, 1e-3, "asked and achieved differ by half a neuron a layer at most"
 )
-
 # %% [markdown]
 # **Predict first.** The official code makes up for a missing head with **one** neuron. What becomes of the achieved
 # ratio as the asked one grows: a steady bias, or a saw?
-
 # %%
 L.predict("the achieved ratio is off by", None, among=("a steady bias", "a saw"))
-# %%
+# %% tags=["hide-input"]
 asked = torch.linspace(0.05, 0.55, 101)
 fig, ax = plt.subplots(layout="constrained")
 worst = {}
@@ -147,7 +150,6 @@ L.seen("the achieved ratio is off by", "a saw" if both_ways else "a steady bias"
 #
 # AMP's ratios are odd: 21.02 %, 30.03 %. Its official code asks for the worth of $k$ whole layers. Build a LLaMA-2-7B
 # without any weights (on the `meta` device a tensor has a shape and no storage), ask for 7 layers' worth, and see.
-
 # %%
 # NBVAL_CHECK_OUTPUT
 with torch.device("meta"):
@@ -161,7 +163,6 @@ for k in (7, 10):
     L.assert_close(gone, [k, 344 * k], 0, f"{k} layers' worth is {k} of 32 heads and 344·{k} of 11,008 neurons")
     print(f"  {big_plan.achieved:.2%} of {big_total:,} parameters")
 print(f"One head is worth {4 * 128 / 3:.2f} neurons.")
-
 # %% [markdown]
 # The shares are equal, $k/32$ of each, so nothing is rounded and the wrong exchange rate does no harm *on this shape*.
 # It does on any shape where $k/L$ of the heads is not whole. A number that fits the one model it was tried on is a
@@ -171,7 +172,6 @@ print(f"One head is worth {4 * 128 / 3:.2f} neurons.")
 #
 # First: did the plan keep what it should? Nothing kept may score lower than anything removed from the same layer. (A
 # group's score is the sum of its heads'.)
-
 # %%
 # NBVAL_CHECK_OUTPUT
 for i in range(anatomy.layers):
@@ -181,7 +181,6 @@ for i in range(anatomy.layers):
         lowest, highest = values[stays].min().item(), max(values[goes].tolist(), default=float("-inf"))
         assert lowest >= highest, f"Layer {i} keeps a {what} of score {lowest:.4g} and removes one of {highest:.4g}."
 print("✔ every layer keeps its highest scores, heads and neurons")
-
 # %% [markdown]
 # A plan is only a list of what stays. It can be carried out in two ways:
 #
@@ -189,16 +188,26 @@ print("✔ every layer keeps its highest scores, heads and neurons")
 #   way out is its columns there, so it is silent. All shapes stay.
 # * **cut**: the rows and columns go, and the model is smaller.
 #
-# **Predict first.** Are the logits of the two equal exactly, nearly, or roughly?
+# ### Exercise 2 · Cut the output projection
+# *Easy, 4 minutes.* Return `o_proj` (hidden, heads · head_dim) without the heads that are not in `kept_heads`.
+# %%
+def my_cut_output(o_proj, kept_heads, head_dim):
+    """Your code goes here."""
+
+
+cut_output = L.check(my_cut_output, "l3_cut_output")
+# %% [markdown]
+# {{hint:l3_cut_output}}
+#
+# {{solution:l3_cut_output}}
+#
+# **Predict first.** Are the logits of mask and cut equal exactly, nearly, or roughly?
 #
 # To trust nobody, here is a third version, without the module: the mask in plain code, with the columns of the weights
 # themselves set to zero.
-
 # %%
 L.predict("the logits are equal", None, among=("to the last bit", "nearly", "roughly"))
-# %%
-# NBVAL_CHECK_OUTPUT
-small = amp.prune(dense, plan).model
+# %% tags=["hide-input"]
 held_out = amp.texts(source, "validation")[:16]
 batch = tokenizer(held_out, return_tensors="pt", padding=True, truncation=True, max_length=96).to(dense.device)
 inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
@@ -213,8 +222,9 @@ def logits(network, inputs):
 def assert_same(found, wanted, what, layers=6):
     """Assert equality to 1e-5 of the largest logit: float32 holds seven digits, and each of many layers rounds anew."""
     L.assert_close(found / wanted.abs().max(), wanted / wanted.abs().max(), 1e-5 * max(1, layers / 6), what)
-
-
+# %%
+# NBVAL_CHECK_OUTPUT
+small = amp.prune(dense, plan).model
 by_hand = copy.deepcopy(dense)
 with torch.no_grad():
     for i in range(anatomy.layers):
@@ -231,7 +241,6 @@ L.seen("the logits are equal", "nearly")
 # %% [markdown]
 # Now the version that matters to whoever gets the model: saved, and loaded with the stock library. `from_pretrained`
 # reports keys that were missing, unexpected or of the wrong shape. There must be none.
-
 # %%
 # NBVAL_CHECK_OUTPUT
 folder = amp.save(small, tokenizer, Path(out) / "models" / f"03-{Path(model).name}", overwrite=True)
@@ -239,12 +248,9 @@ reloaded, report = AutoModelForCausalLM.from_pretrained(folder, output_loading_i
 assert not any(report.values()), report
 reloaded_logits = logits(reloaded.eval().to(dense.device), inputs)
 assert_same(reloaded_logits, masked_logits, "cut, saved and reloaded equals masked", anatomy.layers)
-
 # %% [markdown]
 # Do not believe it of one plan: choose what goes, a head (with its group) and the neurons that score least, in every
 # layer. A live notebook has sliders for it.
-
-
 # %%
 def take_away(head: int = 0, neurons: int = 100) -> None:
     """What the model would say next without them, and how far the mask's logits are from the cut's."""
@@ -265,8 +271,7 @@ lesson.widget(take_away, head=(0, anatomy.heads - 1), neurons=(0, anatomy.neuron
 #
 # Look at the class of the cut model, for each number of heads that one could keep. `amp.check` says it before anything
 # is cut; it looks at shapes only.
-
-# %%
+# %% tags=["hide-input"]
 for n in range(g, anatomy.heads + 1, g):
     found = amp.preview(dense, amp.keep(dense, scores, heads=n, neurons=anatomy.neurons))
     print(f"  {n} heads kept: {found.model_types[1]}")
@@ -274,7 +279,6 @@ try:
     LlamaConfig(hidden_size=128, num_attention_heads=6, num_key_value_heads=6, head_dim=16)
 except Exception as error:
     print(f"\nLlamaConfig with 6 heads of 16 and hidden size 128: {str(error).splitlines()[-1].strip()}")
-
 # %% [markdown]
 # `LlamaConfig` refuses a head count that doesn't divide the hidden size, even with `head_dim` given, though the
 # computation needs no such thing. Mistral's is the same computation (with its sliding window switched off), and its
@@ -288,7 +292,6 @@ except Exception as error:
 #
 # A clock on a shared machine wanders. So the four models take turns, round by round, and we compare within a round.
 # Dense comes twice: against itself it must show no gain, or the clock is broken.
-
 # %%
 L.predict("the masked model's speed-up", None)
 # %%
@@ -314,6 +317,7 @@ for n in range(rounds + 2):
         for name, value in taken.items():
             times[name].append(value)
 times = {name: torch.tensor(values) for name, values in times.items()}
+# %% tags=["hide-input"]
 redrawn = torch.from_numpy(L.rng.integers(rounds, size=(1000, rounds)))
 speedup = {}
 for name in ("dense again", "masked", "cut"):
@@ -341,8 +345,7 @@ L.show(
     + ", ".join(f"{name} {v[0]:.2f} times" for name, v in speedup.items())
     + f"; the multiply-adds promise {ideal:.2f} for the cut.",
 )
-
-# %%
+# %% tags=["hide-input"]
 for name, (middle, low, high) in speedup.items():
     word = "faster than" if low > 1 else "slower than" if high < 1 else "no different from"
     print(f"{name}: {middle:.2f} × (95 % interval of the median {low:.2f} to {high:.2f}), {word} dense.")
@@ -357,17 +360,16 @@ L.seen("the masked model's speed-up", speedup["masked"][0], within=0.05)
 #
 # ## 4 Grouped queries
 #
-# From here on we use all three embedded models. In `tiny-llama-gqa` 8 query heads share 4 key-value heads: heads 0
+# In `tiny-llama-gqa`, one of the embedded models, 8 query heads share 4 key-value heads: heads 0
 # and 1 read group 0, heads 2 and 3 read group 1, and so on.
 # %% tags=["hide-input"]
 L.drawing("groups")
 # %% [markdown]
 # **Predict first.** You keep the 4 best *query heads* of such a layer, wherever they are. How much smaller does the KV
 # cache get?
-
 # %%
 L.predict("KV groups that a layer gets rid of by that", None)
-# %%
+# %% tags=["hide-input"]
 texts = amp.texts("tinyworld", "validation")[:16]
 gqa, gqa_tokenizer = amp.load("tiny-llama-gqa")
 gqa_anatomy = amp.Anatomy.of(gqa)
@@ -386,8 +388,22 @@ unread = sum(gqa_anatomy.groups - len(groups) for groups in readers) / len(reade
 L.seen("KV groups that a layer gets rid of by that", unread, within=0.5)
 # %% [markdown]
 # A group can go only when nobody reads it. Picking heads one by one leaves groups with one reader here and two there:
-# the cache may not shrink at all, and no configuration can say "two readers for this group, one for that". Two ways
-# remain:
+# the cache may not shrink at all, and no configuration can say "two readers for this group, one for that".
+#
+# ### Exercise 3 · Cut the key projection
+# *Medium, 6 minutes.* Return the rows of `k_proj` (groups · head_dim, hidden) that the kept query heads still read.
+# %%
+def my_cut_key(k_proj, kept_heads, group_size, head_dim):
+    """Your code goes here."""
+
+
+cut_key = L.check(my_cut_key, "l3_cut_key")
+# %% [markdown]
+# {{hint:l3_cut_key}}
+#
+# {{solution:l3_cut_key}}
+#
+# Two ways remain:
 #
 # * `unit="groups"`, the default: whole groups go, keys and values too. A group scores the sum of its heads
 #   (`combine="max"`: its best head).
@@ -395,7 +411,6 @@ L.seen("KV groups that a layer gets rid of by that", unread, within=0.5)
 #
 # **Predict first.** Four of eight query heads shall stay. Which way leaves the smaller cache? Which one removes more
 # parameters? And which one the lower perplexity?
-
 # %%
 every = gqa_anatomy.neurons
 gqa_plans = {
@@ -417,7 +432,6 @@ for name, grouped in gqa_plans.items():
         f"{told.ratio:.1%} of parameters gone, KV cache {told.kv_cache_per_token[1]:,} bytes a token"
     )
 print(f"Protocol: {found.protocol}.")
-
 # %% [markdown]
 # With the same number of query heads, whole groups save more: a group that goes takes its key and its value along, and
 # only then does the cache shrink. The second way leaves more parameters behind, so its perplexity is that of a larger
@@ -425,355 +439,15 @@ print(f"Protocol: {found.protocol}.")
 # (multi-query attention), only the second way can cut anything.
 #
 # Every one of these plans must pass what section 2 asked of the first: the cut computes what the mask computes.
-
-# %%
+# %% tags=["hide-input"]
 # NBVAL_CHECK_OUTPUT
 inputs = {name: t.to(gqa.device) for name, t in gqa_tokenizer(texts[0], return_tensors="pt").items()}
 for name, grouped in gqa_plans.items():
     with amp.masked(gqa, grouped):
         right = logits(gqa, inputs)
     assert_same(logits(amp.prune(gqa, grouped).model, inputs), right, f"{name}: cut equals masked")
-
 # %% [markdown]
-# ## 5 A museum of broken surgeries
-#
-# Each exhibit begins with what you would see. Stop there and guess before you read on. Numbers 2, 3 and 5 are in AMP's
-# official code. The others are not: 6 is what it avoids by scoring in fp32, and 1 and 4 are the mistakes that lie nearest
-# to what it does.
-#
-# ### Exhibit 1: it runs, and the numbers are wrong
-#
-# **Symptom.** Heads were masked by zeroing rows of `o_proj`. No error. But the result is not what the mask says.
-
-# %%
-llama, llama_tokenizer = amp.load("tiny-llama")
-llama_anatomy = amp.Anatomy.of(llama)
-llama_scores = amp.score(llama, amp.calibration(llama_tokenizer, samples=calibration, seed=seed))
-heads_only = amp.keep(llama, llama_scores, heads=5, neurons=llama_anatomy.neurons)
-
-
-@torch.no_grad()
-def zeroed(axis):
-    """A copy of the model in which the removed heads' rows (0) or columns (1) of o_proj are zero."""
-    copied = copy.deepcopy(llama)
-    for i, stays in enumerate(heads_only.heads):
-        weight = amp.Anatomy.of(copied).layer(i).output.weight
-        goes = [n * 16 + j for n in range(8) if n not in stays for j in range(16)]
-        weight.index_fill_(axis, torch.tensor(goes, device=weight.device), 0.0)
-    return copied
-
-
-rows, columns = zeroed(0), zeroed(1)
-for name, network in (("dense", llama), ("columns zeroed", columns), ("rows zeroed", rows)):
-    found = amp.perplexity(network, llama_tokenizer, limit=64, window=128)
-    print(f"{name}: perplexity {amp.interval(found).bounds(3)}")
-print(f"Protocol: {found.protocol}.")
-
-# %% [markdown]
-# **Diagnosis.** `o_proj.weight` is (hidden, heads · head_dim): its rows are the residual stream, its columns the heads.
-# Here both are 128, so the square matrix takes either index. Zeroed rows silence three eighths of what *all* heads say,
-# and every removed head still speaks. Whether the perplexity is then better or worse than it should be proves nothing:
-# a wrong cut may even look good. Only equality with the mask shows that a cut is right.
-#
-# **Mend.** Columns.
-
-# %%
-# NBVAL_CHECK_OUTPUT
-inputs = {name: t.to(llama.device) for name, t in llama_tokenizer(texts[0], return_tensors="pt").items()}
-with amp.masked(llama, heads_only):
-    right = logits(llama, inputs)
-assert_same(logits(columns, inputs), right, "zeroed columns equal the mask")
-assert (logits(rows, inputs) - right).abs().max() > 1e-3
-print("✔ zeroed rows do not")
-
-# %% [markdown]
-# ### Exhibit 2: it depends on which heads survive
-#
-# **Symptom.** The same pruning code stops with an `IndexError` on one layer and runs through on another.
-
-# %%
-key = gqa_anatomy.layer(0).key.weight  # (4 groups · 16, hidden)
-for stays in ([4, 5, 6, 7], [0, 1, 2, 3]):
-    index = torch.tensor([n * 16 + j for n in stays for j in range(16)])
-    try:
-        print(f"query heads {stays}: rows {tuple(key.cpu()[index].shape)} of k_proj, no complaint")
-    except IndexError as error:
-        print(f"query heads {stays}: IndexError: {str(error).splitlines()[0]}")
-crashes = 0
-for stays in gqa_plan.heads:
-    try:
-        key.cpu()[[n * 16 + j for n in stays for j in range(16)]]
-    except IndexError:
-        crashes += 1
-print(f"\nThe plan with two groups less: IndexError in {crashes} layers, silence in {gqa_anatomy.layers - crashes}.")
-print("\nWhose key each head reads after the second cut:")
-for place, n in enumerate([0, 1, 2, 3]):
-    print(f"  head {n}: trained on group {n // size}, now reads group {place}")
-
-# %% [markdown]
-# **Diagnosis.** `k_proj` and `v_proj` were sliced with *query-head* indices. They have 4 heads, not 8. High indices
-# fall off the end; low ones exist, and are the wrong ones. The crash is the lucky case.
-#
-# **Predict first.** What does the unlucky case cost? Keep heads 0 to 3 in every layer. Done right, two groups stay.
-# Done naively, all four stay, and the result is a legal model with four heads of each kind: it can be saved, it
-# loads, and nothing warns. Only head 0 keeps its own key. Is its perplexity like that of the right cut?
-
-# %%
-low = replace(gqa_plan, heads=[[0, 1, 2, 3]] * gqa_anatomy.layers, criterion="")
-config = copy.deepcopy(gqa.config)
-config.num_attention_heads, config.num_key_value_heads = 4, 4
-naive, weights, first = type(gqa)(config).eval().to(gqa.device), dict(gqa.state_dict()), range(4 * 16)
-for name, weight in weights.items():
-    if name.endswith(("q_proj.weight", "k_proj.weight", "v_proj.weight")):
-        weights[name] = weight[first]  # the same index for all three: the fault
-    elif name.endswith("o_proj.weight"):
-        weights[name] = weight[:, first]
-print(naive.load_state_dict(weights))  # what PyTorch has to say about it
-honest = amp.prune(gqa, low).model
-many = gqa_tokenizer(texts, return_tensors="pt", padding=True, truncation=True, max_length=96).to(gqa.device)
-many = {"input_ids": many["input_ids"], "attention_mask": many["attention_mask"]}
-with amp.masked(gqa, low):
-    right = logits(gqa, many)
-for name, network in (("right cut", honest), ("naive cut", naive)):
-    found, off = amp.perplexity(network, gqa_tokenizer, limit=64, window=128), logits(network, many) - right
-    other = (logits(network, many).argmax(-1) != right.argmax(-1)).float().mean()
-    cache = amp.size(network).kv_cache_bytes_per_token
-    print(
-        f"{name}: perplexity {amp.interval(found).bounds()}; logits off by up to "
-        f"{off.abs().max():.2g};\n           another next token at {other:.0%} of the positions; "
-        f"KV cache {cache:,} bytes a token"
-    )
-
-# %% [markdown]
-# Keeping the first four heads is a bad plan, so even the right cut is worse than the plan by score. The naive one is
-# another model altogether, and its cache has not shrunk. It is the difference to the mask that tells: a perplexity
-# alone would only say "pruning hurt".
-#
-# **Mend.** Rows of groups: `sorted({head // group_size for head in kept})`.
-
-# %%
-# NBVAL_CHECK_OUTPUT
-cut = amp.prune(gqa, gqa_plan).model
-for i in range(gqa_anatomy.layers):
-    index = torch.tensor([group * 16 + j for group in gqa_plan.groups(i) for j in range(16)])
-    found, wanted = amp.Anatomy.of(cut).layer(i), gqa_anatomy.layer(i)
-    assert torch.equal(found.key.weight.cpu(), wanted.key.weight.cpu()[index])
-    assert torch.equal(found.value.weight.cpu(), wanted.value.weight.cpu()[index])
-inputs = {name: t.to(gqa.device) for name, t in gqa_tokenizer(texts[0], return_tensors="pt").items()}
-with amp.masked(gqa, gqa_plan):
-    right = logits(gqa, inputs)
-assert_same(logits(cut, inputs), right, "grouped queries: keys and values of whole groups, and cut equals masked")
-
-# %% [markdown]
-# ### Exhibit 3: a different model at every load
-#
-# **Symptom.** The pruned model was fine in memory. After a reload it talks nonsense, and different nonsense each time.
-# The log holds a warning, somewhere.
-
-# %%
-half = amp.prune(llama, amp.keep(llama, llama_scores, heads=4, neurons=192)).model
-where = amp.save(half, llama_tokenizer, Path(out) / "models" / "03-no-head-dim", overwrite=True)
-settings = json.loads((where / "config.json").read_text())
-del settings["head_dim"]  # an older library, or a careless script, never wrote it
-(where / "config.json").write_text(json.dumps(settings))
-
-values = []
-for _ in range(2):
-    broken, report = AutoModelForCausalLM.from_pretrained(where, ignore_mismatched_sizes=True, output_loading_info=True)
-    broken = broken.eval().to(llama.device)
-    values.append(amp.perplexity(broken, llama_tokenizer, limit=32, window=128).value)
-good = amp.perplexity(half, llama_tokenizer, limit=32, window=128).value
-print(f"in memory: perplexity {good:.2f}; reloaded: {values[0]:.1f}; reloaded again: {values[1]:.1f}")
-print(f"Tensors that did not fit, and were drawn at random instead: {len(report['mismatched_keys'])}")
-
-# %% [markdown]
-# **Diagnosis.** Without `head_dim` the library guesses hidden / heads: 128 / 4 = 32, not 16. No attention projection
-# has the right shape. `ignore_mismatched_sizes=True` turns that error into a warning, and fresh random matrices take
-# the place of the trained ones. AMP's official code carries this flag as a fallback.
-#
-# **Mend.** Write `head_dim`, and never pass that flag. Without it, the stock library refuses loudly:
-
-# %%
-# NBVAL_CHECK_OUTPUT
-refused = False
-try:
-    AutoModelForCausalLM.from_pretrained(where)
-except Exception:
-    refused = True
-assert refused
-print("✔ without the flag, the wrong configuration is refused")
-settings["head_dim"] = 16
-(where / "config.json").write_text(json.dumps(settings))
-mended, report = AutoModelForCausalLM.from_pretrained(where, output_loading_info=True)
-assert not any(report.values()), report
-inputs = {name: t.to(llama.device) for name, t in llama_tokenizer(texts[0], return_tensors="pt").items()}
-mended = mended.eval().to(llama.device)
-assert_same(logits(mended, inputs), logits(half, inputs), "with head_dim, reloaded equals in memory")
-
-# %% [markdown]
-# ### Exhibit 4: the size of a tensor
-#
-# **Symptom.** The code works on LLaMA. On Phi it stops in the first forward pass.
-
-# %%
-phi, _ = amp.load("tiny-phi")
-block = amp.Anatomy.of(phi).layer(0)
-(fc1,) = block.neurons_in
-stays = torch.arange(0, fc1.out_features, 2)
-x = torch.randn(5, fc1.in_features, generator=torch.Generator().manual_seed(seed)).to(phi.device)
-try:
-    F.linear(x, fc1.weight[stays], fc1.bias)
-except RuntimeError as error:
-    print(f"RuntimeError: {str(error).splitlines()[0]}")
-
-# %% [markdown]
-# **Diagnosis.** The rows of `fc1.weight` were cut, its bias was not. LLaMA has no biases, so nobody noticed.
-#
-# **Mend.** Cut the bias of whatever loses *rows* (query, key, value, `fc1`). Leave the bias of whatever loses *columns*
-# (`dense`, `fc2`): it belongs to the hidden dimension. Two tempting "mends" are worse than the crash, because they run:
-
-# %%
-# NBVAL_CHECK_OUTPUT
-wanted = fc1(x)[:, stays]
-L.assert_close(F.linear(x, fc1.weight[stays], fc1.bias[stays]), wanted, 1e-5, "bias cut with its rows")
-for name, bias_tried in (("without the bias", None), ("with the first biases", fc1.bias[: len(stays)])):
-    assert (F.linear(x, fc1.weight[stays], bias_tried) - wanted).abs().max() > 1e-4
-    print(f"✔ {name} it runs, and is wrong")
-
-# %% [markdown]
-# ### Exhibit 5: a recovery that starts too high
-#
-# **Symptom.** The loss on the responses of a trained model is far higher than its perplexity lets one expect, before
-# any step of recovery. All other code is right.
-
-
-# %%
-@torch.no_grad()
-def first_label(join):
-    """Mean loss of the first label after the prompt, over 32 pairs; and what that label is."""
-    found, names = [], set()
-    for prompt, response in [pair for pair in pairs("tinyworld") if pair[0]][:32]:
-        ids = torch.tensor([llama_tokenizer(prompt)["input_ids"] + join(response)], device=llama.device)
-        start = len(llama_tokenizer(prompt)["input_ids"])
-        scores_there = llama(input_ids=ids).logits[0, start - 1]
-        found.append(F.cross_entropy(scores_there, ids[0, start]).item())
-        names.add(llama_tokenizer.decode(ids[0, start]))
-    return sum(found) / len(found), names
-
-
-naive, names = first_label(lambda response: llama_tokenizer(" " + response)["input_ids"])
-clean, clean_names = first_label(
-    lambda response: llama_tokenizer(" " + response, add_special_tokens=False)["input_ids"]
-)
-print(f"as found: the first label costs {naive:.2f} nats; the labels are {sorted(names)[:4]}")
-print(f"mended:   the first label costs {clean:.2f} nats; the labels are {sorted(clean_names)[:4]} …")
-
-# %% [markdown]
-# **Diagnosis.** Prompt and answer were tokenised apart, and the tokenizer opens *each* with BOS. The second BOS stands
-# between question and answer, and becomes the first label: recovery now teaches the model to say "begin".
-#
-# **Mend.** `add_special_tokens=False` for everything but the start; and look at one row of token ids before training.
-
-# %%
-# NBVAL_CHECK_OUTPUT
-assert names == {llama_tokenizer.bos_token} and llama_tokenizer.bos_token not in clean_names
-print("✔ the first label is BOS in the naive rows, and never in the mended ones")
-
-# %% [markdown]
-# ### Exhibit 6: the plan keeps the first heads, in every layer
-#
-# **Symptom.** Scores were summed in half precision, and the plan keeps heads 0, 1, 2, … of every layer.
-
-# %%
-seen = 128 * 4096  # tokens of a serious calibration: TransAct's
-sums = [values.double() * seen for values in llama_scores.heads]  # the mean, before it is divided by their number
-in_half = [values.half() for values in sums]
-lost = sum(int(values.isinf().sum()) for values in in_half)
-print(
-    f"fp16 ends at {torch.finfo(torch.float16).max:,.0f}; sums over {seen:,} tokens reach {max(map(max, sums)):,.0f}."
-)
-print(f"In fp16, {lost} of {8 * len(sums)} head scores are infinite.")
-keep_best = [sorted(torch.sort(v, descending=True, stable=True).indices[:5].tolist()) for v in in_half]
-print("Kept heads, layer by layer: " + ", ".join(map(str, keep_best)))
-
-# %% [markdown]
-# **Diagnosis.** float16 ends at 65,504, and what is larger becomes infinity. A head's sum over so many tokens is far
-# larger, so all of a layer's heads score infinity; a sort of equal numbers leaves them in the order of their indices, and
-# "the best five" are the first five. No operation on the way is an error, so nothing warns.
-#
-# **Mend.** Take the activations to fp32 before the norm, and sum in fp64, as the module does. It also refuses scores
-# that are not finite:
-
-# %%
-# NBVAL_CHECK_OUTPUT
-assert all(values.isfinite().all() for values in llama_scores.heads)
-poisoned = copy.deepcopy(llama)
-with torch.no_grad():
-    amp.Anatomy.of(poisoned).layer(1).value.weight[0, 0] = float("inf")
-try:
-    amp.score(poisoned, amp.calibration(llama_tokenizer, samples=4, seed=seed))
-    refused = False
-except ValueError:
-    refused = True
-assert refused
-print("✔ scores are finite, and activations that are not are refused")
-
-# %% [markdown]
-# ## Exercises
-#
-# An unsolved exercise stops nothing: the check says what is missing, and the lesson goes on with the reference.
-#
-# ### Exercise 1 · Cut the output projection
-# *Easy, 4 minutes.* Return `o_proj` (hidden, heads · head_dim) without the heads that are not in `kept_heads`.
-
-
-# %%
-def my_cut_output(o_proj, kept_heads, head_dim):
-    """Your code goes here."""
-
-
-cut_output = L.check(my_cut_output, "l3_cut_output")
-
-# %% [markdown]
-# {{hint:l3_cut_output}}
-#
-# {{solution:l3_cut_output}}
-#
-# ### Exercise 2 · Cut the key projection
-# *Medium, 6 minutes.* Return the rows of `k_proj` (groups · head_dim, hidden) that the kept query heads still read.
-
-
-# %%
-def my_cut_key(k_proj, kept_heads, group_size, head_dim):
-    """Your code goes here."""
-
-
-cut_key = L.check(my_cut_key, "l3_cut_key")
-
-# %% [markdown]
-# {{hint:l3_cut_key}}
-#
-# {{solution:l3_cut_key}}
-#
-# ### Exercise 3 · Make up for the rounding
-# *Medium, 5 minutes.* A layer shall lose `target` parameters, and `heads_removed` heads go (multi-head attention, no
-# biases, gated MLP). How many neurons must go?
-
-
-# %%
-def my_neurons(target, heads_removed, head_dim, hidden):
-    """Your code goes here."""
-
-
-neurons_to_remove = L.check(my_neurons, "l3_neurons_to_remove")
-
-# %% [markdown]
-# {{hint:l3_neurons_to_remove}}
-#
-# {{solution:l3_neurons_to_remove}}
-#
-# The three together, on the models:
-
+# The three exercises together, on the models:
 # %%
 # NBVAL_CHECK_OUTPUT
 for i in range(anatomy.layers):
@@ -782,13 +456,11 @@ for i in range(anatomy.layers):
     assert torch.equal(cut_key(before_.key.weight, plan.heads[i], g, d_h), after_.key.weight)
 assert neurons_to_remove(7 * one_layer / 32, 7, 128, 4096) == 7 * 344  # 7 layers' worth, spread over 32 layers
 print("✔ the exercises' cuts are the module's, and 7 layers' worth leaves 7·344 neurons to pay")
-
 # %% [markdown]
-# ## The result
+# ## 5 The result
 #
 # One number for the lesson: how much faster the cut model reads a prompt. Beside it the mask, which carries out the
 # same plan, and the dense model timed against itself, which must show nothing.
-
 # %%
 L.signature(
     f"Prefill speed-up of the cut model at {plan.achieved:.0%} fewer parameters",
@@ -803,7 +475,6 @@ L.conclude({
     f"mask {speedup['masked'][0]:.2f} times.": speedup["cut"][1] > 1 and speedup["masked"][1] < 1.02,
     f"Of the gain that its multiply-adds promise ({ideal:.2f} times) the cut reaches a part, {reached:.0%}.": reached < 1,
 })  # fmt: skip
-
 # %% [markdown]
 # ## What this does not show
 #
@@ -814,13 +485,13 @@ L.conclude({
 #
 # ## References
 #
-# * AMP (arXiv 2504.21174), official code `c2d-usp/Efficient-LLMs-with-AMP`: the ratio as whole layers' worth, and
-#   exhibits 2, 3 and 5, all read in or run from that code.
+# * AMP (arXiv 2504.21174), official code `c2d-usp/Efficient-LLMs-with-AMP`: the ratio as whole layers' worth, read in
+#   that code.
 # * J. Ainslie and others: *GQA: Training Generalized Multi-Query Transformer Models from Multi-Head Checkpoints*
 #   (arXiv 2305.13245).
 # * The head-count rule of `LlamaConfig`: `huggingface/transformers`, thread 46082.
 #
-# **Where next.** The model is smaller and has lost something. Lesson 4 asks how much a short fine-tuning brings back.
-
+# **Where next.** The cut is exact. Lesson 3b is a museum of cuts that are not, symptom first. Or go on: the model is
+# smaller and has lost something, and lesson 4 asks how much a short fine-tuning brings back.
 # %%
 L.finish()

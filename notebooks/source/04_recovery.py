@@ -23,7 +23,7 @@ rate: float = 0.001  # learning rate; the paper's is 0.0003
 seed: int = 0
 preset: str = "smallest"  # or "full": more test items
 out: str = "out"
-# %%
+# %% tags=["hide-input"]
 import copy
 import warnings
 
@@ -78,8 +78,6 @@ L.seen("numbers trained for a map of 128 to 128 at rank 8", rank * (128 + 128))
 # %%
 # NBVAL_CHECK_OUTPUT
 L.assert_close(adapted(query, x, a, b), query(x), 1e-6, "with B at zero the adapted map is the map itself")
-
-
 # %% [markdown]
 # ### Exercise 1 · Merge it
 # *Easy, 5 minutes.* After training nobody wants two extra products in every layer. Write the single weight that
@@ -214,7 +212,7 @@ before |= {criterion: cut_by(criterion, ratio) for criterion in ("random", "reve
 recoveries = {name: train(start) for name, start in before.items()}
 steps = len(recoveries["dense"].history)
 print(f"Trained {len(recoveries)} models for {steps} steps of 16 rows each.")
-# %%
+# %% tags=["hide-input"]
 fig, axes = plt.subplots(figsize=(7, 3.6))
 width = 5  # steps averaged, as single batches jump
 for k, (name, recovery) in enumerate(recoveries.items()):
@@ -228,8 +226,6 @@ ends = ", ".join(
     for name, r in recoveries.items()
 )
 L.show(fig, alt=f"Loss on responses over {steps} training steps, five curves: {ends} nats per token.")
-
-
 # %% [markdown]
 # The curves show training loss, and training loss always looks like success. What counts is text and questions that
 # were not trained on.
@@ -248,7 +244,7 @@ for name in before:
 print(f"Perplexity: {measured['dense', 'before'][0].protocol}.")
 back = 100 * (measured[mild, "after"][1].value - measured[mild, "before"][1].value)
 L.seen("points of accuracy that come back at the smaller ratio", back, within=3)
-# %%
+# %% tags=["hide-input"]
 fig, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6))
 names = list(before)
 for i, name in enumerate(names):  # points, as a bar has no length on an axis without a zero
@@ -276,8 +272,6 @@ told = "; ".join(
     for n in names
 )
 L.show(fig, alt=f"Before and after recovery, perplexity as points on the left, accuracy as bars on the right. {told}.")
-
-
 # %% [markdown]
 # ### Exercise 3 · How much of the gap was closed?
 # *Medium, 5 minutes.* "Recovery brought back 80 %" needs a ceiling. Which one is fair? Write the share of the gap that
@@ -354,7 +348,7 @@ L.seen("what whole rows are better for", {0: "neither", 2: "both"}.get(len(bette
 # ## What it costs
 #
 # The adapter is small, its training is not free. The last line gives the paper's for comparison.
-# %%
+# %% tags=["hide-input"]
 mine = recoveries[mild]
 small = mine.model
 share = mine.trainable / small.num_parameters()
@@ -403,7 +397,7 @@ L.signature(
     baseline=("random pruning and the same recovery", 100 * accuracy["random", "after"]),
     control=("AMP reversed and the same recovery", 100 * wrong.value),
 )
-# %%
+# %% tags=["hide-input"]
 lead = amp.compare(best, measured["random", "after"][1])
 if lead.clear:
     points = 100 * abs(lead.difference)
@@ -443,5 +437,5 @@ L.conclude({
 #
 # ## Where next
 # Every number in this lesson came from one seed. **Lesson 5** asks what a number needs before you may believe it.
-# %%
+# %% tags=["hide-input"]
 L.finish()

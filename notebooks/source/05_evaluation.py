@@ -24,7 +24,7 @@ task_folder: str = ""  # of tasks of your own
 preset: str = "smallest"  # or "full": more seeds, more items, more text
 sweep: str = ""  # a folder of records by `amp-tutorial sweep`; empty: those that come with the course
 out: str = "out"
-# %%
+# %% tags=["hide-input"]
 import math
 
 import matplotlib.pyplot as plt
@@ -113,10 +113,8 @@ lesson.widget(of_window, window=(8, 256, 8))  # a slider, in a live notebook
 # A token near the start of a window has little before it to be foreseen from, and short windows have many such tokens.
 # So **a perplexity without its window is no number**: LLM-Pruner's Llama-3 goes from 25.6 to 12.9 by window length
 # alone [second-hand]. The protocol also says whether windows overlap, whether texts are joined, and what BOS does:
-# %%
+# %% tags=["hide-input"]
 print(protocol["window 256"].protocol)
-
-
 # %% [markdown]
 # ## Accuracy, and how sure it is
 #
@@ -209,7 +207,7 @@ def read(model) -> amp.Perplexity:
 values = {key: read(small) for key, small in pruned.items()}
 base = read(dense)
 print(f"{len(values)} pruned models measured; dense: {base.value:.2f}. {base.protocol}.")
-# %%
+# %% tags=["hide-input"]
 def of_seeds(table: dict, name: str, r: float) -> list:
     return [table[name, r, s] for s in seeds if (name, r, s) in table]
 
@@ -238,7 +236,7 @@ L.seen("the best of the four", best)
 # Means and intervals were taken over log perplexities, that is, over losses: perplexities of bad models are so large
 # that one of them would rule the mean, and a perplexity below zero does not exist. So two systems are compared by the
 # ratio of their perplexities. The next cell puts the picture in sentences.
-# %%
+# %% tags=["hide-input"]
 def order(r: float) -> str:
     gap = amp.compare(of_seeds(values, "AMP", r), of_seeds(values, "random", r))
     stands = ("better" if gap.difference < 0 else "worse") if gap.clear else "not told apart"
@@ -258,7 +256,7 @@ print(f"Two AMP plans from other calibration texts share {heads:.0%} of their he
 # This lesson measured one model in a minute. `amp-tutorial sweep data/sweeps/criteria.yaml` asks the same of three
 # models, each run in a process of its own with a record of its own, and the figure is drawn from the records alone. The
 # parameter `sweep` above takes another folder of records, yours for example.
-# %%
+# %% tags=["hide-input"]
 L.from_sweep(sweep)
 # %% [markdown]
 # ## Which half of the choice is it?
@@ -295,7 +293,7 @@ L.seen("where AMP knows more than a draw", {0: "neither", 2: "both"}.get(len(kno
 # out in two hops where a thing is?
 # %%
 L.predict("the task that falls furthest with AMP", None, among=tasks)
-# %%
+# %% tags=["hide-input"]
 at_ratio = {key: small for key, small in pruned.items() if key[1] == ratio}
 answers = {key: asked(small) for key, small in at_ratio.items()}
 means = {key: found.mean for key, found in answers.items()}
@@ -321,7 +319,7 @@ fall = {t: suite[t].value - of_seeds(answers, "AMP", ratio)[0][t].value for t in
 L.seen("the task that falls furthest with AMP", max(fall, key=fall.get))
 # %% [markdown]
 # Bars are means over seeds, dots single seeds, dashed lines guessing.
-# %%
+# %% tags=["hide-input"]
 ours = {task: sum(f[task].value for f in of_seeds(answers, "AMP", ratio)) / len(seeds) for task in tasks}
 lost = {task: 100 * (suite[task].value - ours[task]) for task in tasks}
 most, least = max(lost, key=lost.get), min(lost, key=lost.get)
@@ -329,8 +327,6 @@ print(f"AMP at {ratio:.0%} loses most on {most} ({lost[most]:.1f} points) and le
 known = [task for task in tasks if suite[task].value > suite.chance[task] + 0.2]
 gone = [task for task in known if ours[task] < suite.chance[task] + 0.05]
 print(f"Fallen to within 5 points of guessing, from at least 20 above it: {', '.join(gone) or 'none'}.")
-
-
 # %% [markdown]
 # ## AMP taken apart
 #
@@ -382,6 +378,7 @@ for name, of_seed in parts.items():
     small = {s: amp.prune(dense, plan).model for s, plan in of_seed.items()}
     of_text = amp.interval(*(read(m) for m in small.values()))
     ablation[name] = of_text, asked(small[seed]).mean
+# %% tags=["hide-input"]
 paper = {"both": 61.02, "heads": 37.63, "neurons": 56.93}
 print(f"{equal:.1%} of all parameters removed; perplexity over {len(seeds)} seeds, accuracy with the first.")
 for name, (of_text, m) in ablation.items():
@@ -439,7 +436,7 @@ for name in key:
     print(f"{name:6s}" + "  ".join(f"{what} {share:4.0%}" for what, share in shares[name].items()))
 prompt, token = (1e3 * sorted(r["dense"][part].median for r in rounds)[3] for part in ("prefill", "decode"))
 print(f"dense: {prompt:.2f} ms for a prompt of 128 tokens, {token:.2f} ms for a new token")
-# %%
+# %% tags=["hide-input"]
 fig, axes = plt.subplots(figsize=(7.5, 3.8))
 for k, what in enumerate(shares["dense"]):
     style = dict(color=lesson.PALETTE[k], marker=lesson.MARKERS[k]) if k else dict(color="0.8", lw=7, zorder=0)
@@ -454,7 +451,7 @@ L.show(fig, alt=f"What is left of size, memory and time at {where} removed. At {
 goal = shares[at]["multiply-adds (ideal)"]
 near = {what: abs(s - goal) for what, s in shares[at].items() if what not in ("multiply-adds (ideal)", "bytes")}
 L.seen("what lies closest to the ideal", min(near, key=near.get))
-# %%
+# %% tags=["hide-input"]
 ideal = 1 / shares[at]["multiply-adds (ideal)"]
 fast = {what: 1 / shares[at][what] for what in ("prompt time", "time per new token")}
 print(f"At {at} the ideal speed-up is {ideal:.2f}×. A prompt is {fast['prompt time']:.2f}× as fast,")
@@ -473,7 +470,7 @@ for what, gain in fast.items():
 #
 # `make results` repeats all this on three models, with more items and with recovery: a sweep over
 # `data/sweeps/results.yaml`. Its table comes with the course.
-# %%
+# %% tags=["hide-input"]
 shipped = amp.DATA / "results"
 if shipped.is_dir():
     display(Markdown(summary.main_table(summary.read(shipped))))
@@ -504,7 +501,7 @@ for name in criteria:
     for s in seeds:
         if (name, ratio, s) in means:
             L.record.metric(f"mean accuracy, {name}, seed {s}", 100 * means[name, ratio, s].value, unit="%")
-# %%
+# %% tags=["hide-input"]
 if gap.clear:
     print(f"AMP {'beats' if gap.difference > 0 else 'loses to'} random choice here, and the interval excludes zero.")
 else:
@@ -544,5 +541,5 @@ L.conclude({
 # You now have every part: anatomy, scores, surgery, recovery and honest numbers. Take another model
 # (`model = "tiny-phi"`, a local folder or a hub id), another ratio, or write a criterion of your own: one function and
 # one line in `amp_tutorial/core/criteria.py`. Then come back here and see whether it wins.
-# %%
+# %% tags=["hide-input"]
 L.finish()

@@ -23,7 +23,7 @@ tasks: str = ""  # what is asked: empty, the tiny world's tasks or those of AMP'
 task_folder: str = ""  # of tasks of your own
 preset: str = "smallest"  # or "full": more seeds, more items, more text
 out: str = "out"
-# %%
+# %% tags=["hide-input"]
 import itertools
 import math
 
@@ -100,8 +100,7 @@ def hidden_states(batch: dict) -> list:
     for handle in handles:
         handle.remove()
     return caught
-
-
+# %%
 of_batches = [hidden_states(batch) for batch in batches]
 influence, growth = {}, {}
 for i in layers:
@@ -119,7 +118,7 @@ L.assert_close(list(module.values()), list(influence.values()), 1e-4, "block inf
 # A large turn need not be a large loss: what later layers make of it is not in the score. The direct way is to leave
 # the layer out and read text. SLEB does that with the calibration text, and so we see its score here. (SLEB spares the
 # first and the last layer; here all take part.)
-# %%
+# %% tags=["hide-input"]
 damage = amp.rank_layers(dense, batches, "perplexity", spare=(0, 0))
 agree = spearmanr([influence[i] for i in layers], [damage[i] for i in layers]).statistic
 fig, axes = plt.subplots(1, 2, figsize=(8, 3.3), layout="constrained")
@@ -133,8 +132,6 @@ L.show(fig, alt=f"Points over layers, two panels, log axes: block influence, and
 least = min(layers, key=damage.get)
 print(f"Worst to lose: layer {max(layers, key=damage.get)}. Easiest: layer {least}, perplexity {damage[least]:.2f}.")
 print(f"Spearman's correlation of influence and damage: {agree:.2f}.")
-
-
 # %% [markdown]
 # ## Consensus: several metrics vote
 #
@@ -163,8 +160,6 @@ def votes(distances: dict[str, dict[int, float]]) -> dict[int, float]:
 
 
 votes = L.check(votes, "l7_votes")
-
-
 # %% [markdown]
 # {{hint:l7_votes}}
 #
@@ -190,8 +185,7 @@ def final_states() -> np.ndarray:
     if wide > features:  # compared in so many random directions, as in the module
         x = x @ torch.linalg.qr(torch.randn(wide, features, generator=torch.Generator().manual_seed(seed))).Q
     return x.double().numpy()
-
-
+# %%
 following = torch.cat(
     [b["input_ids"][:, 1:][(b["attention_mask"][:, :-1] & b["attention_mask"][:, 1:]).bool()] for b in batches]
 ).numpy()
@@ -203,11 +197,11 @@ for i in layers:
         distances[name][i] = metric(X, Y, following)
 tally = votes(distances)
 print(f"{len(X):,} tokens, {X.shape[1]} features; {len(METRICS)} metrics, {len(layers)} layers.")
-# %%
+# %% tags=["hide-input"]
 # NBVAL_CHECK_OUTPUT
 voted = amp.rank_layers(dense, batches, "consensus", seed=seed, features=features)
 L.assert_close(list(tally.values()), list(voted.values()), 0, "the votes in view are the module's")
-# %%
+# %% tags=["hide-input"]
 ranks = {name: votes({name: distances[name]}) for name in METRICS}
 table = np.array([[ranks[name][i] for i in layers] for name in METRICS])
 fig, ax = plt.subplots(figsize=(max(7, 0.7 * len(layers)), 4), layout="constrained")
@@ -229,8 +223,6 @@ tie = f" (a tie with {', '.join(map(str, tied))}; the deeper goes)" if tied else
 print(f"The vote removes layer {goes_first} first{tie}; {len(alone)} of {len(METRICS)} metrics alone would do so too.")
 print(f"Mean correlation of two metrics' ranks: {np.mean(list(between.values())):.2f}; "
       f"least alike are {odd[0]} and {odd[1]}: {between[odd]:.2f}.")  # fmt: skip
-
-
 # %% [markdown]
 # Eight votes are not eight opinions: three are one metric with other weights, and two are another. And a rank forgets
 # by how much: second place by a hair counts as second place by a mile.
@@ -290,8 +282,6 @@ print(f"{goes} of {anatomy.layers} layers go, {depth[seed].achieved:.1%} of all 
 print(f"Consensus, scored again each time, removes {removed[seed]}; its first score alone would take {by_first_score}.")
 print(f"Over {len(seeds)} draws of calibration text: " + "; ".join(map(str, removed.values())) + ".")
 budget = depth[seed].achieved
-
-
 # %% [markdown]
 # ## Museum: a ranking thrown away
 #
@@ -334,6 +324,7 @@ def read(gone: tuple[int, ...]) -> amp.Perplexity:
 takes = {"Consensus": removed[seed], "museum": tuple(layers[:goes])}
 if anatomy.layers > goes + 1:
     takes["museum, layer 0 spared"] = tuple(layers[1 : goes + 1])
+# %% tags=["hide-input"]
 found = {name: read(gone) for name, gone in takes.items()}
 for name, p in found.items():
     print(f"{name:22s} removes {str(takes[name]):8s} perplexity {amp.interval(p).bounds()}")
@@ -367,7 +358,7 @@ made_anew = L.check(made_anew, "l7_made_anew")
 # {{hint:l7_made_anew}}
 #
 # {{solution:l7_made_anew}}
-# %%
+# %% tags=["hide-input"]
 kept = depth[seed].kept_layers
 careless = [f"model.layers.{i}.mlp.down_proj.weight" for i in kept]  # the numbers of the dense model
 fresh = made_anew(careless, len(kept))
@@ -396,9 +387,7 @@ chosen_by = {name: tuple(i for i in layers if i not in plan.kept_layers) for nam
 for name, gone in chosen_by.items():
     p = read(gone)
     print(f"{name:22s} removes {str(gone):8s} perplexity {amp.interval(p).bounds()}")
-
-
-# %%
+# %% tags=["hide-input"]
 def beside(ax: plt.Axes, height: float, text: str) -> None:
     """Name a horizontal line, outside the axes."""
     ax.annotate(text, (1, height), xycoords=("axes fraction", "data"), xytext=(4, 0), textcoords="offset points",
@@ -428,7 +417,7 @@ L.show(fig, alt=f"Perplexity of {len(in_order)} choices of layers to remove, in 
 L.seen("place of Consensus among all choices", places_of["Consensus"][0] + 1, within=1)
 # %% [markdown]
 # Below, every choice that was measured; above, who made it.
-# %%
+# %% tags=["hide-input"]
 best, ours = every[in_order[0]], every[removed[seed]]
 print(f"Best of the {len(in_order)}: without {list(in_order[0])}, {amp.interval(best).bounds()}.")
 print(f"Consensus is number {in_order.index(removed[seed]) + 1} of {len(in_order)}.")
@@ -475,7 +464,7 @@ for kind in kinds:
     p = plans[kind, seed]
     print(f"{kind}: {len(p.kept_layers)} layers of {p.widths[0]} heads and {p.widths[2]} neurons; "
           f"{p.achieved:.2%} of all parameters go")  # fmt: skip
-# %%
+# %% tags=["hide-input"]
 # NBVAL_CHECK_OUTPUT
 one_neuron = anatomy.neuron_cost * anatomy.layers / dense.num_parameters()
 for kind in kinds:
@@ -502,7 +491,7 @@ for kind in kinds:
     print(f"    with seed {seed}: {p.bounds()} over windows, {m.percent()} % over items")
 print(f"dense: perplexity {base.value:.2f}, accuracy {mean['dense', seed]:.1f} %")
 L.seen("the lowest perplexity at equal parameters", min(kinds, key=lambda kind: text[kind].value))
-# %%
+# %% tags=["hide-input"]
 fig, axes = plt.subplots(1, 2, figsize=(8.5, 3.6), layout="constrained")
 for k, kind in enumerate(kinds):
     style = dict(color=lesson.PALETTE[k], hatch=lesson.HATCHES[k], edgecolor="white")
@@ -526,9 +515,7 @@ for ax in axes:
 told = "; ".join(f"{kind} {text[kind].value:.3g} and {right[kind].value:.0%}" for kind in kinds)
 L.show(fig, alt=f"Bars of perplexity and mean accuracy at {budget:.0%} fewer parameters, with 95 % intervals. "
        f"{told}; dense {base.value:.3g} and {mean['dense', seed]:.0f} %, guessing {chance:.0f} %.")  # fmt: skip
-
-
-# %%
+# %% tags=["hide-input"]
 def order(measured: dict, found: dict, what: str, better: int) -> str:
     """Which of the three is best, and whether seeds and items, paired, say so."""
     ranked = sorted(kinds, key=lambda kind: better * found[kind].value)
@@ -585,7 +572,7 @@ for name, m in ran.items():
 print(f"dense: {whole}; cache of 128 tokens {amp.kv_cache_bytes(dense, 128) / 1024:.0f} KiB")
 for name in kinds:
     print(f"{name:12s}" + "  ".join(f"{what} {share:4.0%}" for what, share in list(shares[name].items())[:3]))
-# %%
+# %% tags=["hide-input"]
 fig, ax = plt.subplots(figsize=(8.5, 3.6), layout="constrained")
 whats = list(shares["dense"])
 for k, kind in enumerate(kinds):
@@ -626,6 +613,7 @@ robust = {
     name: amp.robustness(ran[name], tokenizer, kinds_of_noise, tasks=with_context, limit=sizes["items"], seed=seed)
     for name in ("dense", "depth", "width")
 }
+# %% tags=["hide-input"]
 fig, ax = plt.subplots(figsize=(8.5, 3.6), layout="constrained")
 for k, (name, found) in enumerate(robust.items()):
     at = [x + (k - 1) * 0.27 for x in range(len(found))]
@@ -648,7 +636,7 @@ L.show(fig, alt=f"Bars of mean accuracy on clean and perturbed items, with 95 % 
 for noise in kinds_of_noise:
     drops = {name: 100 * (f["clean"].mean.value - f[noise].mean.value) for name, f in robust.items()}
     print(f"{noise:22s} costs " + ", ".join(f"{name} {drop:.1f}" for name, drop in drops.items()) + " points")
-# %%
+# %% tags=["hide-input"]
 gains = {(name, noise): 100 * (robust[name][noise].mean.value - robust["dense"][noise].mean.value)
          for name in ("depth", "width") for noise in kinds_of_noise}  # fmt: skip
 top = max(gains, key=gains.get)
@@ -665,7 +653,7 @@ print(f"Pruned clearly above dense, item by item: {', '.join(map(' under '.join,
 # Consensus also claims 66.99 % less energy and 68.75 % less carbon (abstract; image networks, up to 78.80 % fewer
 # operations). A laptop can only estimate such things: codecarbon takes time, load and rated power, and the grid's
 # yearly mean. So the ratio of two models is mostly their ratio of time.
-# %%
+# %% tags=["hide-input"]
 repeats = 3
 try:
     for name in ("dense", *kinds):
@@ -699,7 +687,7 @@ L.signature(
 )
 for (name, s), value in mean.items():
     L.record.metric(f"mean accuracy, {name}, seed {s}", value, unit="%")
-# %%
+# %% tags=["hide-input"]
 if gap.clear:
     better, worse = ("Depth", "width") if gap.difference > 0 else ("Width", "depth")
     print(f"{better} beats {worse} here, and the interval excludes zero.")
@@ -750,5 +738,5 @@ L.conclude({
 # ## Where next
 # Set `model = "tiny-llama-gqa"` or `"tiny-phi"` and see whether the order stands. Every cut so far left what remained
 # as it was. But the rest could make up for part of the loss, without any training: lesson 8 solves for it.
-# %%
+# %% tags=["hide-input"]
 L.finish()

@@ -1,6 +1,6 @@
 # lesson: Better than AMP
 # %% [markdown]
-# # 8 · Better than AMP: repair, and the directions of the stream
+# # 8 · Better than AMP: repair
 #
 # AMP chooses what goes and leaves the rest as it was. But the rest was tuned to company that is now gone. Part of what
 # the cut breaks is *linear*: other heads and neurons carry some of the same signal, and one output projection of
@@ -11,15 +11,12 @@
 # - solve for an output projection after a cut, and say what the ridge is for;
 # - see a repair over-fit its calibration text, with held-out text as the control;
 # - tell one-pass from sequential repair, and choose what goes by the error that is left after repair;
-# - put repair and LoRA side by side on the same data, by perplexity *and* accuracy;
-# - test a published claim: that what flows between modules must be left alone;
-# - turn a residual stream without changing a logit, slice it, and search one budget over all that can go.
+# - put repair and LoRA side by side on the same data, by perplexity *and* accuracy.
 #
 # **Prerequisites.** Lessons 0 to 3; lesson 4 for LoRA, lesson 5 for intervals. **Time:** {{minutes}}.
 # %% tags=["parameters"]
 model: str = "tiny-llama"  # or "tiny-llama-gqa", "tiny-phi", "smollm2-135m", a local folder, a hub id
 ratio: float = 0.30  # share of all parameters to remove
-ratio_deep: float = 0.50  # a second, deeper cut
 calibration: int = 24  # texts that score and repair look at
 samples: int = 64  # rows of recovery training
 rate: float = 0.001  # learning rate of LoRA
@@ -30,85 +27,56 @@ tasks: str = ""  # what is asked: empty, the tiny world's tasks or those of AMP'
 task_folder: str = ""  # of tasks of your own
 preset: str = "smallest"  # or "full": more seeds, more items, more text
 out: str = "out"
-# %%
+# %% tags=["hide-input"]
 import json
 import math
 import tempfile
 import time
-import warnings
-from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
-from transformers import AutoModelForCausalLM
 
 import amp_tutorial as amp
 from amp_tutorial.core.anatomy import weight_of
 from amp_tutorial.course import lesson
 from amp_tutorial.files.texts import pairs
-from amp_tutorial.methods.hidden_size import hidden_at, roles, stream_of
 from amp_tutorial.methods.normal_equations import Normal
 
-warnings.filterwarnings("ignore", category=FutureWarning)  # peft still uses a name that transformers will drop
 L = lesson.start(
     "08_better",
-    dict(model=model, ratio=ratio, ratio_deep=ratio_deep, calibration=calibration, samples=samples, rate=rate,
-         seed=seed, text=text, responses=responses, tasks=tasks, task_folder=task_folder, preset=preset, out=out),
+    dict(model=model, ratio=ratio, calibration=calibration, samples=samples, rate=rate, seed=seed, text=text,
+         responses=responses, tasks=tasks, task_folder=task_folder, preset=preset, out=out),
 )  # fmt: skip
 source, tasks = L.material(text, tasks, task_folder)
 responses = responses or ("tinyworld" if source == "tinyworld" else "alpaca")
 pairs(responses)  # what is not to be had is said before anything else
 sizes = {
-    "smallest": dict(seeds=3, items=40, texts=48, letters=None, trials=12),
-    # letters of each text; rows that train at once
-    "real": dict(seeds=3, items=20, texts=32, letters=500, rows=2, trials=4),
-    "full": dict(seeds=10, items=200, texts=500, letters=None, trials=24),
+    "smallest": dict(seeds=3, items=40, texts=48, letters=None),
+    "real": dict(seeds=3, items=20, texts=32, letters=500, rows=2),  # letters of each text; rows that train at once
+    "full": dict(seeds=10, items=200, texts=500, letters=None),
 }[L.size]
 seeds = range(seed, seed + sizes["seeds"])
-dense, tokenizer = amp.load(model)
+bench = lesson.Bench(
+    L, source, calibration, sizes["texts"], sizes["letters"], tasks, sizes["items"], task_folder
+)  # calibration draws, text kept apart, held-out text, tasks
+dense, read, asked = bench.dense, bench.read, bench.asked
 anatomy = amp.Anatomy.of(dense)
 layers, head_dim = anatomy.layers, anatomy.head_dim
+
+
+def perplexity(what, texts=None):
+    return read(what, texts).value
+
+
 parts = ["heads", "neurons"]
-
-documents = [document[: sizes["letters"]] for document in amp.texts(source)]
-documents = [documents[i] for i in L.rng.permutation(len(documents))]
-test_texts = [document[: sizes["letters"]] for document in amp.texts(source, "validation")[: sizes["texts"]]]
-apart, documents = documents[:calibration], documents[calibration:]  # text kept apart: no score, no fit sees it
-
-
-def drawn(s):
-    """The calibration texts of a seed."""
-    return [documents[(s * calibration + k) % len(documents)] for k in range(calibration)]
-
-
-def batches_of(texts, size=16):
-    return amp.calibration(tokenizer, texts, samples=len(texts), batch_size=size, join=None)  # a text a row
-
-
-def read(what):
-    return amp.perplexity(what, tokenizer, test_texts)
-
-
-def asked(what):
-    """The mean accuracy of a model."""
-    return amp.accuracy(what, tokenizer, tasks, limit=sizes["items"], folder=task_folder).mean
-
-
-def perplexity(what, texts=test_texts):
-    return amp.perplexity(what, tokenizer, texts).value
-
-
-batches = {s: batches_of(drawn(s)) for s in seeds}
+batches = {s: bench.batches(bench.drawn(s)) for s in seeds}
 scores = {s: amp.score(dense, batches[s], seed=s) for s in seeds}
-plans = {(s, r): amp.plan(dense, scores[s], pruning_ratio=r) for s in seeds for r in (ratio, ratio_deep)}
-base = perplexity(dense)
-shares = [f"{plans[seed, r].achieved:.1%}" for r in (ratio, ratio_deep)]
-print(f"Dense: perplexity {base:.2f}. {shares[0]} of all parameters will go, later {shares[1]}.")
-print(amp.perplexity(dense, tokenizer, test_texts).protocol)
-
-
+plans = {s: amp.plan(dense, scores[s], pruning_ratio=ratio) for s in seeds}
+base = read(dense)
+print(f"Dense: perplexity {base.value:.2f}. {plans[seed].achieved:.1%} of all parameters will go.")
+print(base.protocol)
+base = base.value
 # %% [markdown]
 # ## One projection, solved
 #
@@ -135,16 +103,14 @@ def refit(x, y, old, ridge):
 
 
 refit = L.check(refit, "l8_refit")
-
-
 # %% [markdown]
 # {{hint:l8_refit}}
 #
 # {{solution:l8_refit}}
 #
 # One pass of the dense model over the calibration text shows X and Y of all projections. A bias, where there is one
-# (`tiny-phi`), is one more column, of an input that is always 1.
-# %%
+# (`tiny-phi`), is one more column, of an input that is always 1. (Folded: hooks that keep what enters and leaves.)
+# %% tags=["hide-input"]
 def projection(shape, i, part):
     return shape.layer(i).output if part == "heads" else shape.layer(i).neurons_out
 
@@ -175,8 +141,7 @@ def look(batches, shape=anatomy):
     for handle in handles:
         handle.remove()
     return {key: (torch.cat(x), torch.cat(y)) for key, (x, y) in seen.items()}
-
-
+# %%
 def equation(found, plan, i, part):
     """X, Y and the old weight of one projection after the cut."""
     (x, y), module, kept = found[i, part], projection(anatomy, i, part), columns(plan, i, part)
@@ -184,8 +149,7 @@ def equation(found, plan, i, part):
     if module.bias is None:
         return x, y, old
     return torch.cat([x, torch.ones_like(x[:, :1])], 1), y, torch.cat([old, module.bias.detach().double()[:, None]], 1)
-
-
+# %%
 @torch.no_grad()
 def solved(plan, found, ridge=0.01, order=None):
     """A pruned model with every output projection solved for; `order` shuffles the targets."""
@@ -202,8 +166,8 @@ def solved(plan, found, ridge=0.01, order=None):
 
 
 found = look(batches[seed])
-by_hand = solved(plans[seed, ratio], found)
-module = amp.repair(dense, plans[seed, ratio], batches[seed], sequential=False, ridge=0.01, progress=False)
+by_hand = solved(plans[seed], found)
+module = amp.repair(dense, plans[seed], batches[seed], sequential=False, ridge=0.01, progress=False)
 print(f"{2 * layers} projections solved from {len(found[0, 'heads'][0]):,} tokens.")
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -213,15 +177,13 @@ for part in parts:
         for m in (by_hand, module.model)
     )
     L.assert_close(mine, theirs, 1e-4, f"the weights behind the {part}, solved in view, are those of amp.repair")
-
-
 # %% [markdown]
 # What did it mend? Count, for every projection, the share of the output's energy that the pruned projection gets wrong
 # (mean square, on the calibration tokens). **Predict:** does the refit halve it, or more, and is it better for heads or
 # for neurons?
 # %%
 L.predict("share of the lost energy still lost behind the neurons, in %", None)
-# %%
+# %% tags=["hide-input"]
 fig, axes = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True)
 words = []
 for axis, part in zip(axes, parts, strict=True):
@@ -258,14 +220,13 @@ L.seen("share of the lost energy still lost behind the neurons, in %", 100 * now
 # other text? (What is fitted exactly is drawn at 0.1 %.)
 # %%
 place = layers // 2, "neurons"
-plan = plans[seed, ratio]
+plan = plans[seed]
 whole = amp.keep(dense, scores[seed], heads=anatomy.heads)
-control = equation(look(batches_of(apart)), plan, *place)
+control = equation(look(bench.batches(bench.apart)), plan, *place)
 all_rows = {s: equation(look(batches[s]), plan, *place) for s in seeds}
 most = min(len(x) for x, _, _ in all_rows.values())
 counts = [n for n in (64, 128, 256, 512, 1024, 2048, 4096, 8192) if n < most] + [most]
-
-
+# %%
 def lost(w, x, y):
     """Share of the energy of y that x wᵀ gets wrong."""
     return ((y - x @ w.T).square().sum() / y.square().sum()).item()
@@ -283,7 +244,7 @@ for s in seeds:
             curves[f"fitted{name}", n].append(lost(w, x, y))
             curves[f"held out{name}", n].append(lost(w, *control[:2]))
 uncut = lost(control[2], *control[:2])
-# %%
+# %% tags=["hide-input"]
 fig, axes = plt.subplots(figsize=(7, 4))
 words = []
 for k, line in enumerate(("fitted", "held out", "fitted, ridge", "held out, ridge")):
@@ -310,7 +271,6 @@ L.show(
     alt=f"Energy lost by one MLP projection, in percent, after a refit from {', '.join(map(str, counts))} tokens, "
     f"log axes, mean over seeds (dots: seeds): {'; '.join(words)}. Held out without refit: {100 * uncut:.3g}.",
 )
-# %%
 means = {key: sum(v) / len(v) for key, v in curves.items()}
 few, many = counts[0], counts[-1]
 most_lost = {name: max(counts[1:-1], key=lambda n: means[f"held out{name}", n]) for name in ("", ", ridge")}
@@ -323,8 +283,6 @@ for name in ("", ", ridge"):
         print(f"  from {n:5d} tokens: fitted {fitted:6.1%}, held out {other:6.1%}")
     said = f"from {', '.join(map(str, harm))} tokens" if harm else "never"
     print(f"  Worse on held-out text than no refit at all ({uncut:.1%}): {said}.")
-
-
 # %% [markdown]
 # A fitted error is no evidence: where it is next to nothing, the error on other text says how much was noise. Look for
 # the worst place of the curve without a ridge. With fewer tokens than inputs many solutions fit exactly, and the one
@@ -378,11 +336,9 @@ L.assert_close(mine, weight, 1e-4, "solved for this target in view, the first ML
 # %% [markdown]
 # Now the whole model, and the error of its stream on text kept apart. **Predict,** of cut alone, one-pass and
 # sequential: which error grows from layer to layer, and which stays?
-
-
 # %%
 L.predict("the error that grows most", None, among=("cut alone", "one pass", "sequential"))
-# %%
+# %% tags=["hide-input"]
 @torch.no_grad()
 def stream(what, texts):
     """The residual stream behind every layer (before the last norm), (layers, tokens, hidden)."""
@@ -392,30 +348,30 @@ def stream(what, texts):
         block.register_forward_hook(lambda _, args, out: states.append(out[0] if isinstance(out, tuple) else out))
         for block in blocks
     ]
-    for batch in batches_of(texts):
+    for batch in bench.batches(texts):
         states.clear()
         what.base_model(**{name: t.to(dense.device) for name, t in batch.items()}, use_cache=False)
         found.append(torch.stack(states)[:, batch["attention_mask"].bool().to(dense.device)])
     for handle in handles:
         handle.remove()
     return torch.cat(found, 1).double()
-
-
+# %%
 def repaired(plan, batches, **settings):
     return amp.repair(dense, plan, batches, progress=False, **settings).model
 
 
-cut, text = plans[seed, ratio], batches[seed]
+cut, text = plans[seed], batches[seed]
 shown = {
     "cut alone": amp.prune(dense, cut).model,
     "one pass": repaired(cut, text, sequential=False),
     "sequential": repaired(cut, text),
 }
-right = stream(dense, apart)
+right = stream(dense, bench.apart)
 drift = {
-    name: ((stream(m, apart) - right).square().sum((1, 2)) / right.square().sum((1, 2))).tolist()
+    name: ((stream(m, bench.apart) - right).square().sum((1, 2)) / right.square().sum((1, 2))).tolist()
     for name, m in shown.items()
 }
+# %% tags=["hide-input"]
 fig, axes = plt.subplots(figsize=(7, 3.6))
 for k, (name, values) in enumerate(drift.items()):
     axes.plot(range(layers), [100 * v for v in values], color=lesson.PALETTE[k], marker=lesson.MARKERS[k], label=name)
@@ -439,18 +395,32 @@ L.seen("the error that grows most", max(drift, key=lambda name: drift[name][-1] 
 # AMP asks how much a part writes. If the rest can be solved for, a better question is **how much is lost that the rest
 # can't take over**. Two loud neurons that say the same are worth one. With C the inverse of $X^{\top}X$, taking input j
 # away and refitting all others adds exactly $\lVert w_j \rVert^2 / C_{jj}$ to the squared error. This is *optimal brain
-# surgeon*. Here it is for a neuron of middling cost, and the same by taking it away and solving anew:
+# surgeon*.
+#
+# ### Exercise 3 · What does an input cost?
+# *Medium, 5 minutes.* `x` is (tokens, in), `old` is (out, in), and the old weight solves the equations. Return, for each
+# input, by how much the squared error grows if it goes and all others are refitted.
+# %%
+def cost_of_each(x, old):
+    """The cost of every input, after the others were refitted."""
+    ...  # your answer here
+
+
+cost_of_each = L.check(cost_of_each, "l8_cost")
+# %% [markdown]
+# {{hint:l8_cost}}
+#
+# {{solution:l8_cost}}
+#
+# Here it is for a neuron of middling cost, and the same by taking it away and solving anew:
 # %%
 # NBVAL_CHECK_OUTPUT
 x, y, old = equation(found, whole, *place)  # nothing gone: here the old weight solves the equations
-inverse = torch.linalg.inv(x.T @ x)
-costs = (old.square().sum(0) / inverse.diagonal())[: anatomy.neurons]
+costs = cost_of_each(x, old)[: anatomy.neurons]
 j = costs.argsort()[anatomy.neurons // 2].item()
 others = [k for k in range(x.shape[1]) if k != j]
 anew = (y - x[:, others] @ refit(x[:, others], y, old[:, others], 0.0).T).square().sum()
 L.assert_close(costs[j] / anew, 1.0, 1e-3, "the cost of a neuron, by the formula and by solving without it")
-
-
 # %% [markdown]
 # `choose=True` keeps AMP's widths, takes the cheapest head or neuron by this rule, refits, and takes the next.
 #
@@ -473,12 +443,11 @@ def nonsense(batches, s):
         ids[:, 0] = b["input_ids"][:, 0]
         made.append({**b, "input_ids": ids})
     return made
-
-
+# %%
 runs = {}
 first = {}  # the models of the first seed, which are looked at again
 for s in seeds:
-    cut, text = plans[s, ratio], batches[s]
+    cut, text = plans[s], batches[s]
     by_chance = amp.plan(dense, amp.score(dense, text, "random", seed=s), pruning_ratio=ratio)
     seen = found if s == seed else look(text)
     order = torch.randperm(len(seen[0, "heads"][0]), generator=torch.Generator().manual_seed(s))
@@ -493,7 +462,8 @@ for s in seeds:
     }
     runs |= {(name, s): read(m) for name, m in systems.items()}
     first = first or systems
-odd = perplexity(repaired(plans[seed, ratio], nonsense(batches[seed], seed)))
+# %% tags=["hide-input"]
+odd = perplexity(repaired(plans[seed], nonsense(batches[seed], seed)))
 names = list(systems)
 values = {key: run.value for key, run in runs.items()}
 
@@ -506,9 +476,7 @@ sure = {name: amp.interval(*of(name)) for name in names}
 print(f"Perplexity, {ratio:.0%} of all parameters removed, {len(seeds)} seeds (dense {base:.2f}):")
 for name in names:
     print(f"  {name:26s} {sure[name].bounds()}")
-
-
-# %%
+# %% tags=["hide-input"]
 def against(ours, other):
     """What seeds and windows allow one to say, from the paired differences of losses."""
     gap = amp.compare(of(ours), of(other))
@@ -537,94 +505,6 @@ L.seen("the better of these two", min(("AMP", "random + repair"), key=lambda nam
 # Pairs share the draw of calibration text, so differences are taken draw by draw. Where even nonsense helps, much of
 # what a cut breaks does not depend on what the text says: a constant part of the output, or signals that parts share.
 #
-# ## How much from heads, how much from neurons?
-#
-# AMP takes the same share of both. Is that a good split, once the rest is repaired? Try every number of heads, with as
-# many neurons as the budget then allows. Choose by the loss on the **text kept apart**, which neither score nor repair
-# has seen, and only then look at the test text. **Predict** the winner: few heads and many neurons, or the reverse?
-# %%
-L.predict("heads of the best split", None)
-# %%
-def at_budget(scores, heads):
-    """A plan with so many heads and the most neurons that keep within the ratio; None if there are none."""
-    most = (1 - ratio) * dense.num_parameters()
-    spared = (anatomy.heads - heads) // anatomy.group_size * anatomy.group_cost
-    gone = math.ceil(((dense.num_parameters() - most) / layers - spared) / anatomy.neuron_cost)
-    if not 0 <= gone < anatomy.neurons:
-        return None
-    return amp.keep(dense, scores, heads=heads, neurons=anatomy.neurons - gone)
-
-
-def loss_apart(what):
-    return math.log(perplexity(what, apart))
-
-
-step = anatomy.group_size
-fewest = anatomy.heads // 4 // step * step + step  # below, a layer has hardly any attention left
-splits = {h: at_budget(scores[seed], h) for h in range(fewest, anatomy.heads + 1, step)}
-splits = {h: p for h, p in splits.items() if p is not None}
-some = batches[seed][: math.ceil(len(batches[seed]) / 2)]  # half of the text is enough to compare splits
-tried = {h: repaired(p, some) for h, p in splits.items()}
-judged = {h: loss_apart(m) for h, m in tried.items()}
-best = min(judged, key=judged.get)
-one_neuron = anatomy.neuron_cost * layers / dense.num_parameters()
-tested = {h: perplexity(m) for h, m in tried.items()}
-plain = {h: perplexity(amp.prune(dense, p).model) for h, p in splits.items()}
-fig, axes = plt.subplots(figsize=(7, 3.6))
-for k, (name, line) in enumerate(
-    {
-        "cut alone": plain,
-        "repaired": tested,
-        "repaired, text kept apart": {h: math.exp(v) for h, v in judged.items()},
-    }.items()
-):
-    axes.plot(list(line), list(line.values()), color=lesson.PALETTE[k], marker=lesson.MARKERS[k], label=name)
-axes.axvline(len(plans[seed, ratio].heads[0]), color="0.6", ls=":")
-axes.text(len(plans[seed, ratio].heads[0]), 0.97, " AMP's split", transform=axes.get_xaxis_transform(), va="top")
-axes.set(xlabel="heads that stay in every layer", ylabel="perplexity", yscale="log", xticks=list(splits))
-axes.legend(frameon=False)
-told = ", ".join(f"{h} heads {plain[h]:.3g} and {tested[h]:.3g}" for h in splits)
-L.show(
-    fig,
-    alt=f"Perplexity against the heads that stay, {ratio:.0%} of all parameters removed, log axis; cut alone and "
-    f"repaired: {told}. AMP's split keeps {len(plans[seed, ratio].heads[0])}.",
-)
-L.seen("heads of the best split", best)
-# %%
-# NBVAL_CHECK_OUTPUT
-for heads, plan in splits.items():
-    L.assert_close(plan.achieved, ratio, one_neuron, f"{heads} heads: as many parameters, to one neuron a layer")
-# %%
-amps = len(plans[seed, ratio].heads[0])
-for s in seeds:
-    runs["best split + repair", s] = read(repaired(at_budget(scores[s], best), batches[s]))
-    values["best split + repair", s] = runs["best split + repair", s].value
-kept = f"{best} of {anatomy.heads} heads and {len(splits[best].neurons[0])} of {anatomy.neurons} neurons"
-print(f"Text kept apart chooses {kept}; AMP's rule keeps {amps} heads.")
-print(against("best split + repair", "AMP + sequential repair"))
-unrepaired = min(plain, key=plain.get)
-print(f"Without repair, on test text, the best split keeps {unrepaired} heads.")
-right_answers = {
-    name: asked(m)
-    for name, m in {"best split": tried[best], "AMP's split": tried.get(amps, first["AMP + sequential repair"])}.items()
-}
-for name, m in right_answers.items():
-    print(f"  {name}, repaired: accuracy {m.interval.percent()} %")
-nearly_all = anatomy.heads - anatomy.group_size
-if best >= nearly_all:
-    print("With repair, all or nearly all heads should stay here, and neurons pay.")
-fewer_errors = right_answers["best split"].value > right_answers["AMP's split"].value
-if best == unrepaired == anatomy.heads and fewer_errors:
-    print("The same without repair. The paper's ablation says otherwise: on LLaMA-2-7B at 30 %, accuracy 61.02 % when")
-    print("heads and neurons go, 56.93 when neurons go alone, 37.63 when heads go alone [second-hand].")
-elif best < nearly_all:
-    print("Heads and neurons both have something to give here, as in the paper's ablation [second-hand].")
-
-
-# %% [markdown]
-# The parts weigh differently in a large model, and the paper measures accuracy on other tasks. What carries over is the
-# procedure: let text that nothing was fitted to decide, then test.
-#
 # ## Repair against LoRA
 #
 # LoRA (lesson 4) changes all projections, with gradients; repair changes two in each layer, without. With
@@ -639,27 +519,29 @@ L.predict("the lowest perplexity after one of these", None, among=rivals)
 # %%
 def lora(start, source=responses, **settings):
     config = amp.RecoveryConfig(learning_rate=rate, seed=seed, rows_at_once=sizes.get("rows"), **settings)
-    return amp.recover(start, tokenizer, source, config, progress=False)
+    return amp.recover(start, bench.tokenizer, source, config, progress=False)
 
 
 epochs = round(2 * samples / calibration)  # as many steps as on the responses, about
 with tempfile.TemporaryDirectory() as folder:
     same_texts = Path(folder) / "texts.jsonl"
-    same_texts.write_text("\n".join(json.dumps({"text": text}) for text in drawn(seed)), encoding="utf-8")
+    same_texts.write_text("\n".join(json.dumps({"text": text}) for text in bench.drawn(seed)), encoding="utf-8")
     on_texts = lora(first["AMP"], source=same_texts, samples=calibration, epochs=epochs, loss="text")
 recipe = {
     "AMP + LoRA on responses": lora(first["AMP"], samples=samples),
     "repair, then LoRA on responses": lora(first["AMP + sequential repair"], samples=samples),
 }
+# %%
 compared = {
     "AMP": first["AMP"],
     "AMP + repair": first["AMP + sequential repair"],
-    "AMP + repair, reads too": repaired(plans[seed, ratio], batches[seed], refit_inputs=True),
+    "AMP + repair, reads too": repaired(plans[seed], batches[seed], refit_inputs=True),
     "AMP + LoRA on the same texts": on_texts.model,
     **{name: found_.model for name, found_ in recipe.items()},
 }
 result = {"dense": (base, asked(dense))}
 result |= {n: (perplexity(m), asked(m)) for n, m in compared.items()}
+# %% tags=["hide-input"]
 for name, (p, m) in result.items():
     print(f"{name:32s} perplexity {p:7.2f}   accuracy {m.interval.percent()} %")
 print(f"One repair took {repair_seconds:.1f} s, LoRA on the same texts {on_texts.seconds:.1f} s.")
@@ -667,7 +549,8 @@ print(f"LoRA on the same texts: {len(on_texts.history)} steps over {calibration}
 L.seen("the lowest perplexity after one of these", min(rivals, key=lambda name: result[name][0]))
 on_answers = recipe["AMP + LoRA on responses"]
 print(f"on responses: {len(on_answers.history)} steps over {samples} rows, {on_answers.tokens:,} tokens of answers.")
-# %%
+
+
 def compare(ours, other):
     (p, m), (q, n) = result[ours], result[other]
     gap = amp.compare(m, n)  # item by item
@@ -687,319 +570,6 @@ if result["repair, then LoRA on responses"][0] > result["AMP + repair"][0]:
 # Mind what is measured. Perplexity is of running text, and training on responses is about answers: it may raise the one
 # number and the other too. Lesson 4 also shows what a *dense* model gains from the same training.
 #
-# ## A claim to test: leave the stream alone
-#
-# TransAct shrinks what is inside the modules (heads, neurons) and preserves what flows between them, the residual
-# stream, as that is "sensitive to perturbations" [abstract]. That can be tested. Disturb the activations at one
-# place in every layer: **inside attention** (what enters its output projection), **inside the MLP** (what enters its
-# own), or **between modules** (the stream that enters the layer). Twice, each time by equal means:
-#
-# - *noise* of an equal share of the energy that is there;
-# - *directions*: keep the same share of each place's principal directions, and drop the rest.
-#
-# **Predict:** at which place does the same disturbance cost most?
-# %%
-L.predict("the most sensitive place", None, among=("inside attention", "inside the MLP", "between modules"))
-# %%
-blocks = list(dense.get_submodule(anatomy.family.layers).children())
-places = {
-    "inside attention": [projection(anatomy, i, "heads") for i in range(layers)],
-    "inside the MLP": [projection(anatomy, i, "neurons") for i in range(layers)],
-    "between modules": blocks,
-}
-
-
-@contextmanager
-def disturbed(modules, change):
-    """While it lasts, what enters module number i goes through change(i, x) first."""
-
-    def hook(i):
-        def before(_, args, kwargs):
-            if args:
-                return (change(i, args[0]), *args[1:]), kwargs
-            return args, kwargs | {"hidden_states": change(i, kwargs["hidden_states"])}
-
-        return before
-
-    handles = [m.register_forward_pre_hook(hook(i), with_kwargs=True) for i, m in enumerate(modules)]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def gather(i, x):
-    rows = x[mask].double()
-    grams[i] = grams[i] + rows.T @ rows
-    return x
-
-
-directions, energies = {}, {}
-for name, modules in places.items():
-    grams = [0.0] * layers
-    for batch in batches[seed]:
-        mask = batch["attention_mask"].bool().to(dense.device)
-        with torch.no_grad(), disturbed(modules, gather):
-            dense.base_model(**{k: t.to(dense.device) for k, t in batch.items()}, use_cache=False)
-    parted = [torch.linalg.eigh(g) for g in grams]
-    directions[name] = [vectors.flip(1).to(dense.dtype) for _, vectors in parted]
-    energies[name] = [squares.flip(0).clamp(min=0).cumsum(0) / squares.sum() for squares, _ in parted]
-
-
-def noisy(name, share):
-    draw = torch.Generator(device=dense.device).manual_seed(seed)
-
-    def change(i, x):
-        noise = torch.randn(x.shape, generator=draw, device=x.device, dtype=x.dtype)
-        return x + noise * (share * x.square().mean(-1, keepdim=True)).sqrt()
-
-    return change
-
-
-def fewer_directions(name, share):
-    def change(i, x):
-        q = directions[name][i][:, : max(1, round((1 - share) * x.shape[-1]))]
-        return x @ q @ q.T
-
-    return change
-
-
-few_texts = test_texts[: len(test_texts) // 2]
-undisturbed = perplexity(dense, few_texts)
-tests = {"noise": (noisy, (0.01, 0.03, 0.1)), "directions": (fewer_directions, (0.25, 0.5, 0.75))}
-cost = {}
-for test, (make, shares) in tests.items():
-    for name, modules in places.items():
-        for share in shares:
-            with disturbed(modules, make(name, share)):
-                cost[test, name, share] = math.log(perplexity(dense, few_texts) / undisturbed)
-fig, axes = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
-words = []
-for axis, (test, (_, shares)) in zip(axes, tests.items(), strict=True):
-    for k, name in enumerate(places):
-        line = [cost[test, name, share] for share in shares]
-        axis.plot(
-            [100 * s for s in shares],
-            [max(v, 1e-4) for v in line],
-            color=lesson.PALETTE[k],
-            marker=lesson.MARKERS[k],
-            label=name,
-        )
-        words.append(f"{test}, {name}: " + ", ".join(f"{v:.2g}" for v in line))
-    axis.set(yscale="log")
-axes[0].set(xscale="log", xlabel="noise, % of the energy at the place")
-axes[1].set_xlabel("principal directions dropped (%)")
-axes[0].set_ylabel("rise of the loss (nats per token)")
-axes[0].legend(frameon=False)
-L.show(
-    fig, alt="Rise of the loss when activations are disturbed at one place in every layer: " + "; ".join(words) + "."
-)
-# %%
-sensitive = {}
-for test, (_, shares) in tests.items():
-    share = shares[len(shares) // 2]
-    ranked = sorted(places, key=lambda name: -cost[test, name, share])
-    print(f"{test}, {share:.0%}: " + ", ".join(f"{name} {cost[test, name, share]:+.3f}" for name in ranked), end=" ")
-    print("nats per token.")
-    worst = [max(places, key=lambda name: cost[test, name, s]) for s in shares]
-    sensitive[test] = sum(name == "between modules" for name in worst), len(worst)
-    print(f"  Between modules is the most sensitive place at {sensitive[test][0]} of {len(worst)} strengths.")
-total = {name: sum(cost[test, name, s] for test, (_, shares) in tests.items() for s in shares) for name in places}
-L.seen("the most sensitive place", max(total, key=total.get))
-half = {name: sum(e[len(e) // 2 - 1].item() for e in of_layer) / layers for name, of_layer in energies.items()}
-print("The leading half of the directions holds " + ", ".join(f"{v:.1%} {name}" for name, v in half.items()) + ".")
-if all(times == of for times, of in sensitive.values()):
-    print("So far the claim holds here: equally disturbed, the stream costs most.")
-elif not any(times for times, _ in sensitive.values()):
-    print("So far the claim fails here: the stream is nowhere the most sensitive place.")
-else:
-    print("So far the claim holds in part: it depends on how the stream is disturbed.")
-# %% [markdown]
-# One reason is plain. What enters a projection is one of many summands of the stream. What is wrong *in* the stream is
-# read by every later layer, and by the output head.
-#
-# Sensitive is one thing; *how much is there to spare* is another. The next section cuts the stream itself.
-#
-# ## The stream's own directions
-#
-# An RMS norm divides by a length. A rotation leaves lengths alone. So if the norm's weight is first folded into the
-# matrices that read it, the whole stream can be turned by any orthogonal Q: all that write to it are turned, all that
-# read from it are turned back, and **no logit changes**. SliceGPT has a Q of its own for every layer, and pays with an
-# own model class. With one shared Q the result is an ordinary checkpoint with a smaller `hidden_size`.
-# %% tags=["hide-input"]
-L.drawing("rotation")
-# %% [markdown]
-# Q holds the principal directions of what all norms give, from one pass over the calibration text. A layer norm also
-# subtracts a mean, which no rotation respects. Such a model is refused:
-# %%
-try:
-    turn = amp.rotation(dense, batches[seed])
-    print(f"{anatomy.hidden} directions, from {turn.tokens:,} tokens.")
-except ValueError as refusal:
-    turn = None
-    print(refusal)
-
-
-# %%
-@torch.no_grad()
-def turned(q):
-    """The dense model with norms folded and its stream turned by q."""
-    old, new = dict(dense.named_parameters(remove_duplicate=False)), {}
-    for name, role in roles(anatomy).items():
-        w = old[name].double()
-        if role.part == "reads":  # from the stream, through a norm
-            w = w * (old[f"{role.norm}.weight"].double() + offset) @ q
-        elif role.part == "writes":
-            w = q.T @ w
-        elif role.part in ("rows", "bias"):  # the embedding's rows are written to the stream, and biases are
-            w = w @ q
-        elif role.part == "norm":
-            w = torch.ones_like(w) - offset
-        new[name] = w.to(old[name].dtype)
-    settings = dense.config.to_dict() | dict(tie_word_embeddings=False)  # the last norm went into the head alone
-    small = AutoModelForCausalLM.from_config(type(dense.config).from_dict(settings), dtype=dense.dtype)
-    small.load_state_dict(new, strict=False)
-    return small.to(dense.device).eval()
-
-
-# %%
-# NBVAL_CHECK_OUTPUT
-if turn is not None:
-    offset = stream_of(anatomy).offset  # Gemma's norms multiply by 1 + weight
-    ids = batches[seed][0]["input_ids"][:1, :32].to(dense.device)
-    with torch.no_grad():
-        before, after = (m(input_ids=ids).logits for m in (dense, turned(turn.vectors.to(dense.device))))
-    L.assert_close(after, before, 1e-4, "turned, the model gives the same logits")
-# %% [markdown]
-# Nothing is lost so far. Now drop the directions that carry least. **Predict:** how many of the directions carry 99 %
-# of the energy?
-# %%
-L.predict("directions that carry 99 % of the energy", None)
-# %%
-if turn is not None:
-    energy = turn.energy.tolist()
-    widths = {r: hidden_at(anatomy, r) for r in (ratio, ratio_deep)}
-    fig, axes = plt.subplots(figsize=(7, 3.4))
-    axes.plot(range(1, len(energy) + 1), [100 * e for e in energy], color=lesson.PALETTE[0])
-    for k, (r, hidden) in enumerate(widths.items()):
-        axes.plot([hidden], [100 * energy[hidden - 1]], lesson.MARKERS[k + 1], color=lesson.PALETTE[k + 1],
-                  label=f"hidden size at {r:.0%}: {hidden}, {energy[hidden - 1]:.1%}")  # fmt: skip
-    axes.set(xlabel="directions kept", ylabel="energy kept (%)", ylim=(0, 102))
-    axes.legend(frameon=False, loc="lower right")
-    enough = next(k + 1 for k, e in enumerate(energy) if e >= 0.99)
-    L.show(fig, alt=f"Energy kept against directions kept, rising steeply: {enough} of {len(energy)} carry 99 %; "
-           + ", ".join(f"{h} carry {100 * energy[h - 1]:.1f} %" for h in widths.values()) + ".")  # fmt: skip
-    print(f"{enough} of {len(energy)} directions carry 99 % of the energy ({enough / len(energy):.0%}).")
-    low = enough < len(energy) / 2
-    print(
-        "This stream is of low rank: slicing looks better here than it is."
-        if low
-        else "This stream is not of low rank."
-    )
-    L.seen("directions that carry 99 % of the energy", enough, within=len(energy) // 10)
-# %% [markdown]
-# Slicing against cutting inside the modules, at equal total parameters. This is also the second half of TransAct's
-# claim: is it better to leave the stream whole? **Predict** for both ratios.
-# %%
-L.predict("the better at the smaller ratio", None, among=("AMP + repair", "sliced + repair"))
-# %%
-if turn is not None:
-    rivals = {(ratio, name): result[name] for name in ("AMP", "AMP + repair")}
-    deep = plans[seed, ratio_deep]
-    more = {
-        (ratio_deep, "AMP"): amp.prune(dense, deep).model,
-        (ratio_deep, "AMP + repair"): repaired(deep, batches[seed]),
-        **{(r, "stream sliced"): amp.slice_hidden(dense, turn, hidden).model for r, hidden in widths.items()},
-        **{
-            (r, "sliced + repair"): repaired(whole, batches[seed], refit_inputs=True, hidden_size=h)
-            for r, h in widths.items()
-        },
-    }
-    rivals |= {key: (perplexity(m), asked(m)) for key, m in more.items()}
-    gone = [1 - m.num_parameters() / dense.num_parameters() for (_, name), m in more.items() if name == "stream sliced"]
-    print(f"Slicing removes {gone[0]:.1%} and {gone[1]:.1%} of all parameters, not less than the plans.")
-    for (r, name), (p, a) in sorted(rivals.items(), key=lambda row: row[0][0]):
-        print(f"{r:.0%} {name:15s} perplexity {p:8.2f}   accuracy {a.interval.percent()} %")
-    better = {}
-    for r in (ratio, ratio_deep):
-        measured = {name: found for (at, name), found in rivals.items() if at == r}
-        print(f"At {r:.0%}, by perplexity: {' < '.join(sorted(measured, key=lambda name: measured[name][0]))}.")
-        (p, a), (q, b) = measured["sliced + repair"], measured["AMP + repair"]
-        gap = amp.compare(a, b)
-        better[r] = p < q
-        told = "told apart" if gap.clear else "not told apart"
-        print(f"  Sliced + repair against AMP + repair: accuracy {gap.points()}, {told}.")
-    L.seen("the better at the smaller ratio", "sliced + repair" if better[ratio] else "AMP + repair")
-    if not any(better.values()):
-        print("At equal parameters, leaving the stream whole and repairing inside the modules was better here.")
-    elif all(better.values()):
-        print("At equal parameters, slicing the stream was better here, whatever its sensitivity.")
-    else:
-        print("At equal parameters, which is better depends on the ratio here.")
-
-
-# %% [markdown]
-# **A caution.** A small model trained briefly can have a stream of low rank, and then slicing flatters itself. One
-# trained to its capacity uses nearly all of it. And on LLaMA-2-7B SliceGPT is the worst of several at equal ratio
-# [second-hand]. Read the energy curve of *your* model before you believe a contest with slicing in it.
-#
-# ## One budget
-#
-# Heads, neurons, whole layers (lesson 7) and directions of the stream: how much from each? `amp.fit_budget` searches.
-# It measures what each costs alone, without repair, and tries the shape whose costs add up to least; what repair leaves
-# of them it learns from the candidates before. Every candidate meets the target, is repaired from part of the
-# calibration text and judged on the rest of it; the winner is made again from all. Its cost is said beforehand: so many
-# trials, one repair each, and one more. **Predict** the mix that wins.
-# %%
-L.predict("what the winner cuts most of", None, among=("hidden size", "layers", "heads", "neurons"))
-# %%
-trials = sizes["trials"]
-may_go = ("heads", "neurons", "layers") + (("hidden",) if turn is not None else ())
-fitted = amp.fit_budget(dense, batches[seed], pruning_ratio=ratio, cut=may_go, trials=trials, progress=False)
-print(fitted.report)
-seconds = sum(t.seconds for t in fitted.report.trials)
-print(f"{len(fitted.report.trials)} trials in {seconds:.0f} s; what could go: {', '.join(may_go)}.")
-# %%
-# NBVAL_CHECK_OUTPUT
-short = max(0.0, ratio - (1 - fitted.model.num_parameters() / dense.num_parameters()))
-L.assert_close(short, 0.0, 0.0, "the winner removes no less than was asked")
-L.assert_close(float(len(fitted.report.trials) <= trials), 1.0, 0.0, "and cost no more trials than was said")
-# %%
-shape, whole_shape = fitted.report.shape, (anatomy.hidden, layers, anatomy.heads, anatomy.neurons)
-named = ("hidden size", "layers", "heads", "neurons")
-kept = dict(zip(named, (shape.hidden, shape.layers, shape.heads, shape.neurons), strict=True))
-touched = [f"{kept[n]} of {most} ({n})" for n, most in zip(named, whole_shape, strict=True) if kept[n] < most]
-print(f"The search keeps {', '.join(touched)}; all else stays whole.")
-L.seen("what the winner cuts most of", min(named, key=lambda n: kept[n] / whole_shape[named.index(n)]))
-result["one budget"] = perplexity(fitted.model), asked(fitted.model)
-compare("one budget", "AMP + repair")
-print(f"The best split of heads and neurons alone gave {values['best split + repair', seed]:.2f}.")
-if len(touched) < len(may_go):
-    print("A budget over everything need not touch everything.")
-
-
-# %% [markdown]
-# Search by hand: what does a mix remove, and what does it cost before repair? (Sliders, in a live notebook.)
-# %%
-each = anatomy.group_size
-half = max(1, anatomy.groups // 2) * each  # of the heads, in whole groups
-
-
-def mix(stay_heads: int = half, stay_neurons: int = anatomy.neurons, stay_layers: int = layers) -> None:
-    """Parameters and perplexity with so many heads, neurons and layers; of the layers the last but one goes first."""
-    left = [*range(stay_layers - 1), layers - 1] if stay_layers < layers else None
-    chosen = replace(amp.keep(dense, scores[seed], heads=stay_heads, neurons=stay_neurons), layers=left)
-    with amp.masked(dense, chosen):
-        cost = perplexity(dense, test_texts[:12])
-    told = f"{stay_heads} heads, {stay_neurons} neurons, {stay_layers} layers"
-    print(f"{told}: {amp.preview(dense, chosen).ratio:.1%} of all parameters go, perplexity {cost:.2f}")
-
-
-lesson.widget(
-    mix, stay_heads=(each, anatomy.heads, each), stay_neurons=(8, anatomy.neurons, 8), stay_layers=(2, layers)
-)
-# %% [markdown]
 # ## The result
 #
 # One number for the lesson: by what factor repair changes AMP's perplexity, seed by seed and window by window. Below 1
@@ -1024,7 +594,7 @@ L.signature(
 for name in names:
     for s in seeds:
         L.record.metric(f"perplexity, {name}, seed {s}", values[name, s])
-# %%
+# %% tags=["hide-input"]
 if gain.high < 0:
     print(f"Repair helps, and the interval lies below 1: perplexity falls by {1 - math.exp(gain.difference):.0%}.")
 else:
@@ -1036,13 +606,13 @@ if failed.clear and failed.difference > 0:
 else:
     print("The control is not clear of the result: do not trust this measurement.")
 added, left = (math.log(sure[name].value / base) for name in ("AMP", "AMP + sequential repair"))
-whole_search = result["one budget"][0]
 L.conclude({
     f"Of the loss that AMP's cut adds, repair makes up for {1 - left / added:.0%}, without any training.": gain.high < 0,
     f"What it can't make up for is a bad choice: after random choice it leaves "
     f"{math.exp(chance.difference - gain.difference):.1f} times the perplexity.": chance.difference > gain.difference,
-    f"The split is worth as much again: one budget ends at {whole_search:.2f}, AMP's split with repair at "
-    f"{values['AMP + sequential repair', seed]:.2f}.": whole_search < values["AMP + sequential repair", seed],
+    f"On the same texts LoRA and repair end at {result['AMP + LoRA on the same texts'][0]:.2f} and "
+    f"{result['AMP + repair'][0]:.2f}, and LoRA took {on_texts.seconds / repair_seconds:.0f} times as long.":
+        on_texts.seconds > repair_seconds,
 })  # fmt: skip
 # %% [markdown]
 # ## What this does not show
@@ -1053,20 +623,18 @@ L.conclude({
 #   [the leaderboard](../docs/leaderboard.md).
 # - **Other text.** Calibration, kept-apart and test text are of one small world. Text from elsewhere is a harder test.
 # - **The best of LoRA.** One learning rate, a few dozen steps. Lesson 4 shows how much hangs on both.
-# - **Where TransAct ends.** It trains on billions of tokens after its cuts; here nothing is trained after a slice.
+# - **Another split.** AMP takes the same share of heads and of neurons. Lesson 8c asks whether that is a good one.
 # - **Speed.** All plans are compared by parameters. Lesson 5 measures time, and equal parameters are not equal time.
 #
 # ## References
 # - B. Hassibi, D. G. Stork: *Second order derivatives for network pruning: Optimal Brain Surgeon*, NeurIPS 5 (1993).
 # - E. Frantar, D. Alistarh: *SparseGPT*, [arXiv 2301.00774](https://arxiv.org/abs/2301.00774).
 # - E. Kurtic, E. Frantar, D. Alistarh: *ZipLM*, [arXiv 2302.04089](https://arxiv.org/abs/2302.04089).
-# - S. Ashkboos and others: *SliceGPT*, [arXiv 2401.15024](https://arxiv.org/abs/2401.15024).
-# - TransAct, [arXiv 2407.05690](https://arxiv.org/abs/2407.05690); AMP,
-#   [arXiv 2504.21174](https://arxiv.org/abs/2504.21174), ablation second-hand, from a summary.
+# - AMP, [arXiv 2504.21174](https://arxiv.org/abs/2504.21174).
 #
 # ## Where next
 # Read `repair.py` and `normal_equations.py` in `amp_tutorial/methods`: they are this lesson, with memory bounded layer
 # by layer.
-# Then take a model of your own (notebook B), and keep some text apart.
+# Lesson 8b turns and cuts the stream itself; lesson 8c searches one budget over all that can go.
 # %%
 L.finish()

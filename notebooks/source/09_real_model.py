@@ -24,7 +24,7 @@ local_copies: str = ""  # a folder with copies of these texts, where there is no
 seed: int = 0
 preset: str = "smallest"  # or "full": more windows
 out: str = "out"
-# %%
+# %% tags=["hide-input"]
 import math
 
 import matplotlib.pyplot as plt
@@ -53,7 +53,6 @@ if here:
     batches = amp.calibration(tokenizer, source, samples=calibration, length=length, batch_size=4, seed=seed)
     scores = amp.score(dense, batches)
     metric = amp.output_metric(dense, batches[:1])  # what the loss feels of each output, see lesson 8
-
 # %% [markdown]
 # Where model and texts are at hand, every cell below computes. Where they are not, it shows what was found when the
 # course was built, by these very cells.
@@ -74,8 +73,7 @@ prompts = [
     "To make a cup of tea, first",
     "In 1969, two astronauts walked on the Moon. When they came back to Earth,",
 ]
-
-
+# %% tags=["hide-input"]
 @torch.no_grad()
 def writes(small, new=20):
     """How the model goes on, its likeliest token at every place."""
@@ -95,8 +93,7 @@ def known(small):
     return dict(
         writes=writes(small), windows=found.windows, protocol=found.protocol, parameters=small.num_parameters()
     )
-
-
+# %%
 def by_amp(r):
     return amp.prune(dense, amp.plan(dense, scores, pruning_ratio=r)).model
 
@@ -111,6 +108,7 @@ versions = {"dense": L.step("dense", lambda: known(dense))}
 for r in ratios:
     versions[f"AMP {r:.0%}"] = L.step(f"AMP {r}", lambda r=r: known(by_amp(r)))
     versions[f"ours {r:.0%}"] = L.step(f"ours {r}", lambda r=r: known(by_ours(r)))
+# %% tags=["hide-input"]
 for k, prompt in enumerate(prompts):
     print(f"{prompt} …")
     for name, found in versions.items():
@@ -125,6 +123,25 @@ def version(which: str = f"ours {ratios[0]:.0%}") -> None:
 
 lesson.widget(version, which=list(versions))  # a menu, in a live notebook
 # %% [markdown]
+# ### Exercise 1 · Does it go round in circles?
+# *Medium, 6 minutes.* A broken model repeats itself. From the words of a text return the share of its runs of three
+# words that stood in it before.
+# %%
+def repeated(words: list[str]) -> float:
+    """Share of the runs of three words that are said again."""
+    ...  # your answer here
+
+
+repeated = L.check(repeated, "l9_repeated")
+# %% [markdown]
+# {{hint:l9_repeated}}
+#
+# {{solution:l9_repeated}}
+# %%
+for name, found in versions.items():
+    circles = [repeated(written.lower().split()) for written in found["writes"]]
+    print(f"{name:9s} repeats {', '.join(f'{share:.0%}' for share in circles)} of its runs of three words")
+# %% [markdown]
 # Read the three beginnings again, row by row. Is a version that writes clean sentences a good one? A model can lose
 # a fact and keep its grammar; and the likeliest token at every place hides how sure it was. So the words say *what*
 # broke, and a measure has to say *how much*.
@@ -135,7 +152,7 @@ lesson.widget(version, which=list(versions))  # a menu, in a live notebook
 # the **excess**: log-perplexity of the cut model less that of the dense one, in nats a token. On this scale repairs can
 # be told as shares: a repair that leaves half of the excess has mended half of the damage.
 #
-# ### Exercise 1 · What was mended
+# ### Exercise 2 · What was mended
 # *Easy, 5 minutes.* From three perplexities, return the share of the excess that a repair took back.
 # %%
 def mended(dense: float, cut: float, repaired: float) -> float:
@@ -170,6 +187,7 @@ ladder = {
         ),
     ),
 }
+# %% tags=["hide-input"]
 losses = {name: sum(found["windows"][0]) / sum(found["windows"][1]) for name, found in ladder.items()}
 excess = {name: loss - losses["dense"] for name, loss in losses.items()}
 print(f"{ladder['dense']['protocol']}; {ratio:.0%} of all parameters removed.")
@@ -180,7 +198,7 @@ base = math.exp(losses["dense"])
 shares = [mended(base, cut, now) for now in (refitted, chosen)]
 print(f"The refit mends {shares[0]:.0%} of what the cut of neurons breaks; with choice it is {shares[1]:.0%}.")
 L.seen("what does less harm", min(("AMP, neurons", "AMP, heads and neurons"), key=losses.get))
-# %%
+# %% tags=["hide-input"]
 fig, axes = plt.subplots(figsize=(7.5, 3.6))
 rows = [name for name in ladder if name != "dense"]
 for k, name in enumerate(rows):  # points, as a bar has no length on an axis without a zero
@@ -188,7 +206,6 @@ for k, name in enumerate(rows):  # points, as a bar has no length on an axis wit
 axes.invert_yaxis()
 axes.set(xlabel="excess over the dense model (nats a token)", xscale="log" if max(excess.values()) > 5 else "linear")
 L.show(fig, alt="Points of excess log-perplexity over dense: " + ", ".join(f"{n} {excess[n]:.2f}" for n in rows) + ".")
-
 # %% [markdown]
 # The repair here reads a few thousand tokens, to be quick, and has some thousand unknowns for each output. With ten
 # times the text it mends far more: compare with [the table](../docs/real.md).
@@ -199,7 +216,7 @@ L.show(fig, alt="Points of excess log-perplexity over dense: " + ", ".join(f"{n}
 # look at the *first* token, which every later token can see and which means nothing. Such heads write little there,
 # because the first token's value vector is small.
 #
-# ### Exercise 2 · The share that goes to the sink
+# ### Exercise 3 · The share that goes to the sink
 # *Medium, 6 minutes.* Given attention probabilities (heads, queries, keys) of one layer, return for each head the mean
 # share that its queries give to the first token. The first query can see nothing else, so leave it out.
 # %%
@@ -209,8 +226,6 @@ def sink_share(attention: torch.Tensor) -> torch.Tensor:
 
 
 sink_share = L.check(sink_share, "l9_sink_share")
-
-
 # %% [markdown]
 # {{hint:l9_sink_share}}
 #
@@ -239,8 +254,7 @@ def inside():
         largest=[[float(s.abs().max()), int(s.abs().amax(0).argmax()), int(s.abs().amax(1).argmax())] for s in states],
         typical=states.abs().flatten(1).median(dim=1).values.tolist(),
     )
-
-
+# %% tags=["hide-input"]
 found = L.step("inside", inside)
 sinks = torch.tensor(found["sinks"])
 fig, axes = plt.subplots(figsize=(8, 3.2))
@@ -266,7 +280,7 @@ L.seen("share of such heads, in %", 100 * most, within=10)
 # **Predict.** Which layers write them, and does the score of AMP, a mean over all tokens, know which neurons they are?
 # %%
 L.predict("the first layer that writes one", None)
-# %%
+# %% tags=["hide-input"]
 fig, axes = plt.subplots(figsize=(7.5, 3.8))
 axes.plot(found["first"], color=lesson.PALETTE[1], marker=lesson.MARKERS[0], label="first token")
 axes.plot(found["others"], color=lesson.PALETTE[0], marker=lesson.MARKERS[1], ls="--", label="median of the others")
@@ -314,7 +328,6 @@ L.seen("the dearest layer", int(worst[0]))
 # the measured runs in `data/`. **Predict** for each lesson, before you read the line, whether it survived.
 # %%
 L.lessons_on_a_real_model()
-
 # %% [markdown]
 # ## The signature result
 # %%
@@ -362,5 +375,5 @@ for name, loss in losses.items():
 #
 # ## Where next
 # [The table of the real model](../docs/real.md), and a model of your own (notebook B).
-# %%
+# %% tags=["hide-input"]
 L.finish()

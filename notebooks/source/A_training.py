@@ -19,7 +19,6 @@ seed: int = 0
 preset: str = "smallest"
 out: str = "out"
 # %%
-import json
 import math
 import random
 import time
@@ -156,10 +155,7 @@ for i, stage in enumerate(train.CURRICULUM, start=1):
 # %%
 L.predict("the skill that is learnt least without stages", None, among=skills.TASKS)
 # %%
-shipped = {}
-for name in amp.EMBEDDED:
-    shipped[name] = json.loads((amp.DATA / "models" / name / "curve.json").read_text(encoding="utf-8"))
-shipped["without stages"] = json.loads((amp.DATA / "training" / "one_stage.json").read_text(encoding="utf-8"))
+shipped = train.curves()
 fig, axes = plt.subplots(2, 2, figsize=(9, 6), sharex=True, sharey=True)
 for ax, (name, points) in zip(axes.flat, shipped.items(), strict=True):
     tried = [p for p in points if "tool" in p]

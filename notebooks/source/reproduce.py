@@ -241,6 +241,6 @@ L.record.show()
 # ## References
 #
 # - AMP: arXiv 2504.21174; code `c2d-usp/Efficient-LLMs-with-AMP` (Apache-2.0). Which of its choices `official` takes,
-#   and what is wrong in it, is said in `amp_tutorial/methods/official.py` and lesson 3.
+#   and what is wrong in it, is said in `amp_tutorial/methods/official.py` and lesson 3b.
 # - TransAct: arXiv 2407.05690, for `shots` and `criterion = "transact"`.
 # - lm-evaluation-harness, for all tasks.
