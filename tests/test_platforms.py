@@ -259,9 +259,11 @@ def test_in_jupyterlab_alt_text_reaches_the_reader(stem: str, browser: Any, lab:
     page = opened(browser, lab, stem)
     stored = nbformat.read(NOTEBOOKS / f"{stem}.ipynb", 4)
     drawn = sum("image/png" in o.get("data", {}) for cell in stored.cells for o in cell.get("outputs", []))
+    many = "n => document.querySelectorAll('.jp-OutputArea img').length >= n"  # cells are drawn little by little
+    page.wait_for_function(many, arg=drawn, timeout=120_000)
     pictures = page.locator(".jp-OutputArea img")
     alts = [pictures.nth(k).get_attribute("alt") for k in range(pictures.count())]
-    assert len(alts) >= drawn > 0 and all(alts)
+    assert drawn and all(alts)
     ours = [found for found in findings(page, ".jp-Notebook") if not any(name in found for name in OF_LAB)]
     assert ours == []
     page.close()

@@ -42,9 +42,15 @@ class Outcome:
     record: str = ""
 
 
+DARKER = {"#A2F": "#8600CC", "#337ab7": "#23527c"}  # words of the code and links, for enough contrast everywhere
+
+
 def page_of(notebook: NotebookNode) -> str:
-    """A notebook as an HTML page; one colour of the code is darker than nbconvert has it, for enough contrast."""
-    return str(HTMLExporter(template_name="classic").from_notebook_node(notebook)[0]).replace("#AA22FF", "#8600CC")
+    """A notebook as an HTML page; some colours are darker than nbconvert has them."""
+    page = str(HTMLExporter(template_name="classic").from_notebook_node(notebook)[0])
+    for was, now in DARKER.items():
+        page = page.replace(was, now)
+    return page
 
 
 def run_lesson(path: Path, model: str, out: Path, preset: str, **parameters: Any) -> Outcome:
