@@ -31,9 +31,10 @@ test-all: .venv/installed
 test-threads: .venv/installed
 	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -m "numerics and not slow and not grid"
 
-# The first cell and two lessons on Colab and Kaggle, rebuilt from their lists; some minutes, and a package index
+# The first cell and two lessons on Colab and Kaggle, rebuilt from their lists (some minutes, and a package index); and, where
+# there is a browser, pages, JupyterLab and live figures in it
 platforms: .venv/installed
-	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -m platforms tests/test_platforms.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m platforms tests/test_platforms.py
 
 lab: .venv/installed
 	$(BIN)/jupyter lab notebooks

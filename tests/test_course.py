@@ -528,7 +528,7 @@ WRONG = {
         "down.abs().mean(0) * a.abs().mean(0)",
         "a.square().mean(0).sqrt()",
     ],
-    "l6_schedule": ["[target] * shots", "[current - (current - target) * (k + 1) / shots for k in range(shots)]"],
+    "l6b_schedule": ["[target] * shots", "[current - (current - target) * (k + 1) / shots for k in range(shots)]"],
     "l6_told_apart": [
         "'first' if sum(first) < sum(second) else 'second'",
         "'second' if sum(first) < sum(second) else 'first'",

@@ -139,7 +139,7 @@ EXERCISES = {
             "`down.abs().mean(0)`, and the root of `a.square().mean(0)`.",
         ],
     ),
-    "l6_schedule": Exercise(
+    "l6b_schedule": Exercise(
         reference=schedule,
         cases=lambda: [(32, 6, 8), (11008, 1536, 8), (8, 5, 4), (10, 4, 3)],
         misconceptions={
@@ -188,7 +188,7 @@ EXERCISES = {
             ),
         },
         hints=[
-            "Work on `gaps`, seed by seed. Their standard error is `statistics.stdev(gaps) / math.sqrt(3)`.",
+            "`import statistics`. Take the gap of each seed: its standard error is `stdev(gaps) / math.sqrt(3)`.",
             "Noise, if the mean gap lies within 4.30 standard errors of 0; otherwise its sign tells the winner.",
         ],
     ),

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from jinja2 import DictLoader
 from nbconvert import HTMLExporter
 from nbformat import NotebookNode
 from tqdm import tqdm
@@ -22,6 +23,7 @@ from ..files import NOTEBOOKS, record_path
 from ..files.atomic import write_json, write_text
 from ..runs.notebooks import execute_notebook
 from ..runs.parameters import parameters_of
+from .sources import HIDDEN
 
 LESSON_TIMEOUT = 900  # seconds; a lesson takes under 60
 
@@ -43,14 +45,22 @@ class Outcome:
 
 
 DARKER = {"#A2F": "#8600CC", "#337ab7": "#23527c"}  # words of the code and links, for enough contrast everywhere
+STYLE = "<style>details > summary {display: list-item; cursor: pointer} .code_cell details {padding-left: 14ex}</style>"
+FOLDED = """{% extends "classic/index.html.j2" %}
+{% block input_group %}
+{% if "HIDDEN" in cell.metadata.get("tags", []) %}<details><summary>Code</summary>{{ super() }}</details>
+{% else %}{{ super() }}{% endif %}
+{% endblock input_group %}"""
 
 
 def page_of(notebook: NotebookNode) -> str:
-    """A notebook as an HTML page; some colours are darker than nbconvert has them."""
-    page = str(HTMLExporter(template_name="classic").from_notebook_node(notebook)[0])
+    """A notebook as an HTML page: hidden cells folded, and some colours darker than nbconvert has them."""
+    folding = DictLoader({"folded.html.j2": FOLDED.replace("HIDDEN", HIDDEN)})
+    exporter = HTMLExporter(template_name="classic", template_file="folded.html.j2", extra_loaders=[folding])
+    page = str(exporter.from_notebook_node(notebook)[0])
     for was, now in DARKER.items():
         page = page.replace(was, now)
-    return page
+    return page.replace("</head>", f"{STYLE}</head>", 1)
 
 
 def run_lesson(path: Path, model: str, out: Path, preset: str, **parameters: Any) -> Outcome:

@@ -213,7 +213,7 @@ def notebook(source: Source, stem: str, running: int = 0) -> NotebookNode:
     if not (first.kind == "markdown" and first.source.startswith("# ")):
         raise ValueError(f"{stem}: the first cell must be markdown that begins with the title as a heading.")
     cells = []
-    given = [Cell("markdown", badge(stem)), first, Cell("code", setup(), ["setup"]), *rest]
+    given = [Cell("markdown", badge(stem)), first, Cell("code", setup(), ["setup", HIDDEN]), *rest]
     prose = iter(linked([cell.source for cell in given if cell.kind == "markdown"]))
     for index, cell in enumerate(given):
         text = next(prose) if cell.kind == "markdown" else cell.source

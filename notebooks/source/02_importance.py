@@ -111,9 +111,10 @@ print(f"Taking the mean over tokens first and the norm after gives {added.mean(0
 # The last line is a trap worth remembering: plus and minus cancel in a mean, so the absolute value comes first.
 #
 # ### Exercise 1 · A head's score, on padded batches
-# *Medium, 6 minutes.* `h` is (prompts, positions, head_dim), `W` is (hidden, head_dim), `mask` is (prompts, positions), 1
-# for a token and 0 for padding. Return AMP's score of this head, a single number, averaged over tokens. (An unsolved
-# exercise stops nothing: the check says what is missing, and the lesson goes on with the reference.)
+# *Easy, 4 minutes.* The cell above had one prompt; now padding must not count. `h` is (prompts, positions, head_dim),
+# `W` is (hidden, head_dim), `mask` is (prompts, positions), 1 for a token and 0 for padding. Return AMP's score of this
+# head, a single number, averaged over tokens. (An unsolved exercise stops nothing: the check says what is missing, and
+# the lesson goes on with the reference.)
 # %%
 def my_importance(h, W, mask):
     """Your code goes here."""
@@ -319,7 +320,8 @@ print("  " + ", ".join(f"{r:.2f}" for r in spearman(neuron_score, neuron_score *
 # %% [markdown]
 # ## 4 How many prompts?
 #
-# AMP uses 50 prompts. **Predict first:** how many does a ranking need to settle: 2, 10, 50, 1,000?
+# AMP uses 50 prompts. **Predict first:** how many does a ranking need to settle, so that 95 % of the draws correlate
+# with the whole pool's by 0.9 or more: 2, 8, 32, or more?
 #
 # Draw some prompts from our pool, rank each layer's heads by them alone, and compare with the ranking from the whole
 # pool. Twenty draws for each number of prompts; the bars hold 95 % of them, so they show what *one* calibration of
@@ -394,10 +396,10 @@ lesson.widget(places, prompts=(1, len(tokens)))
 # columns' input, and read the loss on texts that no score has seen. Then the next head. (What lies below the silenced
 # layer does not change. So we keep what enters each layer of the dense model, and start there: half the time saved.)
 #
-# **Predict first.** What rank correlation between AMP and the true change of loss do you expect? Above or below that of
-# magnitude (the norm of the head's weights), which sees no data at all? Write both numbers down.
+# **Predict first.** What rank correlation between AMP and the true change of loss do you expect, within layers, in the
+# mean? Above or below that of magnitude (the norm of the head's weights), which sees no data at all?
 # %%
-L.predict("rank correlation of AMP's head scores with the truth", None)
+L.predict("rank correlation, within layers, of AMP's head scores with the truth", None)
 # %% tags=["hide-input"]
 @contextmanager
 def silenced(module, columns):
@@ -580,7 +582,7 @@ L.show(
     "all layers (left) and within layers (right). Heads over all layers: " + ", ".join(words) + ".",
 )
 found = rho["AMP", "heads", "within layers"][0]
-L.seen("rank correlation of AMP's head scores with the truth", found, within=0.1)
+L.seen("rank correlation, within layers, of AMP's head scores with the truth", found, within=0.1)
 # %% tags=["hide-input"]
 def verdict(kind, scope):
     """What the intervals allow one to say."""
@@ -620,18 +622,21 @@ for kind in change:
 amp_, weights = (rho[c, "heads", "within layers"][0] for c in ("AMP", "magnitude"))
 everywhere = rho["AMP", "heads", "all layers"][0]
 luck = {kind: rho["random", kind, "within layers"][2] for kind in change}
+at = ("heads", "within layers")
+_, below, above = summary((draws["AMP", *at] - draws["magnitude", *at]).flatten())  # on the same texts
+level = below <= 0 <= above
 L.conclude({
     f"Within layers AMP ranks heads better than luck ({amp_:.2f}; luck stays below {luck['heads']:.2f}).":
         amp_ > luck["heads"],
     f"It is better at telling which layers matter ({everywhere:.2f} over all layers), which AMP makes no use of.":
         everywhere > amp_,
-    f"Within layers the weights' size, which needs no text, does as well on these texts ({weights:.2f}).":
-        weights > luck["heads"],
+    f"Within layers the weights' size, which needs no text, is not told apart from it on these texts ({weights:.2f}).":
+        weights > luck["heads"] and level,
     "Single neurons it does not rank better than luck: one neuron's loss is close to what these texts resolve.":
         rho["AMP", "neurons", "within layers"][0] < luck["neurons"],
 })  # fmt: skip
 # %% [markdown]
-# ## 6 A score of your own
+# ## 6 Better than AMP?
 #
 # ### Exercise 3 · A score of your own
 # *Hard, 15 minutes.* Can you do better than AMP? `added` is what each head of one layer adds to the stream: (heads, tokens,
@@ -727,6 +732,7 @@ print(f"Luck alone, 95 % of 1,000 random rankings: {low:.2f} to {high:.2f}.")
 # * P. Molchanov and others: *Importance Estimation for Neural Network Pruning* (arXiv 1906.10771), which holds scores
 #   against the true change of loss.
 #
-# **Where next.** The order is settled; lesson 3 carries it out: masks, cuts, and what goes wrong with both.
+# **Where next.** The order is settled; lesson 3 carries it out, as a mask and as a cut; lesson 3b shows what can go
+# wrong.
 # %% tags=["hide-input"]
 L.finish()

@@ -95,7 +95,8 @@ L.drawing("repair")
 # $$(X^{\top} X + D)\, W'^{\top} = X^{\top} Y + D\, W_{kept}^{\top}, \qquad D = \mathrm{diag}(d_j).$$
 #
 # ### Exercise 1 · Solve it
-# *Medium, 8 minutes.* `x` is (tokens, in), `y` is (tokens, out), `old` is (out, in). Return the new weight (out, in).
+# *Medium, 8 minutes.* `x` is (tokens, in), `y` is (tokens, out), `old` is (out, in), `ridge` is λ. Return the new
+# weight (out, in).
 # %%
 def refit(x, y, old, ridge):
     """The weight that maps x to y best, pulled towards the old one."""
@@ -216,8 +217,9 @@ L.seen("share of the lost energy still lost behind the neurons, in %", 100 * now
 # ridge and once with λ **chosen by the calibration text alone**: solve on one half, test on the other, take the best
 # λ of $1, 10^{-1} \ldots 10^{-6}$. This is the rule of `amp.repair`. The error on *held-out* text is the control.
 #
-# **Predict** the two curves without a ridge: where do they start, where do they meet, and where is the worst place on
-# other text? (What is fitted exactly is drawn at 0.1 %.)
+# **Predict** the curve of other text without a ridge: from how many tokens is it worst?
+# %%
+L.predict("tokens at which the held-out error without a ridge is worst", None)
 # %%
 place = layers // 2, "neurons"
 plan = plans[seed]
@@ -245,15 +247,16 @@ for s in seeds:
             curves[f"held out{name}", n].append(lost(w, *control[:2]))
 uncut = lost(control[2], *control[:2])
 # %% tags=["hide-input"]
+floor = 0.1  # what is fitted exactly is drawn here
 fig, axes = plt.subplots(figsize=(7, 4))
 words = []
 for k, line in enumerate(("fitted", "held out", "fitted, ridge", "held out, ridge")):
     middle = [math.exp(sum(math.log(max(v, 1e-6)) for v in curves[line, n]) / len(seeds)) for n in counts]
     style = dict(color=lesson.PALETTE[k], marker=lesson.MARKERS[k], ls="--" if "ridge" in line else "-", label=line)
-    axes.plot(counts, [max(100 * v, 0.1) for v in middle], **style)
+    axes.plot(counts, [max(100 * v, floor) for v in middle], **style)
     for n in counts:
         axes.plot(
-            [n] * len(seeds), [max(100 * v, 0.1) for v in curves[line, n]], ".", color=style["color"], markersize=4
+            [n] * len(seeds), [max(100 * v, floor) for v in curves[line, n]], ".", color=style["color"], markersize=4
         )
     words.append(f"{line} " + ", ".join(f"{100 * v:.2g}" for v in middle))
 axes.axhline(100 * uncut, color="0.2", ls=":", lw=1.2)
@@ -262,7 +265,6 @@ axes.axvline(len(plan.neurons[0]), color="0.7", lw=1)
 axes.text(
     len(plan.neurons[0]), 0.03, " as many tokens as inputs", transform=axes.get_xaxis_transform(), fontsize="small"
 )
-floor = 0.1  # what is fitted exactly is drawn here
 axes.set(xscale="log", yscale="log", xlabel="calibration tokens", ylabel="energy of the output lost (%)")
 axes.set_ylim(bottom=0.8 * floor)
 axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
@@ -283,11 +285,13 @@ for name in ("", ", ridge"):
         print(f"  from {n:5d} tokens: fitted {fitted:6.1%}, held out {other:6.1%}")
     said = f"from {', '.join(map(str, harm))} tokens" if harm else "never"
     print(f"  Worse on held-out text than no refit at all ({uncut:.1%}): {said}.")
+L.seen("tokens at which the held-out error without a ridge is worst", max(counts, key=lambda n: means["held out", n]), within=64)
 # %% [markdown]
-# A fitted error is no evidence: where it is next to nothing, the error on other text says how much was noise. Look for
-# the worst place of the curve without a ridge. With fewer tokens than inputs many solutions fit exactly, and the one
-# nearest to the old weights is taken; with about as many there is just one, and it has to follow every token. Whoever
-# tunes a repair by its fitted error tunes it to that text. Whoever tunes it by the test set has no test set left.
+# (What is fitted exactly is drawn at 0.1 %.) A fitted error is no evidence: where it is next to nothing, the error on
+# other text says how much was noise. Look for the worst place of the curve without a ridge. With fewer tokens than
+# inputs many solutions fit exactly, and the one nearest to the old weights is taken; with about as many there is just
+# one, and it has to follow every token. Whoever tunes a repair by its fitted error tunes it to that text. Whoever tunes
+# it by the test set has no test set left.
 #
 # ## Layer after layer
 #
@@ -335,9 +339,9 @@ mine = refit(x, wanted, old, 0.01)[:, : weight.shape[1]]
 L.assert_close(mine, weight, 1e-4, "solved for this target in view, the first MLP is that of amp.repair")
 # %% [markdown]
 # Now the whole model, and the error of its stream on text kept apart. **Predict,** of cut alone, one-pass and
-# sequential: which error grows from layer to layer, and which stays?
+# sequential: which error grows by most percentage points from the first layer to the last?
 # %%
-L.predict("the error that grows most", None, among=("cut alone", "one pass", "sequential"))
+L.predict("the error that grows by most points", None, among=("cut alone", "one pass", "sequential"))
 # %% tags=["hide-input"]
 @torch.no_grad()
 def stream(what, texts):
@@ -388,7 +392,7 @@ ends = {name: values[-1] for name, values in drift.items()}
 print("Behind the last layer, on held-out text: " + ", ".join(f"{name} {v:.1%}" for name, v in ends.items()) + ".")
 fewer = 1 - ends["sequential"] / ends["one pass"]
 print(f"Sequential repair leaves {abs(fewer):.0%} {'less' if fewer > 0 else 'more'} of it wrong than one-pass repair.")
-L.seen("the error that grows most", max(drift, key=lambda name: drift[name][-1] - drift[name][0]))
+L.seen("the error that grows by most points", max(drift, key=lambda name: drift[name][-1] - drift[name][0]))
 # %% [markdown]
 # ## Choose by what is left after repair
 #
@@ -422,16 +426,17 @@ others = [k for k in range(x.shape[1]) if k != j]
 anew = (y - x[:, others] @ refit(x[:, others], y, old[:, others], 0.0).T).square().sum()
 L.assert_close(costs[j] / anew, 1.0, 1e-3, "the cost of a neuron, by the formula and by solving without it")
 # %% [markdown]
-# `choose=True` keeps AMP's widths, takes the cheapest head or neuron by this rule, refits, and takes the next.
+# `reselect=True` keeps AMP's widths, takes the cheapest head or neuron by this rule, refits, and takes the next.
 #
 # ## The table, with a baseline and a control
 #
 # Everything over several draws of calibration text, at equal widths. The baseline is random choice *with* repair. The
 # control solves the same equations with the targets **shuffled** over tokens: X and Y are real, but do not belong
 # together. It must not help. And a question: what if the repair is fed **nonsense**, the calibration text's tokens
-# drawn one by one in random order? **Predict** the order, and where "random + repair" and nonsense come in.
+# drawn one by one in random order? **Predict** the order, and which is better: AMP as it is cut, or a random choice
+# with repair.
 # %%
-L.predict("the better of these two", None, among=("AMP", "random + repair"))
+L.predict("the better of AMP and random + repair", None, among=("AMP", "random + repair", "not told apart"))
 # %%
 def nonsense(batches, s):
     """The same lengths, but every token after the first drawn from those of the text, one by one."""
@@ -497,10 +502,12 @@ for pair in (
     ("AMP + shuffled targets", "AMP"),
 ):
     print(against(*pair))
-alone, text = (values[name, seed] for name in ("AMP", "AMP + sequential repair"))
-share = math.log(alone / odd) / math.log(alone / text)
+alone, mended = (values[name, seed] for name in ("AMP", "AMP + sequential repair"))
+share = math.log(alone / odd) / math.log(alone / mended)
 print(f"Nonsense, first seed: perplexity {odd:.2f}. That is {share:.0%} of the gain in loss that text gives.")
-L.seen("the better of these two", min(("AMP", "random + repair"), key=lambda name: values[name, seed]))
+lot = amp.compare(of("random + repair"), of("AMP"))
+better = "not told apart" if not lot.clear else "random + repair" if lot.difference < 0 else "AMP"
+L.seen("the better of AMP and random + repair", better)
 # %% [markdown]
 # Pairs share the draw of calibration text, so differences are taken draw by draw. Where even nonsense helps, much of
 # what a cut breaks does not depend on what the text says: a constant part of the output, or signals that parts share.
@@ -546,9 +553,9 @@ for name, (p, m) in result.items():
     print(f"{name:32s} perplexity {p:7.2f}   accuracy {m.interval.percent()} %")
 print(f"One repair took {repair_seconds:.1f} s, LoRA on the same texts {on_texts.seconds:.1f} s.")
 print(f"LoRA on the same texts: {len(on_texts.history)} steps over {calibration} texts, {on_texts.tokens:,} tokens;")
-L.seen("the lowest perplexity after one of these", min(rivals, key=lambda name: result[name][0]))
 on_answers = recipe["AMP + LoRA on responses"]
 print(f"on responses: {len(on_answers.history)} steps over {samples} rows, {on_answers.tokens:,} tokens of answers.")
+L.seen("the lowest perplexity after one of these", min(rivals, key=lambda name: result[name][0]))
 
 
 def compare(ours, other):
@@ -567,8 +574,8 @@ compare("repair, then LoRA on responses", "AMP + repair")
 if result["repair, then LoRA on responses"][0] > result["AMP + repair"][0]:
     print("LoRA on responses raised the perplexity of running text after repair. It saw rows that end after an answer.")
 # %% [markdown]
-# Mind what is measured. Perplexity is of running text, and training on responses is about answers: it may raise the one
-# number and the other too. Lesson 4 also shows what a *dense* model gains from the same training.
+# Mind what is measured. Perplexity is of running text, and training on responses is about answers: it may make
+# perplexity worse and accuracy better. Lesson 4 also shows what a *dense* model gains from the same training.
 #
 # ## The result
 #
@@ -608,10 +615,10 @@ else:
 added, left = (math.log(sure[name].value / base) for name in ("AMP", "AMP + sequential repair"))
 L.conclude({
     f"Of the loss that AMP's cut adds, repair makes up for {1 - left / added:.0%}, without any training.": gain.high < 0,
-    f"What it can't make up for is a bad choice: after random choice it leaves "
-    f"{math.exp(chance.difference - gain.difference):.1f} times the perplexity.": chance.difference > gain.difference,
+    f"What it can't make up for is a bad choice: repaired after a random one, the model has "
+    f"{math.exp(chance.difference - gain.difference):.1f} times the perplexity of AMP's choice, repaired.": chance.difference > gain.difference,
     f"On the same texts LoRA and repair end at {result['AMP + LoRA on the same texts'][0]:.2f} and "
-    f"{result['AMP + repair'][0]:.2f}, and LoRA took {on_texts.seconds / repair_seconds:.0f} times as long.":
+    f"{result['AMP + repair'][0]:.2f}, and LoRA took {on_texts.seconds / repair_seconds:.1f} times as long.":
         on_texts.seconds > repair_seconds,
 })  # fmt: skip
 # %% [markdown]
@@ -622,7 +629,7 @@ L.conclude({
 #   `amp.repair(…, polish=30)` also moves them, by gradient steps within each layer: *ours: repair polishes* in
 #   [the leaderboard](../docs/leaderboard.md).
 # - **Other text.** Calibration, kept-apart and test text are of one small world. Text from elsewhere is a harder test.
-# - **The best of LoRA.** One learning rate, a few dozen steps. Lesson 4 shows how much hangs on both.
+# - **The best of LoRA.** One learning rate, and a handful of steps. Lesson 4 shows how much hangs on both.
 # - **Another split.** AMP takes the same share of heads and of neurons. Lesson 8c asks whether that is a good one.
 # - **Speed.** All plans are compared by parameters. Lesson 5 measures time, and equal parameters are not equal time.
 #

@@ -7,11 +7,10 @@
 # few lines, *read what it writes*, and look inside for what the tiny models don't have. At the end stands what the
 # tiny world told us, lesson by lesson, and where it was wrong.
 #
-# **Objectives.** After this lesson you can
-# - tell by what a model writes, and by its perplexity, what a cut did to it, and say which of the two to trust;
-# - put two methods on one scale, the *excess* of the log-perplexity over the dense model's;
-# - find attention sinks and massive activations, and say why a mean over tokens sees them badly;
-# - say which results of a toy carry over to a real model, and which don't.
+# **Objectives.** After this lesson you can - tell by what a model writes, and by its perplexity, what a cut did to it,
+# and say which of the two to trust; - put two methods on one scale, the *excess* of the log-perplexity over the dense
+# model's; - find attention sinks and massive activations in a model; - say which results of a toy carry over to a real
+# model, and which don't.
 #
 # **Prerequisites.** Lessons 0 to 3 and 8; lesson 7 for layers. **Time:** {{minutes}}.
 # %% tags=["parameters"]
@@ -52,7 +51,7 @@ if here:
     source = text_source(calibration_text, local_copies)
     batches = amp.calibration(tokenizer, source, samples=calibration, length=length, batch_size=4, seed=seed)
     scores = amp.score(dense, batches)
-    metric = amp.output_metric(dense, batches[:1])  # what the loss feels of each output, see lesson 8
+    metric = amp.output_metric(dense, batches[:1])  # what the loss feels of each output (docs/library.md)
 # %% [markdown]
 # Where model and texts are at hand, every cell below computes. Where they are not, it shows what was found when the
 # course was built, by these very cells.
@@ -207,7 +206,7 @@ axes.invert_yaxis()
 axes.set(xlabel="excess over the dense model (nats a token)", xscale="log" if max(excess.values()) > 5 else "linear")
 L.show(fig, alt="Points of excess log-perplexity over dense: " + ", ".join(f"{n} {excess[n]:.2f}" for n in rows) + ".")
 # %% [markdown]
-# The repair here reads a few thousand tokens, to be quick, and has some thousand unknowns for each output. With ten
+# The repair here reads a few thousand tokens, to be quick, and has about a thousand unknowns for each output. With ten
 # times the text it mends far more: compare with [the table](../docs/real.md).
 #
 # ## Attention sinks
@@ -277,7 +276,10 @@ L.seen("share of such heads, in %", 100 * most, within=10)
 # ones take them back. They are as good as constant. But whoever cuts the neurons that write them changes what *every*
 # later token sees.
 #
-# **Predict.** Which layers write them, and does the score of AMP, a mean over all tokens, know which neurons they are?
+# They stand at one token of hundreds, so a mean over all tokens, as AMP's score is, gives them no more weight than
+# that. (Where it ranks their neurons is not measured here.)
+#
+# **Predict.** Which layer writes the first of them?
 # %%
 L.predict("the first layer that writes one", None)
 # %% tags=["hide-input"]
@@ -324,12 +326,13 @@ L.seen("the dearest layer", int(worst[0]))
 # %% [markdown]
 # ## What the tiny world told us, and where it was wrong
 #
-# Here the records speak: for each lesson one sentence of the tiny models and one of the real one, both computed from
-# the measured runs in `data/`. **Predict** for each lesson, before you read the line, whether it survived.
+# Here the records speak: for each lesson that the records can answer one sentence of the tiny models and one of the
+# real one, both computed from the measured runs in `data/`. **Predict** for each lesson, before you read the line,
+# whether it survived.
 # %%
 L.lessons_on_a_real_model()
 # %% [markdown]
-# ## The signature result
+# ## The result
 # %%
 # NBVAL_CHECK_OUTPUT
 assert mended(10.0, 1000.0, 100.0) == 0.5, "half of the excess"

@@ -7,12 +7,10 @@
 # single weight is read; then prune, measure and save; then load the result with nothing of ours. It runs on an
 # embedded model. To run it on another one, change the name in the next cell.
 #
-# **Objectives.** After this appendix you can
-# - tell from a configuration alone whether your machine can prune a model, and about how long scoring takes;
-# - read `amp.check`: what will be cut, what will be saved, and which programs will load it;
-# - prune a model in ten lines, and say what it lost beside a random plan of the same size;
-# - score once and look at many ratios;
-# - choose what to do when a model is larger than your memory.
+# **Objectives.** After this appendix you can - tell from a configuration alone whether your machine can prune a model,
+# and about how long scoring takes; - read `amp.preview`: what will be cut, what will be saved, and which programs will
+# load it; - prune a model in ten lines, and say what it lost beside a random plan of the same size; - score once and
+# look at many ratios; - choose what to do when a model is larger than your memory.
 #
 # **Prerequisites.** Lesson 0; lesson 3 for the details of the cut. **Time:** {{minutes}}.
 # %% tags=["parameters"]
@@ -89,8 +87,6 @@ ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3, frameon=False
 told = "; ".join(f"{name} {c.weights / 2**30:.1f}, {c.score_peak / 2**30:.1f} and {c.prune_peak / 2**30:.1f} GiB"
                  for name, c in costs.items())  # fmt: skip
 L.show(fig, alt=f"Bars of memory for four models: weights, peak while scoring and peak while pruning. {told}.")
-
-
 # %% [markdown]
 # Three bars per model: the weights, the peak while scoring and the peak while pruning. The first number is exact. The
 # peaks are estimates: in this repository's tests the tensors that are alive at once take 0.7 to 1.5 times what is
@@ -159,11 +155,11 @@ small = amp.prune(dense, plan).model
 folder = amp.save(small, tokenizer, Path(out) / "models" / f"{Path(model).name}-pruned", overwrite=True)
 quality = {name: amp.perplexity(m, tokenizer, text, limit=windows) for name, m in (("dense", dense), ("AMP", small))}
 # %% [markdown]
-# Read what `amp.check` printed, from the top.
+# Read what `amp.preview` printed, from the top.
 #
 # - **Cut.** The same numbers in every layer, because a stock configuration has one number for all layers.
 # - **Saved as.** Usually the family of the source. A LLaMA whose new head count does not divide its hidden size is
-#   saved as the equal Mistral (lesson 3). Where no configuration can say a number of heads, `check` says which it can,
+#   saved as the equal Mistral (lesson 3). Where no configuration can say a number of heads, `preview` says which it can,
 #   and `nearest=True` in the plan picks the nearest.
 # - **Loads in.** One line per program, with the reason and, in brackets, how well that is known. *Measured* means that
 #   a pruned model was loaded and its logits compared. *Read in source* means that the program's own code was read, in
