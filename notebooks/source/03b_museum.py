@@ -28,6 +28,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM
@@ -428,6 +429,31 @@ diagnosis = L.check(diagnosis, "l3b_diagnosis")
 # How plainly does the check speak? Take the quietest of the faults, the rows of exhibit 1, text by text: its worst logit,
 # in units of what the check allows. The baseline is what a perplexity says of the same fault, in units of what *its*
 # interval allows: below 1 it would say nothing. The control is the mend, zeroed columns: it must stay below 1.
+# %% tags=["hide-input"]
+with amp.masked(dense, heads_only):
+    of_heads = logits(dense, inputs)
+with amp.masked(gqa, low):
+    of_groups = logits(gqa, many)
+told = {
+    "1: rows for columns": (rows, columns, inputs, of_heads),
+    "2: naive keys": (naive, honest, many, of_groups),
+    "3: drawn at every load": (loads[0], mended, own, logits(half, own)),
+}
+fig, ax = plt.subplots(figsize=(7, 3.6))
+words = []
+for k, (name, (wrong, mend, given, wanted)) in enumerate(told.items()):
+    for c, (what, network) in enumerate((("fault", wrong), ("mend", mend))):
+        each = off(logits(network, given), wanted, given["attention_mask"])[1]
+        drawn = [max(v, 1e-2) for v in each]  # what is exact is drawn at the bottom
+        style = dict(color=lesson.PALETTE[c], marker=lesson.MARKERS[c], ls="", alpha=0.7, label=None if k else what)
+        ax.plot([k + 0.3 * (c - 0.5)] * len(drawn), drawn, **style)
+        words.append(f"{name}, {what} {sorted(each)[len(each) // 2]:,.2g}")
+ax.axhline(1, color="0.2", ls="--")
+ax.set_xticks(range(len(told)), told)
+ax.set(yscale="log", ylabel="worst logit of a text\n(1 = what is allowed)")
+ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+L.show(fig, alt="Dots, a text each, log axis: the worst logit in units of what the check allows, of exhibits 1 to 3 and of "
+       f"their mends. Medians: {'; '.join(words)}.")  # fmt: skip
 # %%
 with amp.masked(dense, heads_only):
     right = logits(dense, inputs)
