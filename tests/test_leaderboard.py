@@ -508,6 +508,26 @@ def contest(**values: float) -> real.Contest:
     return real.contest_of(real_records(**values), lambda measured: measured["items"] == 0)
 
 
+def test_what_was_measured_in_float32_alone_stands_in_the_table_and_is_marked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = real_records(ours=44.0)
+    monkeypatch.setattr(real, "records", lambda folder: found)
+    without = real.main_contest(tmp_path / "without")
+    assert not without.elsewhere and without.at("sliced-layers", 0.2) is None
+    for name, cuts, value, ratio in (("dense", "nothing", 30.0, 0.0), ("sliced-layers", "slicing", 300.0, 0.2),
+                                     ("amp", "heads and neurons", 1.0, 0.2)):  # fmt: skip
+        (like,) = (r for r in found if r["file"] == ("dense-0.0-0.json" if name == "dense" else "amp-0.2-0.json"))
+        made = record(name, cuts, value, 0, ratio, measured=like["parameters"]["measured"] | {"dtype": "float32"})
+        del made["metrics"]["task"], made["metrics"]["mean accuracy"]
+        made["parameters"]["made"] = like["parameters"]["made"]
+        made["metrics"]["c4/perplexity"] = made["metrics"]["perplexity"]
+        found.append(made | {"file": f"{name}-{ratio}-float32.json"})
+    both = real.main_contest(tmp_path / "both")
+    assert both.elsewhere == {("sliced-layers", 0.2)}, "what bfloat16 has measured stays bfloat16's"
+    assert [line.split(" | ")[0] for line in real.contest_table(both, 0.2) if "‡" in line] == ["| SLICED-LAYERS ‡"]
+
+
 def test_goals_on_a_real_model_are_shares_of_an_excess_met_or_missed() -> None:
     table = real.goals_table(contest(ours=44.0))
     assert [row.split(" | ")[:2] for row in table[2:]] == [["| 20 %", "WikiText-2"], ["| 20 %", "C4"]]
