@@ -163,6 +163,9 @@ def test_the_first_numbers_of_a_record_are_shown() -> None:
     }
     said = single_run.summary(dict(status="ok", seconds=61.0, metrics=metrics))
     assert said.splitlines() == ["ok in 61 s", "  dense/perplexity         2.5  (95 % interval 2 to 3)"]
+    of_texts = {"name": "dense/perplexity", "spread": "95 % of the texts"}
+    told = single_run.summary(dict(status="ok", seconds=61.0, metrics=metrics, signature=of_texts))
+    assert told == said.replace("95 % interval", "95 % of the texts"), "bounds that are no interval are not called one"
     del metrics["dense/perplexity"]
     assert "tiny_fact" in single_run.summary(dict(status="ok", seconds=61.0, metrics=metrics)), (
         "without these, all others"

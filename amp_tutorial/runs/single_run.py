@@ -148,9 +148,13 @@ def summary(record: Mapping[str, Any]) -> str:
     """The numbers that one looks at first, a line each."""
     metrics = {name: m for name, m in record["metrics"].items() if m["value"] is not None}
     first = {name: m for name, m in metrics.items() if name.rpartition("/")[2] in SHOWN}
+    result = record.get("signature") or {}  # of a lesson, which says what its bounds are where they are no interval
+    bounds = {result["name"]: result["spread"]} if "spread" in result else {}
     lines = [f"{record['status']} in {record.get('seconds', 0):.0f} s"]
     for name, m in list((first or metrics).items())[:FEW]:
         low, high = m.get("low"), m.get("high")
-        spread = "" if low is None or high is None else f"  (95 % interval {low:.4g} to {high:.4g})"
+        spread = (
+            "" if low is None or high is None else f"  ({bounds.get(name, '95 % interval')} {low:.4g} to {high:.4g})"
+        )
         lines.append(f"  {name:24s} {m['value']:.4g} {m.get('unit', '')}".rstrip() + spread)
     return "\n".join(lines)
