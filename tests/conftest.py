@@ -25,7 +25,6 @@ ROOT = Path(__file__).parents[1]
 # Linear algebra in many sizes: what a library does otherwise with two threads shows here.
 NUMERICS = {
     "test_budget",
-    "test_eliminate",
     "test_layers",
     "test_refit",
     "test_reference",

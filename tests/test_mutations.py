@@ -30,7 +30,7 @@ class Fault:
 
 
 CUT = "tests/test_surgery.py::test_every_family_is_cut_as_masked_and_by_the_plan_and_loads_again[llama]"
-SLICED = "tests/test_streaming_repair.py::test_the_hidden_size_is_sliced_as_in_memory[llama-float32]"
+SLICED = "tests/test_streaming.py::test_the_hidden_size_is_sliced_as_in_memory[llama-float32]"
 FAULTS = (
     # Scores, plans and cutting
     Fault(
@@ -95,7 +95,7 @@ FAULTS = (
         "methods/experts.py",
         "values.argsort(descending=True, stable=True)",
         "values.argsort(descending=False, stable=True)",
-        "tests/test_experts.py::test_an_expert_that_writes_nothing_goes_first",
+        "tests/test_vocabulary.py::test_an_expert_that_writes_nothing_goes_first",
     ),
     # Repair and slicing
     Fault(
@@ -111,7 +111,7 @@ FAULTS = (
         "methods/normal_equations.py",
         "squares += u * (u * (v @ v) - 2 *",
         "squares += u * (u * (v @ v) + 2 *",
-        "tests/test_eliminate.py::test_costs_are_brought_up_to_date_and_not_computed_anew_at_every_step",
+        "tests/test_refit.py::test_costs_are_brought_up_to_date_and_not_computed_anew_at_every_step",
     ),
     Fault(
         "an error counts as if the loss felt nothing",
@@ -297,21 +297,21 @@ FAULTS = (
         "files/formats.py",
         '(columns["instruction"], columns.get("input"))',
         '(columns["instruction"],)',
-        "tests/test_corpora.py::test_alpaca_in_every_format_gives_prompts_and_pairs[a.json]",
+        "tests/test_data.py::test_alpaca_in_every_format_gives_prompts_and_pairs[a.json]",
     ),
     Fault(
         "splits by a part of a word",
         "files/texts.py",
         "if word in _words(p.name)",
         "if word in p.name",
-        "tests/test_corpora.py::test_names_of_splits_as_the_field_writes_them[ptb_train.txt-calibration]",
+        "tests/test_data.py::test_names_of_splits_as_the_field_writes_them[ptb_train.txt-calibration]",
     ),
     Fault(
         "whatever begins like a corpus is its copy",
         "files/texts.py",
         "if _named(path) == name]",
         "if path.name.startswith(name)]",
-        "tests/test_corpora.py::test_a_copy_is_called_exactly_so[c4.jsonl]",
+        "tests/test_data.py::test_a_copy_is_called_exactly_so[c4.jsonl]",
     ),
     Fault(
         "tokens of two windows counted twice",
