@@ -3,9 +3,9 @@
 # # 0 · Quick tour: cut 30 % of a language model
 #
 # A trained language model is full of parts that look alike: attention heads beside attention heads, thousands of
-# neurons in a row. *Structured pruning* takes whole parts away and leaves a smaller, ordinary model. This tour does
-# it once from end to end with **AMP** (attention heads and MLP pruning), and asks what became of the model. Every
-# later lesson opens one of the boxes used here.
+# neurons in a row. *Structured pruning* takes whole parts away and leaves a smaller, ordinary model. This tour does it
+# once from end to end with **AMP** (attention heads and MLP pruning), and asks what became of the model. Every later
+# lesson opens one of the boxes that stay closed here.
 #
 # **Objectives.** After this lesson you can
 # - cut a model to a given size in seven lines, and say what went;
@@ -38,16 +38,17 @@ sizes = {"smallest": dict(items=40, repeats=3), "full": dict(items=200, repeats=
 # %% [markdown]
 # ## The whole method
 #
-# The models of this course are tiny, but trained: on stories of a small world of people, tools, animals and places, in
-# which it can be tested what they know. Pruning one takes five steps: load it, read some *calibration* text, *score*
+# The models of this course are tiny, but trained: on stories from a small world of people, tools, animals and places,
+# so that what they know can be tested. Pruning one takes five steps: load it, read some *calibration* text, *score*
 # every head and neuron by how much it contributes on that text, *plan* what stays, and *prune*.
 # %% tags=["hide-input"]
 L.drawing("pipeline")
 # %% [markdown]
-# **Predict.** About 30 % of all parameters shall go. Of 8 heads in every layer, how many do you expect to lose?
+# **Predict.** About 30 % of all parameters are to go. Of the 8 heads in each layer, how many do you expect to lose?
 #
-# Put your answer into the next cell, in place of `None`; the lesson sets it beside what is measured, and goes on without
-# one, too. To be wrong here is worth more than to read on: the answers that surprise you are those you will keep.
+# Put your answer into the next cell in place of `None`. The lesson sets it beside what is measured; without an answer
+# it goes on all the same. A wrong guess is worth more than none: the answers that surprise you are the ones you will
+# remember.
 # %%
 L.predict("heads that go from each layer", None)
 # %%
@@ -60,16 +61,16 @@ folder = amp.save(small, tokenizer, Path(out) / "models" / f"{Path(model).name}-
 print(plan)
 L.seen("heads that go from each layer", plan.of_heads - len(plan.heads[0]))
 # %% [markdown]
-# Together with the import these are seven lines, and the last one wrote the result to disk. The first line of the
-# plan says how many heads and neurons stay in every layer. The others say which heads go: other ones in every layer,
-# but always the same number, because only such a model fits into a stock configuration.
+# Together with the import these are seven lines, and the last one wrote the result to disk. The first line of the plan
+# says how many heads and neurons stay in every layer. The others say which heads go: different ones in every layer, but
+# always the same number, because a stock configuration has one number for all layers.
 #
-# If you expected each layer to lose 30 % of its parts, divide: of the neurons, a larger share went. The first exercise
-# finds out why.
+# If you expected each layer to lose 30 % of its parts, do the division: a larger share of the neurons went. The first
+# exercise finds out why.
 #
 # ### Exercise 1 · How much must the blocks give?
-# *Easy, 3 minutes.* Pruning here takes heads and neurons, which live in the decoder blocks. Token embeddings are
-# counted among all parameters but stay whole. So which share of the blocks' parameters must go?
+# *Easy, 3 minutes.* Heads and neurons live in the decoder blocks. The token embeddings count among all parameters, but
+# stay whole. So what share of the blocks' parameters must go?
 # %%
 def share_of_blocks(remove: float, parameters: int, block_parameters: int) -> float:
     """Share of the blocks that must go, so that `remove` of all parameters goes."""
@@ -91,8 +92,8 @@ print(f"The plan takes {1 - len(plan.heads[0]) / plan.of_heads:.0%} of the heads
 
 
 # %% [markdown]
-# The larger the model, the smaller this difference: embeddings are a large part of a tiny model, and 4 % of LLaMA-2-7B
-# (lesson 1 counts them). Heads are few, so their number is rounded, and neurons make up for the rounding.
+# The larger the model, the smaller this difference: embeddings are a large part of a tiny model, but only 4 % of
+# LLaMA-2-7B (lesson 1 counts them). Heads are few, so their number is rounded, and neurons make up for the rounding.
 #
 # ### Exercise 2 · Pick what stays
 # *Easy, 5 minutes.* Scores are one number per head, and higher means more important. Write the function that turns
@@ -149,17 +150,17 @@ most = min(list(rows)[1:], key=lambda name: rows[name][1] / rows[name][0])
 L.seen("what shrinks most", most)
 # %% [markdown]
 # Each pair of bars is one measure of cost, the dense model on top. Parameters and bytes fall by what was asked, to
-# within one neuron per layer. Multiply-adds fall a little more. In these models embedding and output head are one
-# matrix, which costs a multiply-add per weight once, in the head, and looking tokens up costs none; so over the weights
-# both shares agree. What comes on top are attention's own products, of queries with keys and of patterns with values:
-# no weight counts them, and they go with the heads. The KV cache belongs to the heads alone, so it falls by the share
-# of heads (of key-value heads) that went.
+# within one neuron per layer. Multiply-adds fall a little more, because of attention's own products, of queries with
+# keys and of patterns with values: they belong to no weight, and they go with the heads. Over the weights alone the two
+# shares would agree: in these models the embedding and the output head are one matrix, which costs one multiply-add per
+# weight in the head, while looking tokens up costs none. The KV cache belongs to the heads alone, so it falls by the
+# share of (key-value) heads that went.
 #
 # ## Faster?
 #
 # **Predict.** The parameters fall to about 70 %. Will the model be 1 / 0.7 ≈ 1.4 times as fast? We time two things
-# apart: reading a prompt (*prefill*: all tokens at once) and writing (*decoding*: one token after another).
-# A clock on a shared machine wanders. So the two models take turns, and a ratio is taken within each round.
+# separately: reading a prompt (*prefill*: all tokens at once) and writing (*decoding*: one token after another). The
+# clock of a shared machine wanders, so the two models take turns, and a ratio is taken within each round.
 # %%
 L.predict("how many times as fast a prompt is read", None)
 # %%
@@ -175,17 +176,17 @@ for phase in ("prefill", "decode"):
 faster = L.record.metrics["speed-up, prefill"]["value"]
 L.seen("how many times as fast a prompt is read", faster, within=0.1)
 # %% [markdown]
-# Read the range before the ratio: if it holds 1, these rounds show no speed-up at all. Prefill is
-# large matrix products, so it has something to gain. Decoding one token in a model this small is mostly the fixed cost
-# of starting each operation, and there are as many operations as before. Lesson 5 measures both with more care.
+# Read the range before the ratio: if it includes 1, these rounds show no speed-up at all. Prefill consists of large
+# matrix products, so it has something to gain. The time to decode one token in a model this small is mostly the fixed
+# cost of starting each operation, and there are as many operations as before. Lesson 5 measures both with more care.
 #
 # ## What does it still know?
 #
-# A small model is easy to get: delete anything. The question is what the *choice* was worth. So two more plans of
-# exactly the same size:
+# Making a model small is easy: delete anything. The question is what the *choice* was worth. So we make two more plans
+# of exactly the same size:
 #
-# - **random**, the weaker baseline: heads and neurons drawn by lot. A method that loses to it has learnt nothing from
-#   the data;
+# - **random**, the weaker baseline: heads and neurons drawn at random. A method that loses to it has learnt nothing
+#   from the data;
 # - **reversed**, the control that must fail: the parts AMP finds most important go, those it finds least important
 #   stay. If this model is as good as the others, our tests can't tell pruned models apart.
 # %%
@@ -222,7 +223,8 @@ for task in ("tiny_tool", "tiny_fact", "tiny_ending", "tiny_owner", "tiny_chain"
 # purpose, a fitting ending, an owner, a fact, two facts chained, yes or no), run by lm-eval as the field does it: each
 # choice is scored by its likelihood, and the most likely one counts as the answer.
 #
-# **Predict.** Write down an order: dense, AMP, random, reversed. Guessing gives 38 % on average over the tasks.
+# **Predict.** Put the four models in order: dense, AMP, random, reversed. Which of the pruned ones knows least?
+# Guessing gives 38 % on average over the tasks.
 # %%
 L.predict("which of the pruned models knows least", None, among=("AMP", "random", "reversed"))
 # %%
@@ -259,10 +261,10 @@ L.show(fig, alt=f"Accuracy of four models, mean over six tasks on the left: {mea
 
 
 # %% [markdown]
-# On the left, bars are means over the six tasks and whiskers their 95 % intervals; the dashed line is guessing. On
-# the right the same models task by task, where intervals are wide, as few items are asked of each. Skills do not
-# fall together. Look at which ones hold, and which drop to their dashed line. And look at the dense model first: a
-# skill that was never there can't be lost.
+# On the left, bars are means over the six tasks, whiskers their 95 % intervals, and the dashed line is guessing. On the
+# right are the same models task by task; each task asks few items, so the intervals are wide. The skills do not fall
+# together: see which hold, and which drop to their dashed line. But look at the dense model first: a skill that was
+# never there can't be lost.
 # %%
 def told_apart(a: amp.Measured, b: amp.Measured) -> str:
     """Whether two accuracies differ by more than chance: both answered the same items, so item by item."""
@@ -313,7 +315,7 @@ L.conclude({
 })  # fmt: skip
 # %% [markdown]
 # ### Exercise 3 · Which one would you ship?
-# *Medium, 5 minutes.* A pruned model is made for a place: so much memory, so many milliseconds for a token. `plans` maps
+# *Medium, 5 minutes.* A pruned model has to fit its place: so much memory, so many milliseconds per token. `plans` maps
 # a name to megabytes, milliseconds and accuracy. Return the name of the plan you would ship, or None if none will do.
 # %%
 def ship(plans: dict[str, tuple[float, float, float]], megabytes: float, milliseconds: float) -> str | None:
@@ -327,12 +329,13 @@ ship = L.check(ship, "l0_ship")
 #
 # {{solution:l0_ship}}
 #
-# Did you want the smallest? A limit is met or it is not; below it, size is worth nothing and answers are.
+# Did you pick the smallest? A limit is met or it is not. Once it is met, a smaller model is worth nothing more; a right
+# answer is.
 #
 # ## Try it: another ratio
 #
-# At which share does it stop making sense? (In a live notebook a slider moves it; on paper it stays at 30 %.) The parts
-# are silenced, not cut, which computes the same.
+# At what share does the model stop making sense? (In a live notebook a slider sets it; on paper it stays at 30 %.) The
+# parts are silenced, not cut, which computes the same.
 # %%
 def removed(percent: int = 30) -> None:
     """Perplexity, and answers, with so many percent of all parameters gone."""
@@ -348,8 +351,8 @@ lesson.widget(removed, percent=(5, 50, 5))
 # %% [markdown]
 # ## Load it like any other model
 #
-# Nothing of this course is needed to use the result: `transformers` alone loads the folder. The check compares it
-# with the model in memory, and that one with the dense model whose removed parts are silenced but still there.
+# Nothing of this course is needed to use the result: `transformers` alone loads the folder. The check compares it with
+# the model in memory, and that model with the dense one in which the removed parts are silenced but still there.
 # %%
 reloaded = AutoModelForCausalLM.from_pretrained(folder).to(dense.device)
 print(f"{type(dense).__name__} → {type(reloaded).__name__} with {reloaded.num_parameters():,} parameters")
@@ -363,8 +366,8 @@ with torch.no_grad():
         L.assert_close(dense(**batch).logits, cut, 1e-4, "the pruned model computes what the masked dense one does")
 # %% [markdown]
 # Did the class change to Mistral? A LLaMA configuration refuses a head count that does not divide its hidden size.
-# Mistral without its sliding window computes the same and takes any count, so such a model is stored as one. Lesson 3
-# tells the whole story.
+# Mistral without its sliding window computes the same and takes any count, so such a model is stored as a Mistral.
+# Lesson 3 tells the whole story.
 #
 # ## What this does not show
 # - **One plan per criterion, one seed, few items.** A lucky draw can flatter the random plan, and an unlucky one AMP.
@@ -383,7 +386,7 @@ with torch.no_grad():
 # - lm-eval, the evaluation harness: <https://github.com/EleutherAI/lm-evaluation-harness>.
 #
 # ## Where next
-# You have cut a model without knowing what a head is to it. **Lesson 1** takes one apart: where heads and neurons live
-# in the weights, and why a model's output is a sum over them.
+# You have cut a model without knowing what a head does in it. [Lesson 1](01_anatomy.ipynb) takes a model apart: where
+# heads and neurons live in the weights, and why a layer's output is a sum over them.
 # %%
 L.finish()

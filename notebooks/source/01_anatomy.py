@@ -3,14 +3,14 @@
 # # 1 · Anatomy: what there is to prune
 #
 # **Which heads could go, and how would you find out?** Write down your idea before you read on. Perhaps you would look
-# for heads with small weights, or switch heads off and watch, or measure what each one adds. All of these need the
-# same thing first: a way to tell one head's work from that of the others. This lesson shows that there is an exact one.
+# for heads with small weights, or switch heads off and watch, or measure what each one adds. All of these need the same
+# thing first: a way to tell one head's work from that of the others. This lesson shows that there is an exact way.
 #
 # **Objectives.** After this lesson you can
 # - write a layer's attention output as a sum over heads, and its MLP output as a sum over neurons;
 # - find a head's and a neuron's weights in every matrix of a layer, in three architectures;
 # - say which heads can only go together, and why;
-# - count what a head, a KV group or a neuron costs in parameters and in work.
+# - count what a head, a KV group or a neuron costs in parameters, and where multiply-adds are spent.
 #
 # **Prerequisites.** Lesson 0; matrix products; having seen the attention formula once. **Time:** {{minutes}}.
 # %% tags=["parameters"]
@@ -46,12 +46,13 @@ print(f"{anatomy.layers} layers, each with {anatomy.heads} query heads of {anato
 # %% [markdown]
 # ## One layer, opened
 #
-# Every layer has two blocks, and both do the same with the *residual stream*: read a copy, add something.
+# Every layer has two modules, attention and MLP, and both do the same with the *residual stream*: they read a copy of
+# it, and add something to it.
 # %% tags=["hide-input"]
 L.drawing("stream")
 # %% [markdown]
 # We take one text and one layer from the middle, and watch what goes into and comes out of its linear maps. Hooks do
-# that without changing anything.
+# that without changing the model.
 # %% tags=["hide-input"]
 def watch(model: nn.Module, batch: dict[str, Tensor], modules: list[nn.Module]) -> dict[nn.Module, tuple]:
     """Run the model once; give the (input, output) of each module."""
@@ -83,9 +84,9 @@ print(
     f"{tuple(seen[layer.query][0].shape)} = (texts, tokens, hidden) goes into layer {middle}'s attention"
 )
 # %% [markdown]
-# Here is the whole of attention, written out. Each query head asks, with its own rows of the query matrix, and mixes
-# the *values* of earlier tokens by how well their *keys* fit. The result `h[n]` is head n's output: `head_dim` numbers
-# for each token. No head has seen another one's yet.
+# Here is the whole of attention, written out. Each query head asks with its own rows of the query matrix, and mixes the
+# *values* of this token and the earlier ones by how well their *keys* fit. The result `h[n]` is head n's output:
+# `head_dim` numbers for each token. So far no head has seen another's.
 # %%
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary positions: turn pairs of dimensions by an angle that grows with the position."""
@@ -123,8 +124,8 @@ L.assert_close(joined, seen[layer.output][0][0], 1e-4, "attention written by han
 #
 # $$O = [h_1, \dots, h_N]\, W_O^\top = \sum_n h_n W_n^\top$$
 #
-# where $W_n$ is the columns of the matrix that meet $h_n$. So each head writes into the residual stream by itself, and
-# the layer adds up what they write. That is the whole mechanism on which head pruning rests. (PyTorch stores $W_O$ as
+# where $W_n$ holds the columns of the matrix that meet $h_n$. So each head writes into the residual stream by itself,
+# and the layer adds up what they write. Head pruning rests on this and on nothing else. (PyTorch stores $W_O$ as
 # `o_proj.weight` of shape (hidden, heads · head_dim), so in code a term is `h[n] @ W_n.T`.)
 #
 # ### Exercise 1 · Where is a head in the output projection?
@@ -160,11 +161,12 @@ L.seen("what the sum over heads is", "exactly the output")
 #
 # ## How much does each head carry?
 #
-# Because $O$ is a sum, each head's share of it can be stated: project the head's term on the whole output,
-# $\langle h_n W_n^\top, O\rangle / \langle O, O\rangle$, added up over all tokens. The shares of a layer's heads add up
-# to 1. A negative share means that the head works against the rest.
+# Because $O$ is a sum, each head has a share of it: project the head's term onto the whole output,
+# $\langle h_n W_n^\top, O\rangle / \langle O, O\rangle$, with both products added up over all tokens. The shares of a
+# layer's heads add up to 1. A negative share means that the head works against the rest.
 #
-# **Predict.** Do all heads of a layer carry about the same? Is there one that carries next to nothing?
+# **Predict.** Do all heads of a layer carry about the same? Is there one that carries next to nothing? And how many
+# times an equal share does the largest one carry?
 # %%
 L.predict("the largest share, in equal shares", None)
 # %%
@@ -203,15 +205,15 @@ print(f"{few} of {shares.numel()} heads carry less than half of an equal share; 
       f"the largest share is {float(shares.max()) * anatomy.heads:.1f} times an equal one.")  # fmt: skip
 L.seen("the largest share, in equal shares", float(shares.max()) * anatomy.heads, within=0.5)
 # %% [markdown]
-# A row is a layer, a cell a head; bright heads carry much of what attention writes there. This is a first answer to
-# the opening question: dark heads look like candidates. It is only a first one. The layers above may rely on a quiet
-# head, and ignore a loud one. Whether "carries little" means "can go" is a question to the loss, and lesson 2 asks it.
+# Each row is a layer, each cell a head; bright heads carry much of what attention writes there. This is a first answer
+# to the opening question: dark heads look like candidates. But later layers may rely on a quiet head and ignore a loud
+# one. Whether "carries little" means "can go" is a question for the loss, and lesson 2 asks it.
 #
 # ## Removing a head, predicted
 #
 # If the sum is right, then silencing head n of one layer changes the layer's attention output by exactly
-# $-h_n W_n^\top$. Prediction and experiment are now made apart, for every head of every layer: the experiment zeroes a
-# head's output by a hook and runs the model again; the prediction looks at the dense model only.
+# $-h_n W_n^\top$. Prediction and experiment are now made independently, for every head of every layer: the experiment
+# zeroes a head's output with a hook and runs the model again; the prediction looks at the dense model only.
 #
 # Two rivals take part. The **baseline** knows nothing about heads and says that each carries an equal part, $O/N$.
 # The **control** has the right recipe and the wrong slice: *rows* of `o_proj` in place of columns. The matrix is
@@ -272,8 +274,8 @@ print("✔ the control fails for every head" if best_wrong > 100 * worst_right e
 # %% [markdown]
 # ## The result
 #
-# The median over all heads, and the range. What is left is float32's rounding: the prediction is no estimate, so there
-# is no interval to give, only the worst head.
+# The number is the median over all heads; beside it stands the range. What is left is rounding in float32: the
+# prediction is not an estimate, so it has no interval, only a worst head.
 # %%
 e = values["sum over heads"]
 L.signature(
@@ -294,10 +296,10 @@ L.conclude({
 # %% [markdown]
 # ## Neurons: the MLP output is a sum, too
 #
-# The MLP reads a token's vector and computes one number per neuron. In a gated MLP (LLaMA) that is $a_m =
-# \mathrm{SiLU}(x W_\text{gate})_m \cdot (x W_\text{up})_m$; in a plain one (Phi) $a_m = \mathrm{GELU}(x W_1 +
-# b_1)_m$. The map out multiplies all $a_m$ by one matrix, so the same argument holds: neuron m writes $a_m$ times
-# *column* m.
+# The MLP reads a token's vector and computes one number per neuron. In a gated MLP (LLaMA) that is
+# $a_m = \mathrm{SiLU}(x W_\text{gate})_m \cdot (x W_\text{up})_m$; in a plain one (Phi)
+# $a_m = \mathrm{GELU}(x W_1 + b_1)_m$. The output projection multiplies all $a_m$ by one matrix, so the same argument
+# holds: neuron m writes $a_m$ times *column* m.
 # %% tags=["hide-input"]
 L.drawing("parts")
 # %%
@@ -317,8 +319,8 @@ total = sum(a[:, m, None] * columns[m] for m in range(anatomy.neurons))  # slow 
 bias = 0 if layer.neurons_out.bias is None else layer.neurons_out.bias
 L.assert_close(total + bias, seen[layer.neurons_out][1][0], 1e-4, "MLP output = sum over neurons")
 # %% [markdown]
-# **Predict.** Build the sum up neuron by neuron, the loudest first. How many neurons leave only half of the output's
-# *energy* missing, the sum of its squares? And how many of neurons drawn by lot?
+# **Predict.** Build the sum up neuron by neuron, the loudest first. After how many is only half of the output's
+# *energy* (the sum of its squares) missing? And how many does it take if neurons are drawn by lot?
 # %%
 L.predict("neurons for half of the energy, loudest first", None)
 # %%
@@ -351,13 +353,13 @@ L.show(fig, alt="Two falling curves: the share of the MLP output's energy that i
 print(f"Half of the energy is there with {sentence}: median and range of 20 orders.")
 L.seen("neurons for half of the energy, loudest first", first, within=anatomy.neurons // 20)
 # %% [markdown]
-# Both curves end at zero: with all neurons nothing is missing. In between, the gap between the curves is what a good
-# order is worth. That gap is the reason to score neurons before removing any.
+# Both curves end at zero: with all neurons nothing is missing. The gap between them is what a good order is worth, and
+# the reason to score neurons before removing any.
 #
 # ## Grouped queries: heads that can only go together
 #
-# Keys and values of all earlier tokens are kept in memory while a model writes. To save memory, many models let
-# several query heads share one key-value head: *grouped-query attention*. Our `tiny-llama-gqa` is one. Which query
+# While a model writes, it keeps the keys and values of all earlier tokens in memory. To save some of it, many models
+# let several query heads share one key-value head: *grouped-query attention*. Our `tiny-llama-gqa` is one. Which query
 # heads share? Don't look it up; silence the values of one key-value head after another, and see whose output changes.
 # %% tags=["hide-input"]
 grouped, grouped_tokenizer = amp.load("tiny-llama-gqa")
@@ -389,7 +391,7 @@ L.show(
     alt=f"Heat map of key-value heads by query heads. Silencing a key-value head changes these heads only: {listed}.",
 )
 # %% [markdown]
-# Each row has a few bright cells and zeros elsewhere: those query heads hear this key-value head, and no others do.
+# Each row has a few bright cells and zeros elsewhere: those query heads read this key-value head, and no others do.
 #
 # ### Exercise 2 · Who shares?
 # *Easy, 3 minutes.* Put the pattern into a formula: the query heads of group `group`.
@@ -411,22 +413,23 @@ for g in range(gqa.groups):
     formula[g, heads_of_group(g, gqa.heads, gqa.groups)] = 1
 L.assert_close((change > 0.5).double(), formula, 0, "the formula is what the experiment found")
 # %% [markdown]
-# This decides what can be cut. Remove one query head of a pair and its key-value head must stay for the other. Then two
-# thirds of the parameters go that are a head's share of the pair (its rows of `q_proj` and columns of `o_proj`, but not
-# its half of `k_proj` and `v_proj`), and nothing of the KV cache. And groups of unequal size fit no stock
-# configuration. So whole groups go; or, where that is too coarse, the same number of query heads from *every* group,
-# whose keys and values then stay. Lesson 3 does both.
+# This decides what can be cut. Remove one query head of a pair, and the key-value head must stay for the other. Of the
+# parameters that are this head's share of the pair only two thirds go (its rows of `q_proj` and its columns of
+# `o_proj`, but not its half of `k_proj` and `v_proj`), and the KV cache does not shrink at all. Besides, groups of
+# unequal size fit no stock configuration. So whole groups go; or, where that is too coarse, the same number of query
+# heads from *every* group, whose keys and values then stay. Lesson 3 does both.
 #
-# AMP's official code cuts rows of `k_proj` and `v_proj` by query-head numbers (read in the code). On a grouped model
-# that asks for rows that don't exist; or, when the kept numbers are low, it quietly keeps the wrong ones.
+# AMP's official code cuts rows of `k_proj` and `v_proj` by query-head numbers (read in the code). On a model with
+# grouped queries that asks for rows that don't exist; or, when the kept numbers are low, it quietly keeps the wrong
+# ones.
 #
 # ## What does a part cost?
 #
 # A head or neuron is cut out of several matrices at once. A budget needs to know how many parameters that is.
 #
 # ### Exercise 3 · The price of a KV group
-# *Medium, 5 minutes.* Count the weights (no biases) that go with one KV group: with as many key-value heads as query
-# heads, a group is one head.
+# *Medium, 5 minutes.* Count the weights (no biases) that go with one KV group. (Where there are as many key-value heads
+# as query heads, a group is one head.)
 # %%
 def group_cost(hidden: int, head_dim: int, heads: int, groups: int) -> int:
     """Weights that go with one KV group: its query heads, one key, one value, and its columns of the output."""
@@ -480,15 +483,15 @@ for name, t in tiny.items():
             bias = "no bias" if module.bias is None else f"bias {tuple(module.bias.shape)}"
             print(f"  {part:>11}  {path:<18} weight {tuple(module.weight.shape)!s:<10}  {bias}")
 # %% [markdown]
-# In `tiny-llama-gqa` only `k_proj` and `v_proj` are of another kind: half as many rows as `q_proj`, because two query
-# heads share each of their heads. (What that saves went into 32 more neurons.)
+# In `tiny-llama-gqa` `k_proj` and `v_proj` have another shape: half as many rows as `q_proj`, because two query heads
+# share each of their heads. (What that saves went into 32 more neurons.)
 #
 # Phi differs in name and in build. The output projection is called `dense`, the MLP is plain (`fc1`, `fc2`), everything
 # has a bias, and the block is *parallel*: attention and MLP read the same vector, and both are added in one go. In
-# LLaMA the MLP reads what attention has just changed. The functions above don't care.
+# LLaMA the MLP reads a stream that attention has just changed. The functions above don't care.
 #
-# **Predict.** Phi's `dense`, `fc1` and `fc2` each have a bias. Which of the three belongs to a head or a neuron, and
-# goes with it? Look at their shapes above.
+# **Predict.** Phi's `dense`, `fc1` and `fc2` each have a bias. Which of the three belongs to heads or neurons, and goes
+# with them? Look at their shapes above.
 # %%
 L.predict("the bias that goes with a part", None, among=("dense", "fc1", "fc2"))
 # %%
@@ -514,14 +517,15 @@ for name, t in tiny.items():
 L.seen("the bias that goes with a part", "fc1")
 # %% [markdown]
 # The biases of `dense` and `fc2` have one number per *hidden* dimension. They belong to no head and no neuron: they are
-# added once, and stay. The bias of `fc1` has one number per *neuron*, and goes with it (so have those of the query, key
-# and value projections, one number for each of a head's rows). Lesson 3b shows what happens to those who forget.
+# added once, and stay. The bias of `fc1` has one number per *neuron*, which goes with the neuron; those of the query,
+# key and value projections have one for each row of a head, which go with the head. Lesson 3b shows what happens if one
+# forgets that.
 #
 # ## Where parameters and work sit
 #
-# Which parts are worth cutting depends on where the weight is. We count four models: our three, and one shaped like
-# LLaMA-2-7B. The last is built on the *meta* device, which keeps shapes and no numbers, so 7 billion parameters
-# need no memory.
+# Which parts are worth cutting depends on where the parameters are. We count them in four models: our three, and one
+# shaped like LLaMA-2-7B. The last is built on the *meta* device, which keeps shapes and no numbers, so 7 billion
+# parameters need no memory.
 # %%
 # NBVAL_CHECK_OUTPUT
 shape = dict(hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32, vocab_size=32000)
@@ -531,7 +535,7 @@ L.assert_close(seven.model.num_parameters(), 6_738_415_616, 0, "LLaMA-2-7B's sha
 # %% [markdown]
 # Work is counted in multiply-adds per token. Every weight of a linear map costs one; looking up an embedding costs
 # none. On top come the products of attention itself, queries with keys and patterns with values: two for each pair of
-# tokens and dimension, so they grow with the length of the text.
+# tokens and each dimension, so they grow with the length of the text.
 # %%
 # NBVAL_CHECK_OUTPUT
 def parameters_of(a: amp.Anatomy) -> dict[str, int]:
@@ -585,14 +589,14 @@ for name, parts in panels["parameters"].items():
     print(f"{name:>15}: " + ", ".join(f"{part} {n / sum(parts.values()):.1%}" for part, n in parts.items()))
 # %% [markdown]
 # Above: parameters; below: work. Norms and loose biases ("other") are too few to see. Compare a tiny model with
-# LLaMA-2-7B: a tiny vocabulary is still large beside a tiny model, so embeddings take a share that a real model
-# gives to its MLP. And work is not parameters. The attention products, which no weight count shows, matter when a
-# text is long beside the hidden size: for the tiny models 128 tokens are long, for LLaMA-2-7B 4,096 are. They
-# shrink with heads only.
+# LLaMA-2-7B: a tiny vocabulary is still large beside a tiny model, so embeddings take a share that a real model gives
+# to its MLP. And work is not parameters. The attention products, which no count of weights shows, matter when a text is
+# long compared with the hidden size: for the tiny models 128 tokens are long, for LLaMA-2-7B 4,096 are. They shrink
+# with heads only.
 #
 # ## From prices to a budget
 #
-# A plan that removes a ratio spends it on both kinds. Scores don't matter for the widths, so any will do.
+# A plan spends its ratio on both heads and neurons. The widths don't depend on the scores, so any scores will do here.
 # %% tags=["hide-input"]
 for name, a in everyone.items():
     p = amp.plan(a.model, amp.score(a.model, [], "random"), pruning_ratio=ratio)
@@ -612,13 +616,13 @@ for k in (7, 10):
 # %% [markdown]
 # ## What this does not show
 # - **That quiet heads can go.** The sum is exact for one layer's output. What the loss makes of it is another question,
-#   and after a head is gone the heads above it compute something else. Lesson 2 removes every head and looks.
+#   and after a head is gone the heads in later layers compute something else. Lesson 2 removes every head and looks.
 # - **That heads act alone.** Silencing two heads of one layer changes its output by the sum of both terms; across
 #   layers that is no longer so.
 # - **Models with other parts.** The functions written here are LLaMA's and Phi's. The library cuts more: packed
-#   projections (Phi-3) and norms of queries and keys (Qwen3) are entries in its table; of experts only the heads are
-#   cut. A family that is not in `amp.FAMILIES` is refused, not guessed.
-# - **Time.** Multiply-adds are not seconds. Lesson 5 measures seconds.
+#   projections (Phi-3) and norms of queries and keys (Qwen3) are entries in its table; in mixtures of experts heads are
+#   cut and experts go whole. A family that is not in `amp.FAMILIES` is refused, not guessed.
+# - **Time.** Multiply-adds are not seconds; lesson 5 measures those.
 #
 # ## References
 # - AMP, [arXiv 2504.21174](https://arxiv.org/abs/2504.21174): the sum over heads as the ground of a pruning score.
@@ -630,7 +634,7 @@ for k in (7, 10):
 #   MLPs.
 #
 # ## Where next
-# You can now say what each head writes, to the last digit. **Lesson 2** turns that into a score, and asks the loss
-# whether the score is right.
+# You can now say what each head writes, to the last digit. [Lesson 2](02_importance.ipynb) turns that into a score, and
+# asks the loss whether the score is right.
 # %% tags=["hide-input"]
 L.finish()

@@ -1,19 +1,19 @@
 # lesson: Importance
 # %% [markdown]
-# # 2 Importance: which heads and neurons matter?
+# # 2 · Importance: which heads and neurons matter?
 #
-# Lesson 1 ended with a sum: what attention adds to the residual stream is one term per head, and what the MLP adds is
-# one term per neuron. To prune is to drop terms. This lesson asks which ones, writes down AMP's answer, and then does
-# what one can do on a small model only: remove every head, one by one, and see whether the answer was right.
+# Lesson 1 found a sum: what attention adds to the residual stream is one term per head, and what the MLP adds is one
+# term per neuron. Pruning drops terms. This lesson asks which ones, writes down AMP's answer, and then does what only a
+# small model allows: remove every head, one by one, and see whether the answer was right.
 #
-# **Objectives.** After this lesson you will be able to
+# **Objectives.** After this lesson you can
 #
-# * derive AMP's score for a head and for a neuron, and say which of them projects through a weight;
-# * compute it with hooks and plain loops, and choose between its two averages;
-# * measure how many prompts a ranking needs;
-# * hold any score against the truth, and say how far the evidence reaches.
+# - derive AMP's score for a head and for a neuron, and say which of them projects through a weight;
+# - compute it with hooks and plain loops, and choose between its two averages;
+# - measure how many prompts a ranking needs;
+# - compare any score with the truth, and say how far the evidence reaches.
 #
-# **Prerequisites.** Lesson 1 (attention as a sum over heads). **Time.** {{minutes}}.
+# **Prerequisites.** Lesson 1 (attention as a sum over heads). **Time:** {{minutes}}.
 # %% tags=["parameters"]
 model: str = "tiny-llama"  # or "tiny-llama-gqa", "tiny-phi", "smollm2-135m", a local folder, a hub id
 ratio: float = 0.30  # share of all parameters that the plans in this lesson remove
@@ -47,16 +47,16 @@ anatomy = amp.Anatomy.of(dense)
 layers, heads, head_dim = anatomy.layers, anatomy.heads, anatomy.head_dim
 print(f"{model}: {layers} layers, each with {heads} heads of {head_dim} dimensions and {anatomy.neurons} neurons.")
 # %% [markdown]
-# ## 1 The score
+# ## The score
 #
-# **Predict first.** Head A's output $h_A$ is twice as long as head B's. But A's slice of the output projection, $W_A$,
-# is ten times smaller than $W_B$. You must drop one. Which, and what should a score look at?
+# **Predict.** Head A's output $h_A$ is twice as long as head B's. But A's slice of the output projection, $W_A$, is ten
+# times smaller than $W_B$. You must drop one. Which, and what should a score look at?
 # %%
 L.predict("the head to drop", None, among=("A", "B"))
 # %% [markdown]
-# The residual stream never sees $h_n$. It sees $h_n W_n^\top$. Drop head $n$, and the attention output changes by exactly
-# $-h_n W_n^\top$: so A is the one to drop. The size of that change, averaged over the $T$ tokens of some calibration text,
-# is AMP's score of a head:
+# The residual stream never sees $h_n$. It sees $h_n W_n^\top$. Drop head $n$, and the attention output changes by
+# exactly $-h_n W_n^\top$: so A is the one to drop. The size of that change, averaged over the $T$ tokens of some
+# calibration text, is AMP's score of a head:
 #
 # $$I_n = \frac{1}{T} \sum_{t=1}^{T} \big\lVert h_n^{(t)} W_n^\top \big\rVert_1,
 # \qquad \lVert v \rVert_1 = \sum_j |v_j| \text{ over the hidden dimension.}$$
@@ -64,23 +64,23 @@ L.predict("the head to drop", None, among=("A", "B"))
 L.drawing("score")
 L.seen("the head to drop", "A")
 # %% [markdown]
-# **Why this norm, and why a mean?** Let $\delta$ be that change at a token, and $g$ the gradient of the loss with respect to
-# the stream there. To first order the loss changes by $\langle g, \delta\rangle$, and $|\langle g, \delta\rangle| \le
-# \lVert g\rVert_\infty \lVert\delta\rVert_1$ (Hölder). So where nothing is known of $g$ but the size of its largest entry,
-# the L1 norm of the change bounds the damage. The loss is a mean over tokens, and so is the bound. (The argument is
-# ours. It also says where the score is blind: at *which* directions the loss looks. A criterion that knows $g$, Taylor's,
-# follows in lesson 6.)
+# **Why this norm, and why a mean?** Let $\delta$ be that change at a token, and $g$ the gradient of the loss with
+# respect to the stream there. To first order the loss changes by $\langle g, \delta\rangle$, and
+# $|\langle g, \delta\rangle| \le \lVert g\rVert_\infty \lVert\delta\rVert_1$ (Hölder). So if nothing is known of $g$
+# but the size of its largest entry, the L1 norm of the change bounds the damage. The loss is a mean over tokens, and so
+# is the bound. (The argument is ours. It also says what the score can't see: *which* directions the loss looks at. A
+# criterion that uses $g$, Taylor's, follows in lesson 6.)
 #
-# A neuron $m$ is a single number per token, $a_m$, the input of the MLP's last map (with a gated MLP
-# $a = \mathrm{SiLU}(x W_{gate}) \odot (x W_{up})$). AMP scores it by the mean size of that number:
+# A neuron $m$ is a single number per token, $a_m$, one input of the MLP's output projection $W_{down}$ (with a gated
+# MLP $a = \mathrm{SiLU}(x W_{gate}) \odot (x W_{up})$). AMP scores it by the mean size of that number:
 #
 # $$I_m = \frac{1}{T} \sum_{t=1}^{T} \big| a_m^{(t)} \big|.$$
 #
-# Look at the difference. **The head score projects through a weight, the neuron score does not**: the column of
-# $W_{down}$ that carries $a_m$ into the residual stream is left out. (The formulas are known here second-hand, from a
-# summary of the paper; its official code computes the same.)
+# Note the difference. **The head score projects through a weight, the neuron score does not**: the column of $W_{down}$
+# that carries $a_m$ into the residual stream is left out. (The formulas are known here second-hand, from a summary of
+# the paper; its official code computes the same.)
 #
-# One head on one prompt, with a hook that keeps what goes into the output projection:
+# Here is one head on one prompt, with a hook that keeps what goes into the output projection:
 # %%
 def keep_inputs(modules):
     """Make modules keep their latest input; returns the dictionary that fills, and the hooks."""
@@ -91,7 +91,7 @@ def keep_inputs(modules):
 
     return kept, [module.register_forward_pre_hook(keep) for module in modules]
 # %%
-# Twice as many prompts as a score sees: section 4 asks how many are enough.
+# Twice as many prompts as a score sees: "How many prompts?" asks how many are enough.
 prompts = amp.calibration(tokenizer, source, samples=2 * calibration, seed=seed, batch_size=1, join=None)
 ids = prompts[0]["input_ids"].to(dense.device)
 some = min(2, layers - 1)
@@ -108,7 +108,7 @@ print(f"Head 0 of layer {some} adds a vector of {added.shape[1]} numbers to each
 print(f"Its L1 norm is {added.abs().sum(-1).mean():.1f} in the mean over tokens: the score, on this prompt.")
 print(f"Taking the mean over tokens first and the norm after gives {added.mean(0).abs().sum():.1f} instead.")
 # %% [markdown]
-# The last line is a trap worth remembering: plus and minus cancel in a mean, so the absolute value comes first.
+# The last line is a trap worth remembering: plus and minus cancel in a mean, so absolute values come first.
 #
 # ### Exercise 1 · A head's score, on padded batches
 # *Easy, 4 minutes.* The cell above had one prompt; now padding must not count. `h` is (prompts, positions, head_dim),
@@ -127,7 +127,7 @@ head_importance = L.check(my_importance, "l2_head_importance")
 # {{solution:l2_head_importance}}
 #
 # Now all heads, all neurons, all prompts. This is the slow and obvious way: one prompt at a time, no padding, a loop
-# over layers and a loop over heads. Nothing below is imported from the module's scoring code.
+# over layers and a loop over heads. Nothing here is imported from the scoring code of the module `amp_tutorial`.
 # %%
 @torch.no_grad()
 def sums_per_prompt(prompts):
@@ -177,13 +177,13 @@ wider = [{name: F.pad(t, (0, t.shape[1]), value=pad[name]) for name, t in batch.
 first = head_sums[:32].sum(0) / tokens[:32].sum()
 same(amp.score(dense, wider).heads, first, "head scores: padding does not count")
 # %% [markdown]
-# ## 2 Two averages
+# ## Two averages
 #
 # The formula above gives every token the same weight. The official code does something else: it averages within each
 # prompt, then over prompts, so a prompt of ten tokens weighs as much as one of a hundred.
 #
-# **Predict first.** One prompt has 2 tokens, both with score 10; another has 8 tokens, all with score 0. What are the
-# two averages? And when would the two always agree?
+# **Predict.** One prompt has 2 tokens, both with score 10; another has 8 tokens, all with score 0. What are the two
+# averages? And when would the two always agree?
 # %%
 L.predict("the average over tokens", None)
 # %% tags=["hide-input"]
@@ -193,8 +193,8 @@ print(f"over prompts: {(sum(short) / 2 + sum(long) / 8) / 2:.1f}")
 L.seen("the average over tokens", sum(short + long) / 10)
 # %% [markdown]
 # ### Exercise 2 · The official code's average
-# *Easy, 3 minutes.* `values` holds one score per prompt and position, `mask` is 1 for a token and 0 for padding. Return the
-# mean over prompts of each prompt's mean.
+# *Easy, 3 minutes.* `values` holds one score per prompt and position, `mask` is 1 for a token and 0 for padding. Return
+# the mean over prompts of each prompt's mean.
 # %%
 def my_average(values, mask):
     """Your code goes here."""
@@ -206,7 +206,7 @@ prompt_average = L.check(my_average, "l2_prompt_average")
 #
 # {{solution:l2_prompt_average}}
 #
-# Yours (or the reference) on the model, both exercises: head 0 of layer 0, on one padded batch.
+# Both exercises, your solutions or the reference, on the model: head 0 of layer 0, on one padded batch.
 # %%
 # NBVAL_CHECK_OUTPUT
 block, batch = anatomy.layer(0), {name: t.to(dense.device) for name, t in batches[0].items()}
@@ -223,7 +223,7 @@ for average, value in (("tokens", mine), ("prompts", mine_by_prompt)):
     L.assert_close(value / theirs, 1.0, 1e-4, f"the exercise's score equals the module's, average over {average}")
 # %% [markdown]
 # The averages can only differ if prompts differ in length **and** the score depends on length. The first half of that
-# sentence can be asserted: cut all prompts to one length, and the two are one number.
+# sentence can be asserted: cut all prompts to one length, and the two averages are equal.
 # %%
 # NBVAL_CHECK_OUTPUT
 by_prompts = amp.score(dense, batches, average="prompts")
@@ -255,10 +255,10 @@ print(f"Cutting {ratio:.0%}, the two averages agree on {kept_heads:.0%} of kept 
 # The module's default is the mean over tokens: it is the cleaner definition, and nothing about it depends on where one
 # document ends and the next begins. `average="prompts"` gives the official code's.
 #
-# ## 3 What the scores look like
+# ## What the scores look like
 #
-# **Predict first.** Do scores grow or shrink with depth? (What is added to the residual stream must make itself heard
-# over what is there already.) And could one compare a head of layer 0 with a head of the last layer by this score?
+# **Predict.** Do scores grow or shrink with depth? (What is added to the residual stream must make itself heard over
+# what is there already.) And could one compare a head of layer 0 with a head of the last layer by this score?
 # %%
 L.predict("from the first layer to the last, head scores", None, among=("grow", "shrink", "do neither"))
 # %% tags=["hide-input"]
@@ -298,10 +298,10 @@ found = "grow" if (steps > 0).all() else "shrink" if (steps < 0).all() else "do 
 L.seen("from the first layer to the last, head scores", found)
 # %% [markdown]
 # The score is in units of the residual stream, and those units differ from layer to layer. AMP never compares across
-# layers: it takes the same number of heads and of neurons from each. Keep this in mind for section 5.
+# layers: it takes the same number of heads and of neurons from each. Keep this in mind for the ground truth below.
 #
-# Does it matter which of the scores projects through a weight? We compare rankings by **Spearman's rank correlation**:
-# replace values by their places, then correlate. 1 is the same order, −1 the opposite order, 0 no relation.
+# Does it matter that the neuron score leaves the weight out? We compare rankings by **Spearman's rank correlation**:
+# replace values by their ranks, then correlate. 1 is the same order, −1 the opposite order, 0 no relation.
 # %%
 def ranks(x):
     return x.argsort(-1).argsort(-1).double()  # argsort says who stands where; argsort again, where each one stands
@@ -318,14 +318,14 @@ down = torch.stack([anatomy.layer(i).neurons_out.weight.detach().abs().sum(0) fo
 print("Rank correlation, within each layer, of |a_m| with the projected |a_m| · ‖column m of W_down‖₁:")
 print("  " + ", ".join(f"{r:.2f}" for r in spearman(neuron_score, neuron_score * down)) + ".")
 # %% [markdown]
-# ## 4 How many prompts?
+# ## How many prompts?
 #
-# AMP uses 50 prompts. **Predict first:** how many does a ranking need to settle, so that 95 % of the draws correlate
-# with the whole pool's by 0.9 or more: 2, 8, 32, or more?
+# AMP's official code takes 50 prompts. **Predict.** How many does a ranking need to settle, so that 95 % of all draws
+# of that many correlate with the ranking from the whole pool by 0.9 or more: 2, 8, 32, or more?
 #
-# Draw some prompts from our pool, rank each layer's heads by them alone, and compare with the ranking from the whole
-# pool. Twenty draws for each number of prompts; the bars hold 95 % of them, so they show what *one* calibration of
-# that size may give. (The whole pool contains each draw. That flatters the larger draws a little.)
+# We draw some prompts from our pool, rank each layer's heads by them alone, and compare with the ranking from the whole
+# pool. There are twenty draws for each number of prompts; the bars cover 95 % of them, so they show what *one*
+# calibration of that size may give. (The whole pool contains each draw. That flatters the larger draws a little.)
 # %%
 L.predict("prompts until a ranking settles", None)
 # %%
@@ -370,7 +370,8 @@ print(
 )
 L.seen("prompts until a ranking settles", settled or "more than there are", within=(settled or 0) / 2)
 # %% [markdown]
-# See it settle: the places of the heads in their layers, from the first few prompts alone. (A live notebook has a slider.)
+# See it settle: the places of the heads in their layers, from the first few prompts alone. (A live notebook has a
+# slider.)
 # %% tags=["hide-input"]
 def places(prompts: int = 8) -> None:
     """The place of each head in its layer, from so many prompts."""
@@ -389,15 +390,17 @@ def places(prompts: int = 8) -> None:
 
 lesson.widget(places, prompts=(1, len(tokens)))
 # %% [markdown]
-# ## 5 Ground truth
+# ## Ground truth
 #
-# A score is a guess about something that can be measured: what happens to the loss when the head is gone. With
-# billions of parameters nobody measures it for every head; here it takes seconds. So: silence one head, by zeroing its
-# columns' input, and read the loss on texts that no score has seen. Then the next head. (What lies below the silenced
-# layer does not change. So we keep what enters each layer of the dense model, and start there: half the time saved.)
+# A score is a guess about something that can be measured: what happens to the loss when the head is gone. With billions
+# of parameters nobody measures it for every head; here it takes seconds. So we silence one head, by zeroing the input
+# of its columns, and measure the loss on held-out texts, which no score has seen. Then the next head. (What comes
+# before the silenced layer does not change. So we keep what enters each layer of the dense model and start there, which
+# saves half the time.)
 #
-# **Predict first.** What rank correlation between AMP and the true change of loss do you expect, within layers, in the
-# mean? Above or below that of magnitude (the norm of the head's weights), which sees no data at all?
+# **Predict.** What rank correlation do you expect between AMP's head scores and the true change of loss, within layers,
+# in the mean over layers? Is it above or below that of magnitude (the norm of the head's weights), which sees no text
+# at all?
 # %%
 L.predict("rank correlation, within layers, of AMP's head scores with the truth", None)
 # %% tags=["hide-input"]
@@ -508,11 +511,11 @@ for kind, c in change.items():
     if low <= 0:
         print(f"  That may be nothing: so few texts can't rank these {kind}. Read their rows below with that in mind.")
 # %% [markdown]
-# Now every criterion against the truth, for heads and for the sampled neurons. Twice: over all layers together, and
-# within each layer (mean over layers). Pruning uses only the order within a layer.
+# Now we compare every criterion with the truth, for heads and for a sample of the neurons, and do so twice: over all
+# layers together, and within each layer (then the mean over layers). AMP uses only the order within a layer.
 #
-# What varies: AMP is scored on five calibration draws; random is drawn 1,000 times; and the truth is drawn anew 200
-# times by resampling the held-out texts. The interval holds 95 % of all combinations. It says what other *texts* would
+# What varies: AMP is scored on five calibration draws; random is drawn 1,000 times; and the truth is taken anew 200
+# times by resampling the held-out texts. The interval covers 95 % of all combinations. It says what other *texts* would
 # give, not what other heads or other models would. For that, look at random: its interval is what luck alone reaches
 # with this many heads.
 # %%
@@ -552,7 +555,7 @@ for criterion, found in drawn.items():
 rho = {key: summary(values.flatten()) for key, values in draws.items()}
 # %% [markdown]
 # The reversed criterion is AMP upside down, so its correlation must be exactly the opposite; and random rankings must
-# come out at zero on the average. If either fails, the measurement is broken.
+# come out at zero on average. If either fails, the measurement is broken.
 # %%
 # NBVAL_CHECK_OUTPUT
 amp_heads, flipped = table(drawn["AMP"][0])["heads"], table(upside_down)["heads"]
@@ -611,12 +614,12 @@ for kind in change:
             median, low, high = rho[criterion, kind, scope]
             L.record.metric(f"{criterion}, {kind}, {scope}", median, low, high, "rank correlation", n=len(truth[kind]))
 # %% [markdown]
-# Why the two columns differ: the score is in units of the residual stream, which differ from layer to layer (section 3),
-# while the truth is in nats everywhere. Over all layers a score is rewarded for knowing which *layers* matter. AMP takes
-# as many heads from every layer and has no use for that; what counts for it is the column "within layers".
+# Why the two panels differ: the score is in units of the residual stream, which differ from layer to layer, while the
+# truth is in nats everywhere. Over all layers a score is rewarded for knowing which *layers* matter. AMP takes as many
+# heads from every layer and has no use for that; what counts for it is the panel "within layers".
 #
-# Why no score of this kind can be perfect: a head with a large $\lVert h_n W_n^\top \rVert_1$ may say what other heads say
-# too, or something that later layers ignore. Its removal changes much in the stream and little in the loss. The score
+# Why no score of this kind can be perfect: a head with a large $\lVert h_n W_n^\top \rVert_1$ may say what other heads
+# say too, or something that later layers ignore. Its removal changes the stream a lot and the loss little. The score
 # looks at the stream alone.
 # %%
 amp_, weights = (rho[c, "heads", "within layers"][0] for c in ("AMP", "magnitude"))
@@ -636,12 +639,12 @@ L.conclude({
         rho["AMP", "neurons", "within layers"][0] < luck["neurons"],
 })  # fmt: skip
 # %% [markdown]
-# ## 6 Better than AMP?
+# ## Better than AMP?
 #
 # ### Exercise 3 · A score of your own
-# *Hard, 15 minutes.* Can you do better than AMP? `added` is what each head of one layer adds to the stream: (heads, tokens,
-# hidden). Give one number for each head. There is no one right answer: it is judged on the ground truth of section 5, by
-# its rank correlation within layers, on texts that no score has seen.
+# *Hard, 15 minutes.* Can you do better than AMP? `added` is what each head of one layer adds to the stream: (heads,
+# tokens, hidden). Give one number for each head. There is no single right answer: yours is judged by its rank
+# correlation, within layers, with the ground truth above, on texts that no score has seen.
 # %%
 def own_score(added: torch.Tensor) -> torch.Tensor:
     """Your score of the heads of a layer: (heads,)."""
@@ -682,7 +685,8 @@ else:
 # %% [markdown]
 # <details><summary>Hint</summary>
 #
-# What a head adds to every token alike could be put into a bias once, and would not be missed. What is left then?
+# What a head adds to every token alike could be put into a bias once and for all, and would not be missed. What is left
+# then?
 #
 # </details>
 #
@@ -694,16 +698,16 @@ else:
 #     return varies.square().sum(-1).mean(1)
 # ```
 #
-# Run it, too. Where a score comes out above AMP by less than these texts can tell, you have seen the honest end of many a
-# contest of scores: look at the interval before you write the paper.
+# Run it, too. If a score comes out above AMP by less than these texts can tell, you have seen how many a contest of
+# scores honestly ends: look at the interval before you write the paper.
 #
 # </details>
 #
 # ## The result
 #
 # One number for the lesson: how well AMP orders the heads of a layer by their true worth, in the mean over layers,
-# since this is the order that pruning uses. Beside it magnitude, which sees no data, and AMP upside down, which must
-# come out opposite.
+# since this is the order that pruning uses. Beside it stand magnitude, which sees no text, and AMP upside down, whose
+# correlation must be the opposite.
 # %% tags=["hide-input"]
 median, low, high = rho["AMP", "heads", "within layers"]
 L.signature(
@@ -716,23 +720,25 @@ print(f"Luck alone, 95 % of 1,000 random rankings: {low:.2f} to {high:.2f}.")
 # %% [markdown]
 # ## What this does not show
 #
-# * **One at a time is not many at once.** Two heads that do the same work are each free to go, and not both. Pruning
+# - **One at a time is not many at once.** Of two heads that do the same work either may go, but not both. Pruning
 #   removes many together; lesson 5 measures that.
-# * The truth here is the loss on texts of a tiny world, without any recovery. What fine-tuning can bring back
-#   (lesson 4) may rank the heads differently.
-# * A few dozen heads of one small model: the interval is over texts and calibration draws. A rank correlation of this
-#   many pairs moves with the choice of model far more than with the choice of texts.
-# * Only a sample of neurons was ablated, and one neuron's change is close to what the texts can resolve.
+# - **The truth after recovery.** Here it is the loss on texts of a tiny world, with nothing recovered. What fine-tuning
+#   can bring back (lesson 4) may rank the heads differently.
+# - **Other models.** These are a few dozen heads of one small model, and the interval is over texts and calibration
+#   draws. They say nothing of another model, where the order of heads may be another.
+# - **All neurons.** Only a sample was removed, and what one neuron changes is close to what the texts can resolve.
 #
 # ## References
 #
-# * AMP: *Attention Heads and MLP Pruning* (arXiv 2504.21174), official code `c2d-usp/Efficient-LLMs-with-AMP`.
-# * P. Michel, O. Levy, G. Neubig: *Are Sixteen Heads Really Better than One?* (arXiv 1905.10650), which ablates heads
-#   one by one.
-# * P. Molchanov and others: *Importance Estimation for Neural Network Pruning* (arXiv 1906.10771), which holds scores
-#   against the true change of loss.
+# - AMP: *attention heads and MLP pruning*, [arXiv 2504.21174](https://arxiv.org/abs/2504.21174); official code
+#   `c2d-usp/Efficient-LLMs-with-AMP`.
+# - Michel, Levy, Neubig (2019), *Are Sixteen Heads Really Better than One?*,
+#   [arXiv 1905.10650](https://arxiv.org/abs/1905.10650): removes heads one by one.
+# - Molchanov et al. (2019), *Importance Estimation for Neural Network Pruning*,
+#   [arXiv 1906.10771](https://arxiv.org/abs/1906.10771): compares scores with the true change of loss.
 #
-# **Where next.** The order is settled; lesson 3 carries it out, as a mask and as a cut; lesson 3b shows what can go
-# wrong.
+# ## Where next
+# Now every layer has an order, but nothing has gone yet. [Lesson 3](03_surgery.ipynb) turns it into a plan, and carries
+# the plan out as a mask and as a cut. [Lesson 3b](03b_museum.ipynb) shows how such a cut can be wrong without an error.
 # %% tags=["hide-input"]
 L.finish()

@@ -1,18 +1,18 @@
 # lesson: Surgery
 # %% [markdown]
-# # 3 Surgery: from a score to a smaller model
+# # 3 · Surgery: from a score to a smaller model
 #
-# Lesson 2 gave every head and every neuron a number. Now something has to go. This lesson turns a ratio into a plan, a
-# plan into a smaller model that any stock library loads, and proves that the cut did what the plan said.
+# Lesson 2 gave every head and every neuron a number. Now something has to go. This lesson turns a ratio into a plan and
+# the plan into a smaller model that stock libraries load, and proves that the cut did what the plan says.
 #
-# **Objectives.** After this lesson you will be able to
+# **Objectives.** After this lesson you can
 #
-# * budget a plan: how many heads and neurons a ratio buys, and why it seldom comes out even;
-# * carry out one plan in two ways, mask and cut, and assert that both compute the same;
-# * say why a mask saves no time, and measure that it does not;
-# * cut grouped-query attention by KV groups or by query heads, without mixing up keys.
+# - budget a plan: how many heads and neurons a ratio buys, and why it seldom comes out even;
+# - carry out one plan in two ways, mask and cut, and assert that both compute the same;
+# - say why a mask saves no time, and measure that it does not;
+# - cut grouped-query attention by KV groups or by query heads, without mixing up keys.
 #
-# **Prerequisites.** Lesson 1 (where heads, groups and neurons live), lesson 2 (scores). **Time.** {{minutes}}.
+# **Prerequisites.** Lesson 1 (where heads, groups and neurons live), lesson 2 (scores). **Time:** {{minutes}}.
 # %% tags=["parameters"]
 model: str = "tiny-llama"  # or "tiny-llama-gqa", "tiny-phi", "smollm2-135m", a local folder, a hub id
 ratio: float = 0.30  # share of all parameters to remove
@@ -50,15 +50,15 @@ print(
 # %% [markdown]
 # An unsolved exercise stops nothing: the check says what is missing, and the lesson goes on with the reference.
 #
-# ## 1 The budget
+# ## The budget
 #
-# **Predict first.** How many neurons is one head worth, in parameters? Take hidden size $d$ and head dimension $d_h$.
+# **Predict.** How many neurons is one head worth, in parameters? Take hidden size $d$ and head dimension $d_h$.
 # %%
 L.predict("neurons that one head, or KV group, is worth here", None)
 # %% [markdown]
 # A head owns $d_h$ rows of the query, key and value projections and $d_h$ columns of the output projection:
-# $4\, d_h\, d$. A neuron of a gated MLP owns a row of the gate, a row of the up and a column of the down projection:
-# $3\, d$. So a head is worth $4 d_h / 3$ neurons, whatever the hidden size.
+# $4\, d_h\, d$ parameters. A neuron of a gated MLP owns a row of the gate, a row of the up and a column of the down
+# projection: $3\, d$. So a head is worth $4 d_h / 3$ neurons, whatever the hidden size.
 #
 # With grouped queries the unit is the KV group: $g$ query heads share one key and one value head, so the group owns
 # $(2g + 2)\, d_h\, d$. Phi has two matrices in its MLP and biases everywhere. Counted on the model at hand:
@@ -77,7 +77,7 @@ L.seen("neurons that one head, or KV group, is worth here", group_cost / neuron_
 # a whole number. So heads are rounded, and neurons make up for it, *at the exchange rate above*.
 #
 # ### Exercise 1 · Make up for the rounding
-# *Medium, 5 minutes.* A layer shall lose `target` parameters, and `heads_removed` heads go (multi-head attention, no
+# *Medium, 5 minutes.* A layer is to lose `target` parameters, and `heads_removed` heads go (multi-head attention, no
 # biases, gated MLP). How many neurons must go?
 # %%
 def my_neurons(target, heads_removed, head_dim, hidden):
@@ -120,8 +120,8 @@ L.assert_close(
     max(0.0, miss - neuron_cost / 2), 0.0, 1e-3, "asked and achieved differ by half a neuron a layer at most"
 )
 # %% [markdown]
-# **Predict first.** The official code makes up for a missing head with **one** neuron. What becomes of the achieved
-# ratio as the asked one grows: a steady bias, or a saw?
+# **Predict.** The official code makes up for a missing head with **one** neuron. As the asked ratio grows, how does the
+# achieved one miss it: by a steady bias, or up and down like a saw?
 # %%
 L.predict("the achieved ratio is off by", None, among=("a steady bias", "a saw"))
 # %% tags=["hide-input"]
@@ -148,8 +148,9 @@ L.seen("the achieved ratio is off by", "a saw" if both_ways else "a steady bias"
 # %% [markdown]
 # ### The paper's ratio, derived
 #
-# AMP's ratios are odd: 21.02 %, 30.03 %. Its official code asks for the worth of $k$ whole layers. Build a LLaMA-2-7B
-# without any weights (on the `meta` device a tensor has a shape and no storage), ask for 7 layers' worth, and see.
+# AMP's ratios are odd: 21.02 %, 30.03 %. Its official code removes as many parameters as $k$ whole layers have. Build a
+# LLaMA-2-7B without any weights (on the `meta` device a tensor has a shape and no storage), ask for 7 layers' worth,
+# and see.
 # %%
 # NBVAL_CHECK_OUTPUT
 with torch.device("meta"):
@@ -165,10 +166,10 @@ for k in (7, 10):
 print(f"One head is worth {4 * 128 / 3:.2f} neurons.")
 # %% [markdown]
 # The shares are equal, $k/32$ of each, so nothing is rounded and the wrong exchange rate does no harm *on this shape*.
-# It does on any shape where $k/L$ of the heads is not whole. A number that fits the one model it was tried on is a
-# fault that waits.
+# It does harm on any shape where $k/L$ of the heads is not a whole number. A number that fits the one model it was
+# tried on is a fault waiting for the next.
 #
-# ## 2 One plan, carried out twice
+# ## One plan, carried out twice
 #
 # First: did the plan keep what it should? Nothing kept may score lower than anything removed from the same layer. (A
 # group's score is the sum of its heads'.)
@@ -184,9 +185,9 @@ print("✔ every layer keeps its highest scores, heads and neurons")
 # %% [markdown]
 # A plan is only a list of what stays. It can be carried out in two ways:
 #
-# * **mask**: the inputs of the two output projections are zeroed where a head or a neuron should be gone. A head's only
-#   way out is its columns there, so it is silent. All shapes stay.
-# * **cut**: the rows and columns go, and the model is smaller.
+# - **mask**: the inputs of the two output projections are zeroed where a head or a neuron should be gone. Its columns
+#   there are its only way out, so it is silent. All shapes stay.
+# - **cut**: the rows and columns go, and the model is smaller.
 #
 # ### Exercise 2 · Cut the output projection
 # *Easy, 4 minutes.* Return `o_proj` (hidden, heads · head_dim) without the heads that are not in `kept_heads`.
@@ -201,10 +202,10 @@ cut_output = L.check(my_cut_output, "l3_cut_output")
 #
 # {{solution:l3_cut_output}}
 #
-# **Predict first.** Are the logits of mask and cut equal exactly, nearly, or roughly?
+# **Predict.** Are the logits of mask and cut equal to the last bit, nearly, or roughly?
 #
-# To trust nobody, here is a third version, without the module: the mask in plain code, with the columns of the weights
-# themselves set to zero.
+# So that nothing is taken on trust, here is a third version, without the module: the mask in plain code, with the
+# columns of the weights themselves set to zero.
 # %%
 L.predict("the logits are equal", None, among=("to the last bit", "nearly", "roughly"))
 # %% tags=["hide-input"]
@@ -250,8 +251,8 @@ assert not any(report.values()), report
 reloaded_logits = logits(reloaded.eval().to(dense.device), inputs)
 assert_same(reloaded_logits, masked_logits, "cut, saved and reloaded equals masked", anatomy.layers)
 # %% [markdown]
-# Do not believe it of one plan: choose what goes, a head (with its group) and the neurons that score least, in every
-# layer. A live notebook has sliders for it.
+# Don't take it from one plan: choose yourself what goes in every layer, a head (with its group) and the neurons that
+# score lowest. A live notebook has sliders for this.
 # %%
 def take_away(head: int = 0, neurons: int = 100) -> None:
     """What the model would say next without them, and how far the mask's logits are from the cut's."""
@@ -270,7 +271,7 @@ lesson.widget(take_away, head=(0, anatomy.heads - 1), neurons=(0, anatomy.neuron
 # %% [markdown]
 # ### Why is a saved LLaMA a `mistral`?
 #
-# Look at the class of the cut model, for each number of heads that one could keep. `amp.preview` says it before
+# Look at the class of the cut model for each number of heads that one could keep. `amp.preview` names it before
 # anything is cut; it looks at shapes only.
 # %% tags=["hide-input"]
 for n in range(g, anatomy.heads + 1, g):
@@ -283,16 +284,16 @@ except Exception as error:
 # %% [markdown]
 # `LlamaConfig` refuses a head count that doesn't divide the hidden size, even with `head_dim` given, though the
 # computation needs no such thing. Mistral's is the same computation (with its sliding window switched off), and its
-# configuration has no such rule. So the weights are saved under that name where they must be. You have just asserted
-# that the numbers don't change. Phi's configuration takes any head count.
+# configuration has no such rule. So the weights are saved under that name where LLaMA's rule forbids its own. You have
+# just asserted that the numbers don't change. Phi's configuration takes any head count.
 #
-# ## 3 Faster?
+# ## Faster?
 #
-# **Predict first.** The mask makes a third of the inputs zero. Is the masked model faster than the dense one? And the
-# cut one: as much as its multiply-adds promise?
+# **Predict.** The mask sets about a third of the inputs to zero. Is the masked model faster than the dense one? And is
+# the cut one as much faster as its multiply-adds promise?
 #
-# A clock on a shared machine wanders. So the four models take turns, round by round, and we compare within a round.
-# Dense comes twice: against itself it must show no gain, or the clock is broken.
+# The clock of a shared machine wanders, so the four models take turns, round by round, and we compare within a round.
+# The dense model comes twice: against itself it must show no gain, or the clock can't be trusted.
 # %%
 L.predict("the masked model's speed-up", None)
 # %%
@@ -356,18 +357,18 @@ reached = (speedup["cut"][0] - 1) / (ideal - 1)
 print(f"The cut reaches {reached:.0%} of the gain that its multiply-adds promise.")
 L.seen("the masked model's speed-up", speedup["masked"][0], within=0.05)
 # %% [markdown]
-# A product with a zero takes as long as any other product: the mask saves nothing; what the zeroing itself costs, this
+# A product with zero takes as long as any other product, so the mask saves nothing; what the zeroing itself costs, this
 # clock can hardly tell. Masks are for asking *what if* (lesson 2 did, once for each head). Only a cut pays.
 #
-# ## 4 Grouped queries
+# ## Grouped queries
 #
 # In `tiny-llama-gqa`, one of the embedded models, 8 query heads share 4 key-value heads: heads 0
 # and 1 read group 0, heads 2 and 3 read group 1, and so on.
 # %% tags=["hide-input"]
 L.drawing("groups")
 # %% [markdown]
-# **Predict first.** You keep the 4 best *query heads* of such a layer, wherever they are. Of its 4 KV groups, how many
-# can then go, in the mean over layers?
+# **Predict.** You keep the 4 best *query heads* of such a layer, wherever they are. Of its 4 KV groups, how many can
+# then go, in the mean over layers?
 # %%
 L.predict("KV groups of 4 that can go, in the mean over layers", None)
 # %% tags=["hide-input"]
@@ -406,12 +407,12 @@ cut_key = L.check(my_cut_key, "l3_cut_key")
 #
 # Two ways remain:
 #
-# * `unit="groups"`, the default: whole groups go, keys and values too. A group scores the sum of its heads
+# - `unit="groups"`, the default: whole groups go, keys and values too. A group scores the sum of its heads
 #   (`combine="max"`: its best head).
-# * `unit="queries"`: every group loses the same number of query heads, its worst ones. Keys and values stay.
+# - `unit="queries"`: every group loses the same number of query heads, its worst ones. Keys and values stay.
 #
-# **Predict first.** Four of eight query heads shall stay. Which way leaves the lower perplexity, and why is that no
-# verdict on the ways?
+# **Predict.** Four of eight query heads are to stay. Which way leaves the lower perplexity, and why does that not say
+# which way is better?
 # %%
 L.predict("the lower perplexity, with four query heads", None, among=("two groups go", "a query of each group goes"))
 # %%
@@ -444,7 +445,7 @@ L.seen("the lower perplexity, with four query heads", min(("two groups go", "a q
 # model, and no verdict. (`amp.plan(…, pruning_ratio=…, unit=…)` compares them at one size.) Where all heads share a
 # *single* key-value head (multi-query attention), only the second way can cut anything.
 #
-# Every one of these plans must pass what section 2 asked of the first: the cut computes what the mask computes.
+# Every one of these plans must pass the test that the first one passed: the cut computes what the mask computes.
 # %% tags=["hide-input"]
 # NBVAL_CHECK_OUTPUT
 inputs = {name: t.to(gqa.device) for name, t in gqa_tokenizer(texts[0], return_tensors="pt").items()}
@@ -463,10 +464,10 @@ for i in range(anatomy.layers):
 assert neurons_to_remove(7 * one_layer / 32, 7, 128, 4096) == 7 * 344  # 7 layers' worth, spread over 32 layers
 print("✔ the exercises' cuts are the module's, and 7 layers' worth leaves 7·344 neurons to pay")
 # %% [markdown]
-# ## 5 The result
+# ## The result
 #
-# One number for the lesson: how much faster the cut model reads a prompt. Beside it the mask, which carries out the
-# same plan, and the dense model timed against itself, which must show nothing.
+# One number for the lesson: how much faster the cut model reads a prompt. Beside it stand the mask, which carries out
+# the same plan, and the dense model timed against itself, which must show no gain.
 # %%
 L.signature(
     f"Prefill speed-up of the cut model at {plan.achieved:.0%} fewer parameters",
@@ -484,20 +485,21 @@ L.conclude({
 # %% [markdown]
 # ## What this does not show
 #
-# * That the cut model is any good. It computes what the mask computes, no more; lessons 4 and 5 ask what it knows.
-# * That other hardware gains as much. Small matrices on a CPU are bound by overhead; large ones on a GPU by memory or
-#   by arithmetic, and odd widths may fit its tiles badly. Measure on the machine that will serve.
-# * Decoding with a cache, where memory traffic rules: lesson 5 times it apart.
+# - **That the cut model is any good.** It computes what the mask computes, no more; lessons 4 and 5 ask what it knows.
+# - **That other hardware gains as much.** Small matrices on a CPU are bound by overhead; large ones on a GPU by memory
+#   or by arithmetic, and odd widths may fit its tiles badly. Measure on the machine that will serve.
+# - **Decoding with a cache.** There memory traffic rules; lesson 5 times it separately.
 #
 # ## References
 #
-# * AMP (arXiv 2504.21174), official code `c2d-usp/Efficient-LLMs-with-AMP`: the ratio as whole layers' worth, read in
-#   that code.
-# * J. Ainslie and others: *GQA: Training Generalized Multi-Query Transformer Models from Multi-Head Checkpoints*
-#   (arXiv 2305.13245).
-# * The head-count rule of `LlamaConfig`: `huggingface/transformers`, thread 46082.
+# - AMP, [arXiv 2504.21174](https://arxiv.org/abs/2504.21174); official code `c2d-usp/Efficient-LLMs-with-AMP`, in which
+#   the ratio as whole layers' worth was read.
+# - Ainslie et al. (2023), *GQA: Training Generalized Multi-Query Transformer Models from Multi-Head Checkpoints*,
+#   [arXiv 2305.13245](https://arxiv.org/abs/2305.13245).
+# - The head-count rule of `LlamaConfig`: `huggingface/transformers`, thread 46082.
 #
-# **Where next.** The cut is exact. Lesson 3b is a museum of cuts that are not, symptom first. Or go on: the model is
-# smaller and has lost something, and lesson 4 asks how much a short fine-tuning brings back.
+# ## Where next
+# The cut is exact. [Lesson 3b](03b_museum.ipynb) is a museum of cuts that are not, symptom first. Or go on: the model
+# is smaller and has lost something, and [lesson 4](04_recovery.ipynb) asks how much a short fine-tuning brings back.
 # %%
 L.finish()

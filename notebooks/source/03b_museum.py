@@ -1,20 +1,20 @@
 # lesson: Museum
 # %% [markdown]
-# # 3b A museum of broken surgeries
+# # 3b · Museum: six broken surgeries
 #
 # Lesson 3 proved that a cut computes what its mask computes. Here are six faults, in the cut itself, or just before or
-# after it. Each exhibit begins with what you would see. Stop there and guess before you read on.
+# after it. Each exhibit begins with what you would see. Stop there, and guess the cause before you read on.
 #
-# Numbers 2, 3 and 5 are in AMP's official code. The others are not: 6 is what it avoids by scoring in fp32, and 1 and 4
-# are the mistakes that lie nearest to what it does.
+# Exhibits 2, 3 and 5 are in AMP's official code. The others are not: it avoids 6 by scoring in fp32, and 1 and 4 are
+# the mistakes closest to what it does.
 #
-# **Objectives.** After this lesson you will be able to
+# **Objectives.** After this lesson you can
 #
-# * recognise a broken surgery by its symptom, and say which question to ask first;
-# * write the check that sees it: cut against mask, at real tokens, with room for rounding and none for NaN;
-# * say why a perplexity can't stand in for that check.
+# - recognise a broken surgery by its symptom, and say which question to ask first;
+# - write the check that catches it: cut against mask, at real tokens, with room for rounding and none for NaN;
+# - say why a perplexity can't stand in for that check.
 #
-# **Prerequisites.** Lesson 3. **Time.** {{minutes}}.
+# **Prerequisites.** Lesson 3. **Time:** {{minutes}}.
 # %% tags=["parameters"]
 model: str = "tiny-llama"  # of exhibits 1, 5 and 6, or another embedded model; the others need the one they name
 ratio: float = 0.375  # share of the heads that go in exhibit 1
@@ -65,13 +65,14 @@ def read(network, tokenizer):
 # %% [markdown]
 # ## The check
 #
-# A cut is right if it computes what its mask computes. Not what it scores, not how its perplexity looks: *every logit,
-# at every real token*, but for rounding. Exhibits 1 to 3 are held against one small function; the others get a check of
-# their own. Write it first.
+# A cut is right if it computes what its mask computes. What counts is neither its accuracy nor its perplexity, but
+# *every logit at every real token*, up to rounding. One small function checks exhibits 1 to 3; the others get checks of
+# their own. Write that function first.
 #
 # ### Exercise 1 · Do they agree?
-# *Medium, 6 minutes.* `found` and `wanted` are logits (batch, length, words), `mask` (batch, length) is 1 at real
-# tokens. Return whether they agree there, to 1e-5 of the largest wanted logit there, in size. NaN agrees with nothing.
+# *Medium, 6 minutes.* `found` and `wanted` are logits (batch, length, vocabulary), `mask` (batch, length) is 1 at real
+# tokens. Return whether they agree at those tokens, to within 1e-5 of the largest wanted logit in size. NaN agrees with
+# nothing.
 # %%
 def agrees(found, wanted, mask) -> bool:
     """Whether two models say the same."""
@@ -107,8 +108,8 @@ def off(found, wanted, mask):
 # %% [markdown]
 # ## Exhibit 1: it runs, and the numbers are wrong
 #
-# **Symptom.** Heads were masked in the weights. No error, but the result is not what the mask says. **Predict first.**
-# Will its perplexity be clearly worse than that of the right mask?
+# **Symptom.** Heads were masked in the weights. There is no error, but the result is not what the mask gives.
+# **Predict.** Will its perplexity be clearly worse than that of the right mask?
 # %%
 L.predict("against the right mask, the perplexity is", None, among=("clearly worse", "much the same", "clearly better"))
 # %%
@@ -139,12 +140,12 @@ word = "clearly worse" if gap.clear and gap.difference > 0 else "much the same" 
 print(f"Rows against columns: {gap.ratio()} the perplexity, {word}.")
 L.seen("against the right mask, the perplexity is", word)
 # %% [markdown]
-# **Diagnosis.** `o_proj.weight` is (hidden, heads · head_dim): its rows are the residual stream, its columns the heads.
-# Here both are 128, so the square matrix takes either index. Zeroed rows silence part of what *all* heads say, and every
-# removed head still speaks. Whether the perplexity is then better or worse than it should be proves nothing: a wrong cut
-# may even look good. Only equality with the mask shows that a cut is right.
+# **Diagnosis.** `o_proj.weight` is (hidden, heads · head_dim): its rows belong to the residual stream, its columns to
+# the heads. Here there are 128 of each, so the square matrix takes either index. Zeroed rows silence part of what *all*
+# heads say, and every removed head still speaks. Whether the perplexity is then better or worse than it should be
+# proves nothing: a wrong cut may even look good. Only equality with the mask shows that a cut is right.
 #
-# **Mend.** Columns.
+# **Mend.** Zero the columns.
 # %%
 # NBVAL_CHECK_OUTPUT
 with amp.masked(dense, heads_only):
@@ -185,10 +186,10 @@ for place, n in enumerate([0, 1, 2, 3]):
 # **Diagnosis.** `k_proj` and `v_proj` were sliced with *query-head* indices. They have 4 heads, not 8. High indices
 # fall off the end; low ones exist, and are the wrong ones. The crash is the lucky case.
 #
-# **Predict first.** What does the unlucky case cost? Keep heads 0 to 3 in every layer. Done right, two groups stay.
-# Done naively, all four stay, and the result is a legal model with four heads of each kind: it can be saved, it
-# loads, and nothing warns. Only head 0 keeps its own key. At how many of the places does it say another next token than
-# the right cut?
+# **Predict.** What does the unlucky case cost? Keep heads 0 to 3 in every layer. Done right, two groups stay. Done
+# naively, all four stay, and the result is a legal model with four heads of each kind: it can be saved, it loads, and
+# nothing warns. Only head 0 keeps its own key. At what share of the places does it say another next token than the
+# right cut?
 # %%
 L.predict("places where the naive cut says another next token, in %", None)
 # %%
@@ -220,11 +221,11 @@ L.seen("places where the naive cut says another next token, in %", 100 * other.f
 seen[2] = [not agrees(logits(network, many), right, many["attention_mask"]) for network in (naive, honest)]
 # %% [markdown]
 # (The right cut is off by exactly 0: as the first heads stay, the mask only adds zeros at the end of the same sums.)
-# Keeping the first four heads is a bad plan, so even the right cut is worse than the plan by score. The naive one is
-# another model altogether, and its cache has not shrunk. It is the difference to the mask that tells: a perplexity
-# alone would only say "pruning hurt".
+# Keeping the first four heads is a bad plan, so even the right cut is worse than the plan by score. The naive cut is
+# another model altogether, and its cache has not shrunk. What gives it away is the difference from the mask: a
+# perplexity alone would only say "pruning hurt".
 #
-# **Mend.** Rows of groups: `sorted({head // group_size for head in kept})`, as in exercise 3 of lesson 3.
+# **Mend.** Keep the rows of groups: `sorted({head // group_size for head in kept})`, as in exercise 3 of lesson 3.
 # %%
 # NBVAL_CHECK_OUTPUT
 cut = amp.prune(gqa, gqa_plan).model
@@ -260,11 +261,12 @@ good = amp.perplexity(half, llama_tokenizer, limit=32, window=128).value
 print(f"in memory: perplexity {good:.2f}; reloaded: {values[0]:.1f}; reloaded again: {values[1]:.1f}")
 print(f"Tensors that did not fit, and were drawn at random instead: {len(report['mismatched_keys'])}")
 # %% [markdown]
-# **Diagnosis.** Without `head_dim` the library guesses hidden / heads: 128 / 4 = 32, not 16. No attention projection
-# has the right shape. `ignore_mismatched_sizes=True` turns that error into a warning, and fresh random matrices take
-# the place of the trained ones. AMP's official code carries this flag as a fallback.
+# **Diagnosis.** Without `head_dim` in the configuration `transformers` guesses hidden / heads: 128 / 4 = 32, not 16. So
+# no attention projection has the right shape. `ignore_mismatched_sizes=True` turns that error into a warning, and fresh
+# random matrices take the place of the trained ones. AMP's official code carries this flag as a fallback.
 #
-# **Mend.** Write `head_dim`, and never pass that flag. Without it, the stock library refuses loudly:
+# **Mend.** Write `head_dim` into the configuration, and never pass that flag. Without the flag `transformers` refuses
+# loudly:
 # %%
 # NBVAL_CHECK_OUTPUT
 refused = False
@@ -301,8 +303,9 @@ except RuntimeError as error:
 # %% [markdown]
 # **Diagnosis.** The rows of `fc1.weight` were cut, its bias was not. LLaMA has no biases, so nobody noticed.
 #
-# ### Exercise 2 · Outputs go
-# *Easy, 3 minutes.* A linear layer has a weight (out, in) and a bias (out). Return both, with only the outputs in `kept`.
+# ### Exercise 2 · Cut the outputs
+# *Easy, 3 minutes.* A linear layer has a weight (out, in) and a bias (out). Return both, with only the outputs in
+# `kept`.
 # %%
 def without_rows(weight, bias, kept):
     """A linear layer with fewer outputs."""
@@ -331,9 +334,9 @@ assert seen[4][0]
 # %% [markdown]
 # ## Exhibit 5: a recovery that starts too high
 #
-# **Symptom.** The loss on the responses of a trained model is far higher than its perplexity lets one expect, before
-# any step of recovery. All other code is right. (What is trained there, and on what, is lesson 4's; here a label is
-# just the next token that the loss asks for, and a nat is the unit of a loss.)
+# **Symptom.** Before any step of recovery, a trained model's loss on responses is far higher than its perplexity leads
+# one to expect. All other code is right. (Lesson 4 says what is trained in a recovery, and on what; here a label is
+# just the next token that the loss asks for, and a nat is the unit of the loss.)
 # %%
 @torch.no_grad()
 def first_label(join):
@@ -358,7 +361,8 @@ print(f"mended:   the first label costs {clean:.2f} nats; the labels are {sorted
 # **Diagnosis.** Prompt and answer were tokenised apart, and the tokenizer opens *each* with BOS. The second BOS stands
 # between question and answer, and becomes the first label: recovery now teaches the model to say "begin".
 #
-# **Mend.** `add_special_tokens=False` for everything but the start; and look at one row of token ids before training.
+# **Mend.** Pass `add_special_tokens=False` for everything but the start; and look at one row of token ids before
+# training.
 # %%
 # NBVAL_CHECK_OUTPUT
 seen[5] = names == {tokenizer.bos_token}, tokenizer.bos_token in clean_names
@@ -381,12 +385,12 @@ best = anatomy.heads * 5 // 8
 keep_best = [sorted(torch.sort(v, descending=True, stable=True).indices[:best].tolist()) for v in in_half]
 print("Kept heads, layer by layer: " + ", ".join(map(str, keep_best)))
 # %% [markdown]
-# **Diagnosis.** float16 ends at 65,504, and what is larger becomes infinity. A head's sum over so many tokens is far
+# **Diagnosis.** float16 ends at 65,504, and anything larger becomes infinity. A head's sum over so many tokens is far
 # larger, so all of a layer's heads score infinity; a stable sort of equal numbers leaves them in the order of their
 # indices, and "the best" are the first ones. No operation on the way is an error, so nothing warns.
 #
-# **Mend.** Take the activations to fp32 before the norm, and sum in fp64, as the module does. It also refuses scores
-# that are not finite:
+# **Mend.** Convert the activations to fp32 before the norm, and sum in fp64, as the module does. The module also
+# refuses scores that are not finite:
 # %%
 # NBVAL_CHECK_OUTPUT
 assert all(values.isfinite().all() for values in scores.heads)
@@ -405,12 +409,12 @@ print("✔ scores are finite, and activations that are not are refused")
 # %% [markdown]
 # ## A diagnosis
 #
-# Six exhibits. Four questions find five of them; the sixth, a bad plan that is cut exactly, only a look at the scores
-# can find. The order of the questions matters: an answer means nothing as long as the one before it is open.
+# Four questions find five of the six exhibits; the sixth is a bad plan that was cut exactly, and only a look at the
+# scores finds it. The order of the questions matters: an answer means nothing while the question before it is open.
 #
 # ### Exercise 3 · What would you look at first?
-# *Medium, 6 minutes.* You are sent a pruned model and four facts: whether it stops with an error; whether two loads of it
-# compute the same; whether it computes what its mask computes; whether the first label of its training rows is BOS.
+# *Medium, 6 minutes.* You are sent a pruned model and four facts: whether it stops with an error; whether two loads of
+# it compute the same; whether it computes what its mask computes; whether the first label of its training rows is BOS.
 # Return what to look at first: `"shapes"`, `"config"`, `"plan or indices"`, `"rows"` (of training), or `"nothing"`.
 # %%
 def diagnosis(stops, same_each_load, as_the_mask, first_label_is_bos) -> str:
@@ -426,9 +430,9 @@ diagnosis = L.check(diagnosis, "l3b_diagnosis")
 #
 # ## The result
 #
-# How plainly does the check speak? Take the quietest of the faults, the rows of exhibit 1, text by text: its worst logit,
-# in units of what the check allows. The baseline is what a perplexity says of the same fault, in units of what *its*
-# interval allows: below 1 it would say nothing. The control is the mend, zeroed columns: it must stay below 1.
+# How plainly does the check speak? Take the quietest of the faults, the rows of exhibit 1, text by text: its worst
+# logit, in units of what the check allows. The baseline is what a perplexity says of the same fault, in units of what
+# *its* interval allows: below 1 it would say nothing. The control is the mend, zeroed columns: it must stay below 1.
 # %% tags=["hide-input"]
 with amp.masked(dense, heads_only):
     of_heads = logits(dense, inputs)
@@ -486,18 +490,21 @@ L.conclude({
 # %% [markdown]
 # ## What this does not show
 #
-# * That these are all the ways to be wrong. They are those met while this course was made, in official code and in bug
+# - **All the ways to be wrong.** These are the ones met while this course was made, in official code and in bug
 #   reports; a check against the mask does not depend on knowing them.
-# * That an exact cut is a good one. It computes what its plan says, and the plan may be bad.
-# * Faults of scale: sharded checkpoints, several devices, quantised weights. The test suite of `amp_tutorial` has those.
+# - **That an exact cut is a good one.** It computes what its plan says, and the plan may be bad.
+# - **Faults of scale.** Sharded checkpoints, several devices and quantised weights have faults of their own; the test
+#   suite of `amp_tutorial` covers those.
 #
 # ## References
 #
-# * AMP (arXiv 2504.21174), official code `c2d-usp/Efficient-LLMs-with-AMP`: exhibits 2, 3 and 5, all read in or run from
-#   that code.
-# * J. Ainslie and others: *GQA: Training Generalized Multi-Query Transformer Models from Multi-Head Checkpoints*
-#   (arXiv 2305.13245).
+# - AMP, [arXiv 2504.21174](https://arxiv.org/abs/2504.21174); official code `c2d-usp/Efficient-LLMs-with-AMP`: exhibits
+#   2, 3 and 5 were read in that code or run from it.
+# - Ainslie et al. (2023), *GQA: Training Generalized Multi-Query Transformer Models from Multi-Head Checkpoints*,
+#   [arXiv 2305.13245](https://arxiv.org/abs/2305.13245).
 #
-# **Where next.** The model is smaller and has lost something. Lesson 4 asks how much a short fine-tuning brings back.
+# ## Where next
+# You can now tell an exact cut from a broken one. But an exact cut has lost something, too:
+# [lesson 4](04_recovery.ipynb) asks how much a short fine-tuning brings back.
 # %%
 L.finish()

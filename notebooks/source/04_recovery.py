@@ -48,15 +48,15 @@ anatomy = amp.Anatomy.of(dense)
 # %% [markdown]
 # ## A correction of low rank
 #
-# Training every weight of a large model takes memory for every weight's gradient and two averages of the optimiser.
+# To train every weight of a large model, memory has to hold each weight's gradient and two averages of the optimiser.
 # LoRA leaves the weight `W` as it is and learns a correction beside it, the product of two thin matrices:
 #
 # `y = W x + (α / r) · B A x`, where `A` is (r, in), `B` is (out, r), and the rank `r` is small.
 # %% tags=["hide-input"]
 L.drawing("lora")
 # %% [markdown]
-# `B` begins at zero. **Predict:** what does the model compute before the first step of training? And after it, how many
-# numbers are trained for one map from 128 to 128 dimensions at rank 8: 16,384, or 2,048, or 64?
+# `B` begins at zero. **Predict.** What does the model compute before the first step of training? And how many numbers
+# are trained for one map from 128 to 128 dimensions at rank 8: 16,384, 2,048 or 64?
 # %%
 L.predict("numbers trained for a map of 128 to 128 at rank 8", None, among=(16384, 2048, 64))
 # %%
@@ -80,8 +80,8 @@ L.seen("numbers trained for a map of 128 to 128 at rank 8", rank * (128 + 128))
 L.assert_close(adapted(query, x, a, b), query(x), 1e-6, "with B at zero the adapted map is the map itself")
 # %% [markdown]
 # ### Exercise 1 · Merge it
-# *Easy, 5 minutes.* After training nobody wants two extra products in every layer. Write the single weight that
-# computes the same. `a` is (r, in), `b` is (out, r), `weight` is (out, in).
+# *Easy, 5 minutes.* After training nobody wants two extra products in every map. Write the single weight that computes
+# the same. `a` is (r, in), `b` is (out, r), `weight` is (out, in).
 # %%
 def merge(weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, alpha: float) -> torch.Tensor:
     """The weight with the adapter added."""
@@ -146,10 +146,11 @@ print("response", tokenizer.decode(ids[cut:]))
 # ### One BOS, not two
 #
 # Many tokenizers put BOS (`<s>`, the beginning of a text) before whatever they are given. Tokenise prompt and response
-# apart, join them, and a second BOS stands in the middle. This is what AMP's official code does [code]: there the
-# second BOS becomes the **first label**. The model is trained to answer every prompt by beginning a new text.
+# separately, join them, and a second BOS stands in the middle. This is what AMP's official code does ([code]: read in
+# the code), and so the second BOS becomes the **first label**: the model is trained to answer every prompt by beginning
+# a new text.
 #
-# **Predict:** how likely does the dense model find a BOS after a prompt?
+# **Predict.** How likely does the dense model find a BOS after a prompt?
 # %%
 L.predict("probability of BOS after a prompt", None)
 # %%
@@ -181,17 +182,18 @@ L.assert_close(expected.count(bos), 0, 0, "and BOS is never a label")
 #
 # ## Before and after
 #
-# Four models are cut: by AMP, by 30 % and by 50 %; and by 30 % at random, which is the weaker baseline, and by AMP upside
-# down. All get the same training, and so does the dense model.
+# Four models are cut: two by AMP, at 30 % and at 50 %; one at 30 % at random, which is the weaker baseline; and one at
+# 30 % by AMP upside down. All get the same training, and so does the dense model.
 #
-# Two of them are there to be compared with. The **dense model** lost nothing, so it says how far up recovery can lead at
-# all. It is close to 100 % and can't gain much: that it gains little shows nothing. **AMP reversed** can: it kept what AMP
-# would have removed, so it has little left to recover and much room. What it gains is what these rows *teach*.
+# Two of the five are there for comparison. The **dense model** lost nothing, so it shows how high recovery can lead at
+# all. It is close to 100 % and has little room, so a small gain there shows nothing. **AMP reversed** has room: it kept
+# what AMP would have removed, so there is little in it to recover. What it gains is what these rows *teach*.
 #
-# One number differs from the paper's recipe. It takes some thousands of steps at a learning rate of 0.0003 [code]; here
+# The learning rate is not that of the paper's recipe. The recipe takes some thousands of steps at 0.0003 [code]; here
 # there are a few dozen, at the rate in the parameters cell.
 #
-# **Predict,** for 30 %: does the training bring back all, half, or next to nothing of what the cut cost? And at 50 %?
+# **Predict.** How many points of accuracy does the training bring back at 30 %: all that the cut cost, half of it, or
+# next to nothing? And at 50 %?
 # %%
 L.predict("points of accuracy that come back at the smaller ratio", None)
 # %%
@@ -275,7 +277,7 @@ L.show(fig, alt=f"Before and after recovery, perplexity as points on the left, a
 # %% [markdown]
 # ### Exercise 3 · How much of the gap was closed?
 # *Medium, 5 minutes.* "Recovery brought back 80 %" needs a ceiling. Which one is fair? Write the share of the gap that
-# was closed, 1 meaning as good as the fair ceiling. You are given four accuracies; not all are needed.
+# was closed; 1 means as good as the fair ceiling. You are given four accuracies; not all are needed.
 # %%
 def closed(pruned: float, recovered: float, dense: float, dense_tuned: float) -> float:
     """Share of the gap that recovery closed."""
@@ -306,16 +308,17 @@ for name in (mild, deep, "random", "reversed"):
     elif name != "reversed":
         print(f"  AMP reversed gains {max(taught, 0) / gain:.0%} as much: most of this is recovery.")
 # %% [markdown]
-# In brackets is the 95 % interval of the gain, item by item: before and after, the same items were asked. The last line is
-# the control. It has the most room of all, so if training taught the answers, it would gain the most.
+# In brackets stands the 95 % interval of the gain, taken item by item, as the same items were asked before and after.
+# The last entry is the control. It has the most room of all, so if training taught the answers, it would gain the most.
 #
 # ## Two numbers that need not agree
 #
-# Perplexity and accuracy answer different questions. **Perplexity** says how well the model foresees *every token* of
+# Perplexity and accuracy answer different questions. **Perplexity** says how well the model predicts *every token* of
 # running text, names and connecting words included. **Accuracy** says whether the right answer beats the wrong ones,
-# nothing more. Training on responses only works on few tokens of a row, and they are answers.
+# nothing more. Training on responses uses only a few tokens of each row, and those are answers.
 #
-# **Predict:** train the same pruned model on whole rows, prompts too. Which of the two numbers gets better for it?
+# **Predict.** Train the same pruned model on whole rows, prompts included. Which of the two numbers comes out better
+# than with responses alone?
 # %%
 L.predict("what whole rows are better for", None, among=("perplexity", "accuracy", "both", "neither"))
 # %%
@@ -341,13 +344,13 @@ else:
 better = [n for n, kind in (("perplexity", better_text), ("accuracy", better_answers)) if kind == "text"]
 L.seen("what whole rows are better for", {0: "neither", 2: "both"}.get(len(better), *better[:1] or [""]))
 # %% [markdown]
-# Mind what a row is, too: it ends (with EOS) after one answer, while the texts that perplexity is taken on go on. A
-# model trained on rows learns to stop early, which costs perplexity and no accuracy. So a table with one of the two
-# numbers can hide half of what a recovery did. Say both, and say which loss and which text.
+# Remember, too, what a row is: it ends (with EOS) after one answer, while the texts that perplexity is measured on go
+# on. A model trained on rows learns to stop early, which costs perplexity but no accuracy. So a table with one of the
+# two numbers can hide half of what a recovery did. Report both, and say which loss and which text.
 #
 # ## What it costs
 #
-# The adapter is small, its training is not free. The last line gives the paper's for comparison.
+# The adapter is small, but its training is not free. The last line gives the paper's cost for comparison.
 # %% tags=["hide-input"]
 mine = recoveries[mild]
 small = mine.model
@@ -369,8 +372,8 @@ numbers = sum(rank * (m.in_features + m.out_features) for m in maps)
 L.assert_close(numbers, mine.trainable, 0, "r · (in + out) trained numbers for each map")
 L.assert_close(small.num_parameters(), before[mild].num_parameters(), 0, "merging adds no parameter")
 # %% [markdown]
-# Is the rate worth a number in the parameters cell? Here is the same training at the paper's. Its steps are as many
-# as ours, not as many as its own.
+# Does the learning rate deserve its place in the parameters cell? Here is the same training at the paper's rate, but
+# with as many steps as above, not as many as in the paper.
 # %%
 slow = train(before[mild], learning_rate=3e-4)
 p, m = measure(slow.model)
@@ -381,10 +384,10 @@ print(f"untrained: {measured[mild, 'before'][0].value:.2f} and {accuracy[mild, '
 # A learning rate belongs to a number of steps. Copying one without the other is a common way to find that a method
 # "does not work".
 #
-# ## The result, and a control that must fail
+# ## The result
 #
-# Could this training have built the answers into *any* model of that size? The control has said: AMP reversed has as many
-# parameters and got the same training.
+# Could this training have built the answers into *any* model of that size? The control answers that: AMP reversed has
+# as many parameters and got the same training.
 # %%
 wrong, best = (measured[name, "after"][1] for name in ("reversed", mild))
 L.record.metric("dense trained alike", 100 * ceiling[1], unit="%")
@@ -422,20 +425,21 @@ L.conclude({
 })  # fmt: skip
 # %% [markdown]
 # ## What this does not show
-# - **One seed and few items.** The results command trains over several seeds; lesson 5 shows its table.
+# - **One seed and few items.** `make results` trains with several seeds; lesson 5 shows its table.
 # - **Recovery on home ground.** The training rows come from the same small world as the tests (never the same
-#   combinations). On a large model, Alpaca and the benchmarks are strangers to each other.
-# - **Nothing about full fine-tuning,** longer training or other ranks. A pruned model trained for billions of tokens
-#   can end far from one trained for minutes.
+#   combinations). For a large model, Alpaca and the benchmarks are strangers to each other.
+# - **Other training.** Nothing here speaks of full fine-tuning, longer training or other ranks. A pruned model trained
+#   on billions of tokens can end far from one trained for minutes.
 # - **No general order of methods.** Training can even out what the criterion did, so compare before *and* after.
 #
 # ## References
-# - LoRA: *Low-Rank Adaptation of Large Language Models*, [arXiv 2106.09685](https://arxiv.org/abs/2106.09685); library
-#   `peft`.
+# - Hu et al. (2021), *LoRA: Low-Rank Adaptation of Large Language Models*,
+#   [arXiv 2106.09685](https://arxiv.org/abs/2106.09685); library `peft`.
 # - AMP, [arXiv 2504.21174](https://arxiv.org/abs/2504.21174); recovery settings from its code,
 #   `c2d-usp/Efficient-LLMs-with-AMP`: r = 8, α = 16, dropout 0.05, learning rate 0.0003, 2 epochs, loss on responses.
 #
 # ## Where next
-# Every number in this lesson came from one seed. **Lesson 5** asks what a number needs before you may believe it.
+# Every number in this lesson came from one seed. [Lesson 5](05_evaluation.ipynb) asks what a number needs before you
+# may believe it.
 # %% tags=["hide-input"]
 L.finish()

@@ -3,8 +3,8 @@
 # # 5 · Evaluation: what a number needs before you believe it
 #
 # "Our method keeps 61.0 % where the other keeps 59.5 %." Is that a result? It depends on what was asked, how many
-# questions, how often the draw was repeated, and what else was measured. This lesson measures pruned models so that
-# its own numbers can be believed, or seen to be too coarse.
+# questions, how often the draw was repeated, and what else was measured. This lesson measures pruned models in such a
+# way that you can believe its numbers, or see that they are too coarse.
 #
 # **Objectives.** After this lesson you can
 # - compute a perplexity from losses, and say why it needs its window beside it;
@@ -54,8 +54,8 @@ dense, tokenizer = amp.load(model)
 # ## Perplexity, and its protocol
 #
 # A language model gives every next token a probability; the loss of a token is −log of it. Perplexity is the
-# exponential of the **mean loss per token**: among how many equally likely tokens the model seems to choose. Long text
-# is read in windows, and each window has its own mean loss and its own number of tokens.
+# exponential of the **mean loss per token**: it says among how many equally likely tokens the model seems to choose.
+# Long text is read in windows, and each window has its own mean loss and its own number of tokens.
 #
 # ### Exercise 1 · From windows to one number
 # *Easy, 5 minutes.* Given each window's mean loss and its number of tokens, compute the perplexity of the whole text.
@@ -88,8 +88,8 @@ with torch.no_grad():
 module = amp.perplexity(dense, tokenizer, source, window=256, limit=20)
 L.assert_close(perplexity(losses, tokens) / module.value, 1, 1e-4, "twenty windows by hand give the module's value")
 # %% [markdown]
-# Now the same model and the same text, cut into short windows. **Predict:** does the perplexity rise, fall or stay? And
-# if the short windows overlap, so that each token is counted where it has some text before it?
+# Now the same model and the same text, cut into short windows. **Predict.** Does the perplexity rise, fall or stay? And
+# what if the short windows overlap, so that each token is counted where it has some text before it?
 # %%
 L.predict("with short windows, perplexity", None, among=("rises", "falls", "stays"))
 # %%
@@ -110,16 +110,17 @@ def of_window(window: int = 64) -> None:
 
 lesson.widget(of_window, window=(8, 256, 8))  # a slider, in a live notebook
 # %% [markdown]
-# A token near the start of a window has little before it to be foreseen from, and short windows have many such tokens.
-# So **a perplexity without its window is no number**: LLM-Pruner's Llama-3 goes from 25.6 to 12.9 by window length
-# alone [second-hand]. The protocol also says whether windows overlap, whether texts are joined, and what BOS does:
+# A token near the start of a window has little text before it to be predicted from, and short windows have many such
+# tokens. So **a perplexity without its window is no number**: LLM-Pruner's Llama-3 goes from 25.6 to 12.9 by window
+# length alone ([second-hand]: from a summary, not checked here). The protocol also says whether windows overlap,
+# whether texts are joined, and what BOS does:
 # %% tags=["hide-input"]
 print(protocol["window 256"].protocol)
 # %% [markdown]
 # ## Accuracy, and how sure it is
 #
-# A task asks n questions. Ask other n questions of the same kind, and another accuracy comes out. The **standard
-# error** says how far it would typically move.
+# A task asks n questions. Ask n others of the same kind, and another accuracy comes out. The **standard error** says
+# how far it would typically move.
 #
 # ### Exercise 2 · Standard error
 # *Easy, 5 minutes.* You get 1 for every right answer and 0 for every wrong one. Return the standard error of the mean.
@@ -154,37 +155,39 @@ for task in tasks:
     right = round(m.value * m.n)
     L.assert_close(standard_error([1] * right + [0] * (m.n - right)), m.stderr, 1e-9, f"standard error of {task}")
 # %% [markdown]
-# Why the root of n? Each answer is a draw that is right with probability $p$, so its variance is $p\,(1-p)$. Of a mean of n
-# independent draws the variance is one n-th of that, and the typical distance from the truth its root:
+# Why the root of n? Each answer is a draw that is right with probability $p$, so its variance is $p\,(1-p)$. The
+# variance of a mean of n independent draws is one n-th of that, and the typical distance from the truth is its root:
 #
 # $$\mathrm{se} = \sqrt{\frac{p\,(1-p)}{n - 1}}$$
 #
-# (with $n - 1$, since $p$ is itself taken from the same answers). Half the error takes four times the items.
+# (with $n - 1$, since $p$ is itself taken from the same answers). To halve the error takes four times the items.
 #
-# In brackets are 95 % intervals. Usually one takes 1.96 standard errors to either side. But where every answer is right
-# the formula sees no spread and says ± 0, and just below 100 % it reaches above. That is a weakness of the formula, not
-# a certainty. So these are **Wilson's** intervals: all true accuracies that such a count would not surprise. They are
-# lopsided at the edges, and never without a width.
+# The brackets above are 95 % intervals. The usual ones reach 1.96 standard errors to either side. But where every
+# answer is right, that formula sees no spread and says ± 0, and just below 100 % it reaches above 100 %. That is a
+# weakness of the formula, not a certainty. So these are **Wilson's** intervals: all true accuracies with which such a
+# count would be no surprise. Near 0 and 100 % they are lopsided, and they are never of zero width.
 #
 # ## Two kinds of noise
 #
-# A pruned model adds a second source of chance: **the draw**. Other calibration texts give other scores; a random plan
-# is a draw altogether. More items don't help against that. Only repeating the pruning with other seeds does. With n
-# seeds, the interval is mean ± t · s / √n. For three seeds Student's t is 4.3, so be prepared for wide intervals.
-# Magnitude looks at weights only: it has no draw, and gives the same plan every time.
+# A pruned model adds a second source of chance: **the draw**. Other calibration texts give other scores, and a random
+# plan is nothing but a draw. More items don't help against that; only repeating the pruning with other seeds does. With
+# n seeds of standard deviation s, the interval is mean ± t · s / √n. For three seeds Student's t is 4.3, so be prepared
+# for wide intervals. Magnitude looks at weights only: it has no draw, and gives the same plan every time.
 #
 # `amp.interval` takes all runs of a system and puts both kinds of noise into one interval. `amp.compare` asks whether
 # two systems differ, and does not look at their two intervals: both answered the **same items** after the **same
-# draws**, so it takes the difference pair by pair, $d_i = x_i - y_i$. An item that is hard for both moves no difference:
+# draws**, so it takes the difference pair by pair, $d_i = x_i - y_i$. An item that is hard for both does not move the
+# difference:
 #
 # $$\mathrm{Var}(\bar d) = \tfrac{1}{n} \big( \mathrm{Var}(x) + \mathrm{Var}(y) - 2\,\mathrm{Cov}(x, y) \big),$$
 #
-# and two cuts of one model stumble over the same items, so the last term is large. (What looks at
-# three seeds by drawing them again and again, as a plain bootstrap does, sees ten different samples and is too sure.)
+# and two cuts of one model stumble over the same items, so the last term is large. (A plain bootstrap draws three seeds
+# from the three, again and again; it sees only ten different samples and is too sure.)
 #
 # ## Ratios × criteria × seeds
 #
-# **Predict** the order of the four criteria at 30 %, and whether AMP's seeds or random's differ more.
+# **Predict** the order of the four criteria at 30 %, and which of them is best. Which differs more from seed to seed,
+# AMP or random?
 # %%
 L.predict("the best of the four", None, among=("AMP", "magnitude", "random", "reversed"))
 # %%
@@ -234,8 +237,9 @@ best = min(criteria, key=lambda name: amp.interval(*of_seeds(values, name, ratio
 L.seen("the best of the four", best)
 # %% [markdown]
 # Means and intervals were taken over log perplexities, that is, over losses: perplexities of bad models are so large
-# that one of them would rule the mean, and a perplexity below zero does not exist. So two systems are compared by the
-# ratio of their perplexities. The next cell puts the picture in sentences.
+# that one of them would dominate the mean, and an interval around it could reach below zero, where there is no
+# perplexity. For the same reason two systems are compared by the ratio of their perplexities. The next cell puts the
+# picture into sentences.
 # %% tags=["hide-input"]
 def order(r: float) -> str:
     gap = amp.compare(of_seeds(values, "AMP", r), of_seeds(values, "random", r))
@@ -253,17 +257,17 @@ print(f"Two AMP plans from other calibration texts share {heads:.0%} of their he
 # %% [markdown]
 # ### The same figure from a sweep
 #
-# This lesson measured one model in a minute. `amp-tutorial sweep data/sweeps/criteria.yaml` asks the same of three
+# This lesson measured one model. `amp-tutorial sweep data/sweeps/criteria.yaml` asks the same of three
 # models, each run in a process of its own with a record of its own, and the figure is drawn from the records alone. The
-# parameter `sweep` above takes another folder of records, yours for example.
+# parameter `sweep` above names another folder of records, yours for example.
 # %% tags=["hide-input"]
 L.from_sweep(sweep)
 # %% [markdown]
 # ## Which half of the choice is it?
 #
-# A plan is two choices, of heads and of neurons. Where AMP wins or loses against chance, it may do so by one of them
-# only. So carry out each half alone, with as many heads or neurons as the whole plan takes. **Predict:** in which half
-# does AMP's score know more than a draw?
+# A plan is two choices, of heads and of neurons. Where AMP wins or loses against chance, it may do so by one of the two
+# alone. So we carry out each half by itself, removing as many heads or neurons as the whole plan does. **Predict.** In
+# which half does AMP's score know more than a draw?
 # %%
 L.predict("where AMP knows more than a draw", None, among=("heads", "neurons", "both", "neither"))
 # %%
@@ -283,14 +287,15 @@ for half in ("heads", "neurons"):
     knows += [half] * (verdict == "AMP is better")
 L.seen("where AMP knows more than a draw", {0: "neither", 2: "both"}.get(len(knows), "".join(knows)))
 # %% [markdown]
-# Where AMP's heads or neurons are no better than drawn ones, mind what the score is: a **mean** size over all tokens.
-# A part that writes a little everywhere outranks one that writes much, but only at the few tokens where it is needed,
-# such as the name that answers a question. Lesson 2 compares the score with the true damage, part by part.
+# Where AMP's heads or neurons are no better than drawn ones, remember what the score is: a **mean** size over all
+# tokens. A head or neuron that writes a little everywhere can outrank one that writes much, but only at the few tokens
+# where it is needed, such as the name that answers a question. Lesson 2 compares the score with the true damage, head
+# by head.
 #
 # ## Task by task
 #
-# A mean over tasks can hide a skill that is gone. **Predict:** which falls first, a fact learnt by heart, or finding
-# out in two hops where a thing is?
+# A mean over tasks can hide a skill that is gone. **Predict.** Which task falls furthest with AMP? Is it the one that
+# asks for a fact learnt by heart, or the one that must find out in two hops where a thing is?
 # %%
 L.predict("the task that falls furthest with AMP", None, among=tasks)
 # %% tags=["hide-input"]
@@ -330,12 +335,12 @@ print(f"Fallen to within 5 points of guessing, from at least 20 above it: {', '.
 # %% [markdown]
 # ## AMP taken apart
 #
-# AMP prunes heads *and* neurons. Is either enough? The paper's ablation removes 30 % of all parameters three ways. To
-# be fair, all three must remove **equally many parameters**.
+# AMP prunes heads *and* neurons. Is either enough? The paper's ablation removes 30 % of all parameters in three ways.
+# To be fair, all three must remove **equally many parameters**.
 #
 # ### Exercise 3 · Equal parameters
-# *Easy, 4 minutes.* In every layer so many heads go, each worth `head_cost` parameters. How many neurons, each worth
-# `neuron_cost`, are worth as much? Round to the nearest neuron.
+# *Easy, 4 minutes.* In every layer `heads_gone` heads go, each worth `head_cost` parameters. How many neurons, each
+# worth `neuron_cost`, are worth as much? Round to the nearest neuron.
 # %%
 def equal_neurons(heads_gone: int, head_cost: int, neuron_cost: int) -> int:
     """How many neurons are worth so many heads."""
@@ -403,14 +408,14 @@ gone = 0.3 * 6_738_415_616 / 32  # of a layer
 print(f"In LLaMA-2-7B 30 % are {gone / a_head:.0f} of 32 heads, or {gone / a_neuron / 11008:.0%} of the neurons.")
 # %% [markdown]
 # Heads are the only way from one token to another. With hardly any left, no MLP can make up for them, as it sees one
-# token at a time; a thinner MLP, in contrast, still sees all of what attention brings. LLaMA-2-7B is no different in
-# this, as the last line says, so the heads' fall is the paper's as well. What is not is that heads *and* neurons beat
-# neurons alone.
+# token at a time; a thinner MLP, in contrast, still sees all of what attention brings. LLaMA-2-7B hardly keeps any
+# either, as the last line says, and in the paper, too, heads alone fall furthest. What differs is that there heads
+# *and* neurons beat neurons alone.
 #
 # ## Size, memory and speed against the ideal
 #
-# Ideally time falls as multiply-adds do. **Predict** which of these lies closest to that: parameters, KV cache, time of a
-# prompt, time per new token?
+# Ideally time falls as multiply-adds do. **Predict** which of these comes closest to that: parameters, KV cache, time
+# for a prompt, or time per new token?
 # %%
 L.predict("what lies closest to the ideal", None, among=("parameters", "KV cache", "prompt time", "time per new token"))
 # %%
@@ -461,10 +466,10 @@ for what, gain in fast.items():
         print(f"{what}: short of the ideal. Fixed costs (Python, norms, the output head) did not shrink.")
 # %% [markdown]
 # Bytes follow the parameters by definition, and the KV cache follows the heads alone. Time has fixed costs: for models
-# this small, much of it is spent between the matrix products, and a token at a time is worse than a whole prompt. So
-# the speed-up of one cut depends on how much there is to do at once: lessons 0 and 3 time eight prompts of 128 tokens,
-# this one a single prompt. The paper reports 2.90 → 2.31 s (1.25×) for LLaMA-7B and 2.79 → 2.34 s (1.19×) for LLaMA-2-7B
-# [second-hand]. Neither is the ideal there.
+# this small, much of it is spent between the matrix products, and more so for one token at a time than for a whole
+# prompt. So the speed-up of a cut depends on how much there is to do at once: lessons 0 and 3 time eight prompts of 128
+# tokens, this one a single prompt. The paper reports 2.90 → 2.31 s (1.25×) for LLaMA-7B and 2.79 → 2.34 s (1.19×) for
+# LLaMA-2-7B [second-hand]. Neither is ideal there.
 #
 # ## Three models, more items
 #
@@ -479,9 +484,9 @@ else:
 # %% [markdown]
 # ## The result
 #
-# The question of the paper, asked so that it can come out either way: **how many points of mean accuracy does AMP keep
-# over random choice,** with everything else equal? The baseline is magnitude. AMP upside down is the control: it must
-# lie below AMP.
+# The question of the paper, asked so that it can come out either way: **how many more points of mean accuracy does AMP
+# keep than random choice,** with everything else equal? The baseline is magnitude. AMP upside down is the control: it
+# must lie below AMP.
 # %%
 gap = amp.compare(of_seeds(means, "AMP", ratio), of_seeds(means, "random", ratio))
 against_chance = {
@@ -512,8 +517,9 @@ if reversed_.clear and reversed_.difference > 0:
 else:
     print("The control is not clearly below AMP: on this model and these items, the score's order carries little.")
 # %% [markdown]
-# Lesson 2 found that AMP ranks heads better than luck, and this interval may hold zero. Both can be true: "luck" was a
-# thousand rankings there and is a handful of cut models here, each of which stands or falls with the few heads it kept.
+# Lesson 2 found that AMP ranks heads better than luck, and yet this interval may include zero. Both can be true: "luck"
+# was a thousand rankings there and is a handful of cut models here, each of which stands or falls with the few heads it
+# kept.
 # %%
 drawn = [100 * (means["AMP", ratio, s].value - means["random", ratio, s].value) for s in seeds]
 L.conclude({
@@ -522,24 +528,25 @@ L.conclude({
         not gap.clear,
 })  # fmt: skip
 # %% [markdown]
-# The interval is over seeds and over items, which are the same for both: what other draws and other items would give.
-# Each such claim is at 95 % by itself. Make twenty of them about systems that are alike, and one will look clear.
+# The interval says what other seeds and other items would give; the two systems share both. Each such claim is at 95 %
+# by itself: make twenty of them about systems that are alike, and on average one will look clear.
 #
 # ## What this does not show
 # - **A ranking of methods.** Four criteria on one tiny model. On LLaMA-7B at 20 %, figures published elsewhere (other
 #   harness versions) have FLAP at 65.1 and Wanda-sp at 66.1 without tuning, against AMP's 64.5 [second-hand].
-# - **Other tasks.** Ours are built like PIQA or HellaSwag, they are not them; no number carries over.
+# - **Other tasks.** Ours are built like PIQA or HellaSwag, but they are not those; no number carries over.
 # - **Order after recovery.** Lesson 4 shows that training can change it.
 # - **Speed elsewhere.** Times are this machine's. A GPU with long prompts and large batches shows other ratios.
 #
 # ## References
 # - AMP, [arXiv 2504.21174](https://arxiv.org/abs/2504.21174); ablation and times second-hand, from a summary.
 # - lm-eval: <https://github.com/EleutherAI/lm-evaluation-harness>.
-# - Miller, *Adding Error Bars to Evals*, [arXiv 2411.00640](https://arxiv.org/abs/2411.00640).
+# - Miller (2024), *Adding Error Bars to Evals*, [arXiv 2411.00640](https://arxiv.org/abs/2411.00640).
 #
 # ## Where next
 # You now have every part: anatomy, scores, surgery, recovery and honest numbers. Take another model
-# (`model = "tiny-phi"`, a local folder or a hub id), another ratio, or write a criterion of your own: one function and
-# one line in `amp_tutorial/core/criteria.py`. Then come back here and see whether it wins.
+# (`model = "tiny-phi"`, a local folder or a hub id), another ratio, or a criterion of your own
+# ([CONTRIBUTING.md](../CONTRIBUTING.md) shows how to add one), and come back here to see whether it wins.
+# [Lesson 6](06_other_answers.ipynb) puts the criteria of other papers beside AMP's.
 # %% tags=["hide-input"]
 L.finish()

@@ -4,12 +4,13 @@
 #
 # AMP is one answer to the question which heads and neurons matter. Others look at the same model and see something
 # else: how much an activation carries, how much it changes, what the weights make of it, what the loss would say. Here
-# all of them get the same model, the same texts and the same budget. Then it is possible to ask who is better, and also
-# why two of them agree.
+# all of them get the same model, the same texts and the same budget. That makes it possible to ask which is better, and
+# also why two of them agree.
 #
 # **Objectives.** After this lesson you can
 # - write down TransAct, Wanda-sp, FLAP and Taylor in a few lines each, and say what each of them looks at;
-# - measure how far two rankings agree, and tell a difference of answers from a difference of calibration texts;
+# - measure how far two rankings agree, and tell a difference between criteria from a difference between calibration
+#   texts;
 # - say whether a gap between two criteria is noise;
 # - read a leaderboard with its intervals.
 #
@@ -64,10 +65,11 @@ def measured(small) -> float:
 base = measured(dense)
 print(f"{model}: {layers} layers of {heads} heads and {neurons} neurons; perplexity {base:.2f}.")
 # %% [markdown]
-# ## 1 · The answers, side by side
+# ## The answers, side by side
 #
-# Every structure ends in columns of an output projection: a head in `head_dim` columns of $W_O$, a neuron in one column
-# of $W_{down}$. Call its inputs $x_j$, and the weights they meet $W_{ij}$ ($i$ over the hidden size).
+# Every structure, a head or a neuron, ends in columns of an output projection: a head in `head_dim` columns of $W_O$, a
+# neuron in one column of $W_{down}$. Call the inputs of these columns $x_j$, and the weights they meet $W_{ij}$ ($i$
+# runs over the hidden size).
 #
 # | criterion | score of a structure | reads |
 # |---|---|---|
@@ -77,17 +79,17 @@ print(f"{model}: {layers} layers of {heads} heads and {neurons} neurons; perplex
 # | FLAP | $\mathrm{Var}(x_j)\,\lVert W_j\rVert_2^2$ (heads: its square, mean over $j$), standardised in each layer | its change × weight |
 # | Taylor | $\sum \lvert w\,\partial L/\partial w\rvert$ over all its weights | gradient |
 # | magnitude | $\lVert w\rVert_2$ over all its weights | weights |
-# | random; reversed | a draw; AMP upside down | the controls |
+# | random; reversed | a draw; AMP upside down | nothing; as AMP |
 #
-# AMP's equations are second-hand, and its code agrees; those of TransAct, of Wanda-sp (in FLAP's code) and of FLAP are
-# read in the official code [code]; Taylor is LLM-Pruner's default. ([code]: read in the code; second-hand: from a
-# summary of the paper.) Each is a function in `amp_tutorial/methods`.
+# AMP's equations are second-hand, and its code agrees; those of TransAct, of Wanda-sp (in FLAP's code) and of FLAP were
+# read in the official code [code]; Taylor is LLM-Pruner's default. (Second-hand means from a summary of the paper, and
+# [code] read in the code.) Each is a function in `amp_tutorial`.
 #
-# Each has a known weakness. AMP's neuron score leaves $W_{down}$ out, TransAct leaves out every weight. Wanda and FLAP
-# see one projection and not what later layers make of it. Taylor is a straight line through a curve, and needs a
-# backward pass with the gradients of all layers at once. Magnitude sees no text at all.
+# Each has a known weakness. AMP's neuron score leaves $W_{down}$ out, TransAct leaves out every weight. Wanda-sp and
+# FLAP see one projection, and not what later layers make of it. Taylor puts a straight line in place of a curve, and
+# needs a backward pass with the gradients of all layers at once. Magnitude sees no text at all.
 #
-# All of them from one call, for each seed of the calibration texts:
+# One call gives all of them, for each seed of the calibration texts:
 # %%
 criteria = {
     "AMP": "amp", "TransAct": "transact", "Wanda-sp": "wanda", "FLAP": "flap", "Taylor": "taylor",
@@ -127,7 +129,7 @@ print(f"Layer {middle}: inputs of the output projection {tuple(h.shape)}, of the
 # ### Exercise 1 · Wanda-sp for neurons
 # *Easy, 5 minutes.* `a` is (tokens, neurons), `down` is (hidden, neurons). Return one score per neuron: the mean of
 # $\lvert W_{ij}\rvert$ over the hidden dimension, times the **root mean square** of the activation. (Wanda's
-# $\lVert x_j\rVert_2$ differs from it by $\sqrt{tokens}$, which is the same for all.)
+# $\lVert x_j\rVert_2$ differs from it by a factor of $\sqrt{tokens}$, which is the same for all.)
 # %%
 def wanda_neurons(a: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
     """Wanda-sp of every neuron."""
@@ -140,7 +142,7 @@ wanda_neurons = L.check(wanda_neurons, "l6_wanda_neurons")
 #
 # {{solution:l6_wanda_neurons}}
 #
-# A head of Wanda-sp sums this over its dimensions. TransAct and FLAP take a line or two each:
+# For a head, Wanda-sp sums this over the head's dimensions. TransAct and FLAP take a line or two each:
 # %%
 # NBVAL_CHECK_OUTPUT
 by_head = (heads, anatomy.head_dim)
@@ -161,7 +163,8 @@ for (name, part), mine in written_out.items():
     theirs = getattr(scores[name, seed], part)[middle].double()
     L.assert_close(mine / mine.abs().mean(), theirs / theirs.abs().mean(), 1e-3, f"{name}, {part}: as the module")
 # %% [markdown]
-# Taylor asks the loss. If a weight $w$ became zero, a straight line foresees a change of $w\,\partial L/\partial w$.
+# Taylor asks the loss. If a weight $w$ became zero, a straight line predicts a change of size
+# $\lvert w\,\partial L/\partial w\rvert$.
 #
 # ### Exercise 2 · Taylor for rows
 # *Easy, 4 minutes.* `weight` and `gradient` are (out, in). Return one score for each row: the sum of
@@ -178,7 +181,8 @@ taylor = L.check(taylor, "l6_taylor")
 #
 # {{solution:l6_taylor}}
 #
-# A neuron is a row of gate and of up (or of `fc1`) and a column of down. One batch, one backward pass, the same layer:
+# A neuron is a row of gate, a row of up (or one row of `fc1`) and a column of down. Here is one batch and one backward
+# pass, for the same layer:
 # %%
 # NBVAL_CHECK_OUTPUT
 batch = {name: t.to(dense.device) for name, t in batches[seed][0].items()}
@@ -193,14 +197,14 @@ dense.zero_grad()
 theirs = amp.score(dense, batches[seed][:1], "taylor").neurons[middle]
 L.assert_close(mine / mine.max(), theirs / theirs.max(), 1e-3, "Taylor, neurons: as the module")
 # %% [markdown]
-# ## 2 · Where rankings agree
+# ## Where rankings agree
 #
-# Compare two criteria by Spearman's rank correlation within each layer, in the mean over layers and seeds (lesson 2).
-# On the diagonal stands a criterion against itself **on other calibration texts**: two answers can hardly agree better
-# than one agrees with itself.
+# We compare two criteria by Spearman's rank correlation within each layer, averaged over layers and seeds (lesson 2).
+# On the diagonal each criterion stands against itself **on other calibration texts**: two criteria can hardly agree
+# better than one agrees with itself.
 #
-# **Predict:** which two criteria agree best on neurons? Does Taylor, which sees gradients, rank like those that see
-# activations? Does magnitude agree with anything?
+# **Predict.** Which two criteria agree best on neurons? Taylor sees gradients: what is its rank correlation with AMP,
+# which sees activations? Does magnitude agree with anything?
 # %%
 L.predict("rank correlation of AMP and Taylor on neurons", None)
 # %%
@@ -248,7 +252,7 @@ for part in rho:
 L.seen("rank correlation of AMP and Taylor on neurons", rho["neurons"]["AMP", "Taylor"], within=0.15)
 # %% [markdown]
 # Why do they agree? A score is made of ingredients. If that is the reason, pairs with the same ingredients must agree
-# more than pairs with different ones. Sort the pairs by what they look at:
+# more than pairs with different ones. So sort the pairs by what they look at:
 # %% tags=["hide-input"]
 activity = ["AMP", "TransAct", "Wanda-sp", "FLAP"]  # all read the input of the output projection
 kinds = {
@@ -286,8 +290,8 @@ for part, x in (("heads", h), ("neurons", a)):
     print(f"{part}, layer {middle}: {in_the_mean:.0%} of the energy is in the mean, {close}. "
           f"Wanda-sp and FLAP correlate by {alike:.2f}.")  # fmt: skip
 # %% [markdown]
-# A step further, for neurons: the two ingredients apart. How well does each criterion follow the **activation** (root
-# mean square of $a_m$, which is TransAct's neuron score), and how well the **output weight**
+# One step further, for neurons: take the two ingredients apart. How well does each criterion follow the **activation**
+# (root mean square of $a_m$, which is TransAct's neuron score), and how well the **output weight**
 # ($\mathrm{mean}_i\lvert W_{im}\rvert$)?
 # %%
 columns = torch.stack([weight_of(anatomy.layer(i).neurons_out).detach().abs().mean(0) for i in range(layers)])
@@ -306,8 +310,8 @@ elif between < -0.3:
 else:
     print("They are nearly independent, so a score that leaves one out ranks differently.")
 # %% [markdown]
-# Rankings may differ anywhere; a plan only cares about one place, the cut. **How many structures do the plans share?**
-# Of what a plan keeps, a random other one shares just the fraction that is kept: 5 of 8 heads, so five eighths.
+# Rankings may differ anywhere, but a plan cares about one place only: where it cuts. **How many structures do the plans
+# share?** Of what one plan keeps, a random plan also keeps just the fraction that stays: 5 of 8 heads, so five eighths.
 # %%
 plans = {key: amp.plan(dense, found, pruning_ratio=ratio) for key, found in scores.items() if key[0] in names}
 kept_heads, _, kept_neurons = plans["AMP", seed].widths
@@ -322,10 +326,10 @@ for n in names[1:]:
 for n in names:
     L.assert_close(plans[n, seed].widths, plans["AMP", seed].widths, 0, f"{n}: as many heads and neurons stay as by AMP")
 # %% [markdown]
-# ## 3 · Who is better?
+# ## Who is better?
 #
-# One budget, one measurement: perplexity on held-out text. **Predict** the order. Where plans share nine tenths of what
-# they keep, can their models differ much?
+# One budget, one measurement: perplexity on held-out text. **Predict** the order, and who comes first. If two plans
+# share nine tenths of what they keep, can their models differ much?
 # %%
 L.predict("the lowest perplexity", None, among=list(criteria))
 # %%
@@ -372,13 +376,13 @@ ahead = [n for n in order if n != "AMP" and against(n)[0].clear and centre[n] < 
 print(f"Clearly ahead of AMP here: {', '.join(ahead) or 'none'}.")
 L.seen("the lowest perplexity", order[0])
 # %% [markdown]
-# The interval is that of the ratio on the same seeds and windows (magnitude, which has one plan, stands against each of
-# AMP's). It is over calibration texts and windows, not over models.
+# Each interval is that of the ratio to AMP on the same seeds and windows (magnitude has only one plan, which stands
+# against each of AMP's). It covers other calibration texts and windows, not other models.
 #
 # ### Exercise 3 · Is this gap noise?
-# *Medium, 8 minutes.* Two criteria, the same three seeds, a loss for each. Answer "first" or "second", whichever loses
-# less, or "neither" if three seeds can't tell: if 0 lies within 4.30 standard errors of the mean gap (lesson 5; 4.30 is
-# Student's t for three).
+# *Medium, 8 minutes.* Two criteria, the same three seeds, a loss for each. Answer "first" or "second", whichever has
+# the lower loss, or "neither" if three seeds can't tell: if 0 lies within 4.30 standard errors of the mean gap (lesson
+# 5; 4.30 is Student's t for three).
 # %%
 def told_apart(first: list[float], second: list[float]) -> str:
     """The better of two criteria, or "neither"."""
@@ -396,12 +400,12 @@ for n in (name for name in names if name not in ("AMP", "magnitude")):
     if len(sides[0]) == 3:
         print(f"AMP against {n}, by three seeds: {dict(first='AMP', second=n).get(told_apart(*sides), 'noise')}")
 # %% [markdown]
-# This looks at seeds alone; `amp.compare` above also knows that a text of so many windows is a sample.
+# This looks at seeds alone; `amp.compare` above also takes into account that a text of so many windows is a sample.
 #
-# ## 4 · When magnitude wins, and what that says
+# ## When magnitude wins, and what that says
 #
-# Magnitude looks at no text. Wherever it keeps up with a criterion that does, the weights already knew. Which half
-# knows it: the heads, or the neurons? Give AMP's heads magnitude's neurons, and the other way round.
+# Magnitude looks at no text. Wherever it keeps up with a criterion that does, the weights already knew. Which weights
+# knew, those of heads or those of neurons? Combine AMP's heads with magnitude's neurons, and the other way round.
 # %%
 mixed = {}
 for s in seeds:
@@ -433,11 +437,12 @@ for label, g in halves.items():
 # training text. That is more text than any calibration sees, but it is no measure of what the rest of the model can do
 # without.
 #
-# ## 5 · The leaderboard
+# ## The leaderboard
 #
 # `make leaderboard` runs every system of this course on three models, at three ratios, over seeds: a sweep over
-# `data/sweeps/leaderboard.yaml`, which keeps a record of each run. Here are the width criteria among them, on the model
-# of this lesson if it is there. ("FLAP, own split" is the ranking of lesson 6b; means go where biases are.)
+# `data/sweeps/leaderboard.yaml`, which keeps a record of each run. Here are those among them that cut heads and
+# neurons, on the model of this lesson if it is there. ("FLAP, own split" is the ranking of lesson 6b; the means of what
+# goes are folded into biases, where there are any.)
 # %% tags=["hide-input"]
 folder = amp.DATA / "leaderboard"
 records = standings.read(folder) if folder.is_dir() else []
@@ -488,21 +493,21 @@ if firsts:
     print("No criterion leads everywhere." if len(firsts) > 1 else "One criterion leads everywhere.")
 # %% [markdown]
 # A sweep of your own draws the same picture from its records, whatever criteria its grid names. Here are the shipped
-# records of `amp-tutorial sweep data/sweeps/criteria.yaml`; the parameter `sweep` above takes another folder.
+# records of `amp-tutorial sweep data/sweeps/criteria.yaml`; the parameter `sweep` above names another folder.
 # %%
 L.from_sweep(sweep)
 # %% [markdown]
-# A leader is read off the same table that it leads, so a narrow lead says little; where the two are not told apart, it
-# says nothing. That is judged seed by seed and window by window: all criteria are measured on the same text. Where a
-# criterion has one plan only (magnitude), its interval is over windows, elsewhere over seeds and windows.
-# The [leaderboard](../docs/leaderboard.md) has all systems, with layers, repair and slicing.
+# A leader is picked from the very table that it leads, so a narrow lead says little; where the two are not told apart,
+# it says nothing. Leads are judged seed by seed and window by window, as all criteria are measured on the same text.
+# Where a criterion has one plan only (magnitude), its interval is over windows, elsewhere over seeds and windows. The
+# [leaderboard](../docs/leaderboard.md) has all systems, with layers, repair and slicing.
 #
 # ## The result
 #
 # Choosing the winner first and then asking whether it wins would prove little. Published figures have Wanda-sp ahead of
-# AMP: 66.1 % untuned against 64.5 % on LLaMA-7B at 20 %, other harness versions [second-hand]. So the question is set:
-# **is AMP's perplexity above Wanda-sp's at this budget?** The number is their ratio, seed by seed; above 1, AMP loses.
-# The baseline is magnitude, the control AMP upside down: both over Wanda-sp, too.
+# AMP: 66.1 % untuned against 64.5 % on LLaMA-7B at 20 %, other harness versions [second-hand]. So the question is fixed
+# in advance: **is AMP's perplexity above Wanda-sp's at this budget?** The number is their ratio, seed by seed; above 1,
+# AMP loses. The baseline is magnitude and the control is AMP upside down, both over Wanda-sp as well.
 # %%
 gap = amp.compare(of("AMP"), of("Wanda-sp"))
 L.signature(
@@ -550,18 +555,21 @@ L.conclude({
 # - **A ranking for large models.** Three tiny models are on the board. Nothing here says who wins on 7 billion
 #   parameters.
 # - **The other systems as they were published.** Each criterion here cuts equal widths for a stock checkpoint. FLAP
-#   with its own class, Wanda-sp on the already pruned layers before, LLM-Pruner with its own groups may do better.
-# - **When and where.** All is scored once, in each layer apart. Lesson 6b scores again, and ranks all layers together.
+#   with its own class, Wanda-sp scored after the layers before were pruned, or LLM-Pruner with its own groups may do
+#   better.
+# - **When and where.** Everything is scored once, and each layer by itself. Lesson 6b scores again, and ranks all
+#   layers together.
 # - **Tasks.** Perplexity only; the [leaderboard](../docs/leaderboard.md) has accuracies beside it.
 #
 # ## References
-# - AMP, [arXiv 2504.21174](https://arxiv.org/abs/2504.21174); TransAct, [arXiv 2407.05690](https://arxiv.org/abs/2407.05690),
-#   code `XiaoMi/transact-pruning`.
-# - Wanda, [arXiv 2306.11695](https://arxiv.org/abs/2306.11695); FLAP, [arXiv 2312.11983](https://arxiv.org/abs/2312.11983).
+# - AMP, [arXiv 2504.21174](https://arxiv.org/abs/2504.21174); TransAct,
+#   [arXiv 2407.05690](https://arxiv.org/abs/2407.05690), code `XiaoMi/transact-pruning`.
+# - Wanda, [arXiv 2306.11695](https://arxiv.org/abs/2306.11695); FLAP,
+#   [arXiv 2312.11983](https://arxiv.org/abs/2312.11983).
 # - LLM-Pruner, [arXiv 2305.11627](https://arxiv.org/abs/2305.11627).
 #
 # ## Where next
-# Lesson 6b asks the same criteria at another time and in another place: shot by shot, and all layers in one ranking.
-# Lesson 7 takes whole layers, and puts depth against width at one budget.
+# [Lesson 6b](06b_schedules.ipynb) uses the same scores in other ways: shot by shot, and with all layers in one ranking.
+# [Lesson 7](07_layers.ipynb) takes whole layers, and puts depth against width at one budget.
 # %%
 L.finish()

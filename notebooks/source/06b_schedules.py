@@ -1,14 +1,14 @@
-# lesson: Schedules and joint rankings
+# lesson: Shots and rankings
 # %% [markdown]
-# # 6b · Shot by shot, and all layers in one ranking
+# # 6b · Shots and rankings: score again, or rank all layers together
 #
-# Lesson 6 asked every criterion once, in each layer apart, for equal shares. Two published methods ask differently.
+# Lesson 6 asked every criterion once, layer by layer, and removed equal shares. Two published methods do otherwise.
 # TransAct cuts in *shots*: score, cut a little, train, score again. FLAP puts heads and neurons of all layers in *one
-# ranking* and lets the budget fall where it may. Both are ways to use a score, whatever score it is. Which of them is
-# worth something, and what can a stock checkpoint hold of it?
+# ranking* and lets the budget fall where it may. Both are ways to use a score, whichever score it is. What is each of
+# them worth, and how much of it can a stock checkpoint hold?
 #
 # **Objectives.** After this lesson you can
-# - carry out a schedule of several shots, and say what scoring again brings by itself;
+# - carry out a schedule of several shots, and say what scoring again brings on its own;
 # - say why dimensions of a head can't go one by one under RoPE;
 # - rank across layers by a budget, and say why per-layer widths need a class of their own;
 # - tell the worth of a ranking from the worth of the split that it leads to.
@@ -67,14 +67,15 @@ kept_heads, _, kept_neurons = plans["amp", seed].widths
 print(f"{model}: {layers} layers of {heads} heads and {neurons} neurons; perplexity {base:.2f}.")
 print(f"{ratio:.0%} of all parameters: equal shares keep {kept_heads} heads and {kept_neurons} neurons.")
 # %% [markdown]
-# ## 1 · TransAct's schedule: shot by shot
+# ## TransAct's schedule: shot by shot
 #
 # TransAct does not cut at once. It scores, cuts a little, trains, and does so eight times, because after the first cuts
-# the scores are no longer true. Each shot takes its part of what is still too many.
+# the scores are no longer true. Each shot removes its share of what has still to go.
 #
 # ### Exercise 1 · The schedule
-# *Easy, 5 minutes.* From `current` structures to `target` in so many shots: each shot removes
-# `(current − target) // remaining`, where `remaining` counts this shot too. Return what is left after each.
+# *Easy, 5 minutes.* Go from `current` structures to `target` in `shots` shots: each shot removes
+# `(current − target) // remaining`, where `current` is what is left so far and `remaining` counts this shot too. Return
+# what is left after each shot.
 # %%
 def schedule(current: int, target: int, shots: int) -> list[int]:
     """How many are left after each shot."""
@@ -101,9 +102,10 @@ for name, left in amp.TRANSACT.items():
     print(f"  {parameters / 1e9:.3f} B parameters (−{1 - parameters / 6738415616:.0%}), KV cache {cache:.2%} of dense")
     L.assert_close(shown["heads"][-1], left["heads"], 0, "the last shot meets the target")
 # %% [markdown]
-# Now here, to the widths of equal shares, by TransAct's own salience. Four ways: at once or in four shots, each with
-# and without a little training. Training is LoRA on the same texts for the same number of steps: a quarter of them
-# after each shot, or all at the end. **Predict:** which helps more, scoring again (four shots) or training (after one)?
+# Now the same on our model, down to the widths of equal shares, by TransAct's own score. There are four ways: in one
+# shot or in four, each with and without a little training. Training is LoRA on the same texts for the same number of
+# steps in all: a quarter of them after each shot, or all at the end. **Predict.** Which helps more, scoring again (four
+# shots) or training (after one)?
 # %%
 L.predict("what helps more", None, among=("scoring again", "training"))
 # %%
@@ -166,16 +168,16 @@ print(f"Training between four shots, against the same training at the end, "
 more = "training" if after["one shot + training"] < after["four shots"] else "scoring again"
 L.seen("what helps more", more)
 # %% [markdown]
-# This is one calibration draw and a handful of training steps, after each shot with an adapter and a falling learning
-# rate of its own. TransAct trains all parameters, on 1 B tokens over its 8 shots and 50 B after them [code], to a fifth
-# of the size. What a schedule is worth there, this can't say.
+# This is one calibration draw and a handful of training steps, and each shot has an adapter and a falling learning rate
+# of its own. TransAct trains all parameters, on 1 B tokens over its 8 shots and 50 B after them ([code]: read in the
+# code), and cuts to a fifth of the size. What a schedule is worth there, this can't say.
 #
-# ## 2 · Museum: shrinking the heads instead
+# ## Museum: shrinking the heads instead
 #
 # TransAct's code can also keep all heads and drop *dimensions* of each, with one index set for query, key, value and
-# output; afterwards the head has a smaller `head_dim`, and RoPE starts anew with the frequencies of that size [code].
-# Values and outputs stand that. Queries and keys do not: RoPE turns dimension $j$ together with $j + d/2$, by an angle
-# (position × frequency $j$) that belongs to this pair.
+# output; afterwards a head has a smaller `head_dim`, and RoPE (rotary positions, lesson 1) starts anew with the
+# frequencies of that size [code]. Values and outputs survive that. Queries and keys do not: RoPE turns dimension $j$
+# together with $j + d/2$, by an angle (position × frequency $j$) that belongs to this pair.
 #
 # ### Exercise 2 · Who has lost a partner?
 # *Medium, 5 minutes.* A head of `head_dim` dimensions keeps those in `kept`. Return the ones whose partner is gone, in
@@ -192,8 +194,8 @@ without_partner = L.check(without_partner, "l6b_without_partner")
 #
 # {{solution:l6b_without_partner}}
 #
-# So the order matters: rotate first and drop after, or drop first and rotate after. **Predict:** of 8 dimensions that
-# are kept of 16, by salience alone, how many have lost their partner?
+# So the order matters: rotate first and drop after, or drop first and rotate after. **Predict.** Of 16 dimensions 8 are
+# kept, by score alone. How many of the 8 have lost their partner?
 # %%
 L.predict("of 8 kept dimensions, without a partner", None)
 # %%
@@ -264,19 +266,19 @@ print(f"Drop, then rotate by reset frequencies: off by {apart:.2f} of that sprea
 print("but dimensions turn with other partners, and at other speeds, than those the model was trained with.")
 # %% [markdown]
 # Whole pairs that keep their own frequencies would be exact. But a configuration says `head_dim` and one base for all
-# frequencies: it can't say which pairs are left, and with a separate choice in every head still less. So here only
-# whole heads go, as in the model that TransAct's paper reports.
+# frequencies: it can't say which pairs are left, least of all if every head has a choice of its own. So here only whole
+# heads go, as in the model that TransAct's paper reports.
 #
-# ## 3 · FLAP: one ranking for all
+# ## FLAP: one ranking for all
 #
 # FLAP's scores are standardised in each layer, so that heads and neurons of all layers can stand in **one ranking**;
-# what goes is decided there, and every layer gets widths of its own. No stock configuration can say such widths (lesson
-# 0).
+# that ranking decides what goes, and every layer gets widths of its own. No stock configuration can say such widths
+# (lesson 0).
 #
 # ### Exercise 3 · Cheapest first
-# *Medium, 6 minutes.* Structures have scores and costs (parameters). They go by their scores, the lowest first, as long
-# as what has gone costs no more than the budget; at the first that does not fit, it ends. Return the indices of those
-# that go, in ascending order.
+# *Medium, 6 minutes.* Structures have scores and costs (parameters). They go in order of their scores, the lowest
+# first, as long as all that has gone costs no more than the budget; the first that does not fit ends it. Return the
+# indices of those that go, in ascending order.
 # %%
 def cheapest_first(scores, costs, budget) -> list[int]:
     """The indices of those that go."""
@@ -306,7 +308,8 @@ by_hand = heads - min(groups_gone, affordable) * anatomy.group_size
 L.assert_close(ranked.widths[0], by_hand, 0, "plan_jointly keeps as many heads as the ranking does in the mean")
 # %% [markdown]
 # `amp.plan_jointly` keeps of the ranking what a stock model can hold: how many heads and how many neurons, the same in
-# every layer. What is lost by that? **Predict:** is the perplexity lower with each layer's own widths, or with equal ones?
+# every layer. What is lost by that? **Predict.** Is the perplexity lower with each layer's own widths, or with equal
+# ones?
 # %%
 L.predict("the perplexity is lower with", None, among=("widths of its own for every layer", "equal widths", "no difference"))
 # %%
@@ -378,13 +381,13 @@ print({
 }[how])  # fmt: skip
 L.seen("the perplexity is lower with", {"lower": "widths of its own for every layer", "higher": "equal widths"}.get(how, "no difference"))
 # %% [markdown]
-# The per-layer widths come from one calibration draw. (With grouped queries the masked model silences single heads; it
+# The per-layer widths come from one calibration draw. (With grouped queries the mask here silences single heads; a cut
 # could not give up their keys and values.)
 #
-# ## 4 · FLAP: means into biases
+# ## FLAP: means into biases
 #
 # FLAP's second idea: what goes had a mean, and the mean can be put into the **bias** of the output projection. LLaMA
-# has no biases there, and FLAP's class adds them; a stock LLaMA can't hold them. Phi has them. So:
+# has no biases there, and FLAP's class adds them; a stock LLaMA can't hold them. Phi has them, so it can be tried:
 # %% tags=["hide-input"]
 has_bias = block.output.bias is not None or block.neurons_out.bias is not None
 if has_bias:
@@ -421,9 +424,9 @@ else:
 #
 # ## The result
 #
-# What is one ranking worth to a stock model? The number is the perplexity at the ranking's split over that at equal
-# shares, both by FLAP's scores, draw by draw; below 1 the ranking helps. The baseline is AMP's scores at the same
-# split: is it the ranking, or only where it puts the budget? The control is the ranking upside down.
+# What is one ranking worth to a stock model? The number is the perplexity at the ranking's split, divided by that at
+# equal shares, both by FLAP's scores, draw by draw; below 1 the ranking helps. The baseline is AMP's scores at the same
+# split: is it the ranking that helps, or only where it puts the budget? The control is the ranking upside down.
 # %%
 gain, others, turned = (
     amp.compare(of(name), of("equal shares")) for name in ("one ranking", "AMP at that split", "upside down")
@@ -457,10 +460,10 @@ L.conclude({
 })  # fmt: skip
 # %% [markdown]
 # ## What this does not show
-# - **TransAct.** Its case is a fifth of the size and billions of tokens of training. A handful of steps says nothing of
+# - **TransAct.** It cuts to a fifth of the size and trains on billions of tokens. A handful of steps says nothing of
 #   what a schedule is worth there.
-# - **FLAP as it was published.** Its class holds widths of each layer's own and added biases; here it is projected to what
-#   a stock checkpoint can say.
+# - **FLAP as it was published.** Its class holds different widths in each layer, and added biases; here its plan is
+#   reduced to what a stock checkpoint can say.
 # - **A better split.** The ranking's is one guess. Lesson 8c searches for one.
 # - **Another model.** On tiny-llama-gqa at 20 % the ranking's split does worse than equal shares: lesson 9 has both.
 #
@@ -470,6 +473,7 @@ L.conclude({
 # - RoPE: *RoFormer*, [arXiv 2104.09864](https://arxiv.org/abs/2104.09864).
 #
 # ## Where next
-# So far every answer cut heads and neurons. Lesson 7 takes whole layers, and puts depth against width at one budget.
+# So far every answer cut heads and neurons. [Lesson 7](07_layers.ipynb) takes whole layers, and puts depth against
+# width at one budget.
 # %%
 L.finish()

@@ -8,9 +8,10 @@
 #
 # **Objectives.** After this lesson you can
 # - say what a decoder layer adds, and why a model survives without one;
-# - rank layers by influence, by perplexity and by Consensus' votes, and spot a ranking that was thrown away;
+# - rank layers by influence, by perplexity and by the votes of Consensus, and spot a ranking that was thrown away;
 # - put depth, width and a mixture on one budget, and compare them with intervals;
-# - weigh them by what they cost to run: operations, cache, time, energy, and by how they stand perturbed input.
+# - weigh them by what they cost to run (multiply-adds, cache, time, energy), and by how well they stand perturbed
+#   input.
 #
 # **Prerequisites.** Lessons 1, 3 and 5. **Time:** {{minutes}}.
 # %% tags=["parameters"]
@@ -71,12 +72,13 @@ print(f"{model}: {anatomy.layers} layers, each {one_layer:.1%} of all parameters
 # %% [markdown]
 # ## What a layer adds
 #
-# A decoder layer does not replace the hidden state, it **adds** to it: h′ = h + update(h). Take the layer out and h
-# goes on unchanged. So a layer can be missing as no layer of a plain chain could. What is lost is its update, and what
-# the layers after it made of that update.
+# A decoder layer does not replace the residual stream h, it **adds** to it: h′ = h + update(h). Take the layer out and
+# h goes on unchanged. So a model can do without a layer, as a plain chain of layers could not. What is lost is the
+# layer's update, and what the layers after it made of that update.
 #
-# **Block influence** (ShortGPT) asks how far a layer turns the hidden state: 1 − cos(h, h′), mean over tokens. In a few
-# lines, with hooks that catch h and h′. **Predict:** which layers turn it most: the first, the middle ones, the last?
+# **Block influence** (ShortGPT) asks how far a layer turns the stream: 1 − cos(h, h′), as a mean over tokens. It takes
+# a few lines, with hooks that catch h and h′. **Predict.** Which layer turns it most: the first, one in the middle, the
+# last?
 # %%
 L.predict("the layer that turns the stream most", None)
 # %%
@@ -116,8 +118,8 @@ module = amp.rank_layers(dense, batches, "influence")
 L.assert_close(list(module.values()), list(influence.values()), 1e-4, "block influence in view is the module's")
 # %% [markdown]
 # A large turn need not be a large loss: what later layers make of it is not in the score. The direct way is to leave
-# the layer out and read text. SLEB does that with the calibration text, and so we see its score here. (SLEB spares the
-# first and the last layer; here all take part.)
+# the layer out and measure the perplexity. SLEB does that on the calibration text, so what we see here is its score.
+# (SLEB spares the first and the last layer; here all take part.)
 # %% tags=["hide-input"]
 damage = amp.rank_layers(dense, batches, "perplexity", spare=(0, 0))
 agree = spearmanr([influence[i] for i in layers], [damage[i] for i in layers]).statistic
@@ -146,13 +148,13 @@ print(f"Spearman's correlation of influence and damage: {agree:.2f}.")
 # | `linear_0` | the same after whitening: what no linear map could undo |
 # | `permutation` | the angle left after the best renumbering of features |
 # | `gaussian_0`, `_1`, `_2` | between the Gaussians of each next token: by covariances, both, means only |
-# | `wasserstein` | how far the heap of all values must move on the line |
+# | `wasserstein` | how far all values, as one heap, must move on the number line |
 #
 # Each metric ranks the layers, 1 for the smallest distance, and the ranks are added.
 #
 # ### Exercise 1 · Count the votes
-# *Medium, 8 minutes.* `distances[metric][layer]` is a number. Return each layer's sum of ranks, under the layer's
-# number (some numbers may be missing: those layers are gone).
+# *Medium, 8 minutes.* `distances[metric][layer]` is a number. Return each layer's sum of ranks, with the layer's number
+# as its key (some numbers may be missing: those layers are gone).
 # %%
 def votes(distances: dict[str, dict[int, float]]) -> dict[int, float]:
     """Sum of ranks of each layer, 1 for the least distance in each metric."""
@@ -165,7 +167,7 @@ votes = L.check(votes, "l7_votes")
 #
 # {{solution:l7_votes}}
 #
-# Now X, every Y, and the votes. A plan without a layer, carried out as a mask, is the skipped layer.
+# Now X, every Y, and the votes. To skip a layer, we carry out the plan without it as a mask.
 # %%
 def without(gone: tuple[int, ...]) -> amp.Plan:
     """The plan that removes these layers and nothing else."""
@@ -224,8 +226,8 @@ print(f"The vote removes layer {goes_first} first{tie}; {len(alone)} of {len(MET
 print(f"Mean correlation of two metrics' ranks: {np.mean(list(between.values())):.2f}; "
       f"least alike are {odd[0]} and {odd[1]}: {between[odd]:.2f}.")  # fmt: skip
 # %% [markdown]
-# Eight votes are not eight opinions: three are one metric with other weights, and two are another. And a rank forgets
-# by how much: second place by a hair counts as second place by a mile.
+# Eight votes are not eight opinions: three are one metric with different weights, and two are another. And a rank
+# forgets the distance: second by a hair counts as much as second by a mile.
 #
 # ## One at a time
 #
@@ -285,10 +287,10 @@ budget = depth[seed].achieved
 # %% [markdown]
 # ## Museum: a ranking thrown away
 #
-# The code released with Consensus sorts its scores, and then takes a **place in the sorted list** for a **depth in the
-# network** [code, run]. The lowest score stands at place 0. So whatever the metrics say, the first block that may be
-# removed goes, and then the first of those left. Here is that mistake, in our words. **Predict** what it removes if
-# every score is turned upside down.
+# The code released with Consensus sorts its scores, and then mistakes a **place in the sorted list** for a **depth in
+# the network** (we read the code and ran it). The lowest score stands at place 0. So whatever the metrics say, the
+# first block that may be removed goes, and then the first of those left. Here is that mistake, in our words.
+# **Predict** what it removes if every score is turned upside down.
 # %%
 L.predict("with scores upside down it removes", None, among=("the first layers", "the last layers", "the layers that matter most"))
 # %%
@@ -340,13 +342,14 @@ if "museum, layer 0 spared" in found:
         print(f"With layer 0 out of its reach its result is {verdict} that of Consensus: {gap.ratio()} its perplexity.")
 # %% [markdown]
 # How bad a bug looks depends on what it happens to hit. Where the first blocks matter little, a ranking that is never
-# used can pass for one that works. **A control** shows it: turn the scores upside down; if nothing changes, they are
+# used can pass for one that works. A **control** exposes it: turn the scores upside down; if nothing changes, they are
 # not read.
 #
 # ### Exercise 3 · A broken checkpoint
-# *Medium, 6 minutes.* Somebody dropped layers, set `num_hidden_layers`, and saved the others under the numbers that they
-# had. It loads, with a warning that nobody reads, and writes nonsense. From the names of the tensors and the number of
-# layers in the configuration: which layers does the loaded model have to make up, with random weights?
+# *Medium, 6 minutes.* Somebody dropped layers, set `num_hidden_layers`, and saved the others under the numbers that
+# they had. The checkpoint loads, with a warning that nobody reads, and the model writes nonsense. From the names of the
+# tensors and the number of layers in the configuration, return the layers that the loaded model has to make up, with
+# random weights.
 # %%
 def made_anew(names: list[str], layers: int) -> list[int]:
     """Layers that are not in the file, ascending."""
@@ -368,8 +371,9 @@ print(f"amp.prune numbers them anew, and layers {made_anew(sound, len(kept)) or 
 # %% [markdown]
 # ## Who chooses best?
 #
-# Few layers mean few choices. Where there are not too many, all of them can be measured, and then we know the best and
-# the worst, and what blind choice gives on average. **Predict:** how far from the best choice is Consensus?
+# Few layers mean few choices. Where they are not too many, all of them can be measured, and then we know the best and
+# the worst, and what a blind choice gives on average. **Predict.** From the best choice to the worst, at which place
+# stands that of Consensus?
 # %%
 L.predict("place of Consensus among all choices", None)
 # %%
@@ -416,7 +420,7 @@ L.show(fig, alt=f"Perplexity of {len(in_order)} choices of layers to remove, in 
 )  # fmt: skip
 L.seen("place of Consensus among all choices", places_of["Consensus"][0] + 1, within=1)
 # %% [markdown]
-# Below, every choice that was measured; above, who made it.
+# The lower panel shows every choice that was measured, the upper one who made it.
 # %% tags=["hide-input"]
 best, ours = every[in_order[0]], every[removed[seed]]
 print(f"Best of the {len(in_order)}: without {list(in_order[0])}, {amp.interval(best).bounds()}.")
@@ -432,12 +436,12 @@ apart = [name for name, p in named.items() if amp.compare(p, named[lead]).clear]
 print(f"First among the criteria: {lead}. Clearly behind it, window by window: {', '.join(apart) or 'none'}.")
 # %% [markdown]
 # SLEB looks at perplexity and is judged by perplexity, though on other text; that is its advantage here. The intervals
-# are over windows, and wide; but all choices are measured on the same windows, so what is compared is the difference on
-# each of them, which varies less. Where its interval holds zero there is no order to report.
+# are over windows, and wide. But all choices are measured on the same windows, so what is compared is the difference on
+# each window, which varies less. Where the interval of that difference includes zero, there is no order to report.
 #
 # ## Depth against width, on one budget
 #
-# Now the question of the lesson. Three plans, **as many parameters each**:
+# Now the question of the lesson. Three plans remove **equally many parameters**:
 #
 # - **depth**: whole layers, by Consensus;
 # - **width**: heads and neurons of every layer, by AMP;
@@ -538,8 +542,8 @@ for task, of_kind in by_task.items():
 for task in (min(apart_by, key=apart_by.get), max(apart_by, key=apart_by.get)):
     print(f"Depth minus width on {short[task]}: {100 * apart_by[task]:+.0f} points.")
 # %% [markdown]
-# Where all draws choose the same layers, depth's interval is over items and windows alone; elsewhere over seeds too.
-# An order is claimed only where the paired difference is clear: the same items and the same draws for both.
+# Where all draws choose the same layers, the interval of depth is over items or windows alone; the others are over
+# seeds too. An order is claimed only where the paired difference, on the same items and the same draws, is clear.
 #
 # The mean hides what each cut does. A layer that goes takes a whole **step** of the computation with it; a question in
 # two hops may need that step, a fact learnt by heart may not. Width leaves all steps and makes each of them poorer.
@@ -547,8 +551,8 @@ for task in (min(apart_by, key=apart_by.get), max(apart_by, key=apart_by.get)):
 #
 # ## What it costs to run
 #
-# All three have lost the same parameters. **Predict** which is fastest at reading a prompt, which at writing token by
-# token, and which has the smallest cache.
+# All three have lost equally many parameters. **Predict** which is fastest at reading a prompt, which at writing token
+# by token, and which has the smallest cache.
 # %%
 L.predict("fastest at writing token by token", None, among=("depth", "width", "mixed"))
 # %%
@@ -594,17 +598,19 @@ for what in ("time, prompt", "time, new token"):
           f"{faster['width']:.2f} (dense against itself {faster['dense again']:.2f}).")  # fmt: skip
 L.seen("fastest at writing token by token", min(kinds, key=lambda kind: shares[kind]["time, new token"]))
 # %% [markdown]
-# Operations and cache follow from the configuration; times are measured, and the second run of the dense model shows
+# Multiply-adds and cache follow from the configuration; times are measured, and the second run of the dense model shows
 # how much of a ratio is noise. A small model that writes one token spends much of its time **between** the matrix
-# products, and those fixed costs come once a layer. A narrower layer has them all, a missing layer has none. Width also
-# shrinks the cache only with the heads (or KV groups), and by whole ones.
+# products, and those fixed costs come once per layer. A narrower layer has them all, a missing layer has none. And
+# width shrinks the cache only by whole heads (or KV groups).
 #
 # ## Perturbed input
 #
-# Consensus' abstract claims up to 4 points more robustness under adversarial attacks, for pruned image networks. Nobody
-# attacks here; these are plain accidents of text, the same for every model: letters mistyped, words dropped, the
-# sentences that don't matter in another order. **Predict:** does a pruned model lose more than the dense one, or
-# less?
+# The abstract of Consensus claims up to 4 points more robustness under adversarial attacks, for pruned image networks.
+# Nobody attacks here; these are plain accidents of text, the same for every model: letters mistyped, words dropped, the
+# sentences that don't matter put in another order. **Predict.** Averaged over them, does the model without layers lose
+# more points than the dense one, or fewer?
+# %%
+L.predict("what accidents cost the model without layers, against dense", None, among=("more", "fewer", "as many"))
 # %%
 # "shuffled" moves sentences only where there are several, so only the tasks with a context are asked.
 with_context = ["tiny_owner", "tiny_chain", "tiny_yesno"]
@@ -636,6 +642,11 @@ L.show(fig, alt=f"Bars of mean accuracy on clean and perturbed items, with 95 % 
 for noise in kinds_of_noise:
     drops = {name: 100 * (f["clean"].mean.value - f[noise].mean.value) for name, f in robust.items()}
     print(f"{noise:22s} costs " + ", ".join(f"{name} {drop:.1f}" for name, drop in drops.items()) + " points")
+lost = {name: sum(100 * (f["clean"].mean.value - f[noise].mean.value) for noise in kinds_of_noise) / len(kinds_of_noise)
+        for name, f in robust.items()}  # fmt: skip
+more = lost["depth"] - lost["dense"]
+L.seen("what accidents cost the model without layers, against dense",
+       "as many" if abs(more) < 0.5 else "more" if more > 0 else "fewer")  # fmt: skip
 # %% tags=["hide-input"]
 gains = {(name, noise): 100 * (robust[name][noise].mean.value - robust["dense"][noise].mean.value)
          for name in ("depth", "width") for noise in kinds_of_noise}  # fmt: skip
@@ -645,14 +656,14 @@ above = [key for key, gain in gains.items()
 print(f"The pruned models' best showing against dense: {top[0]}, {top[1]}, {gains[top]:+.1f} points.")
 print(f"Pruned clearly above dense, item by item: {', '.join(map(' under '.join, above)) or 'nowhere'}.")
 # %% [markdown]
-# Mind a trap: a model that has fallen to guessing on clean items has nothing left to lose, and its small *drop* looks
-# robust. Compare the heights, not the drops alone.
+# Beware of a trap: a model that has fallen to guessing on clean items has nothing left to lose, and its small *drop*
+# looks robust. Compare the heights, not the drops alone.
 #
 # ## Energy
 #
 # Consensus also claims 66.99 % less energy and 68.75 % less carbon (abstract; image networks, up to 78.80 % fewer
 # operations). A laptop can only estimate such things: codecarbon takes time, load and rated power, and the grid's
-# yearly mean. So the ratio of two models is mostly their ratio of time.
+# yearly mean. So the ratio of two models' energy is mostly the ratio of their times.
 # %% tags=["hide-input"]
 repeats = 3
 try:
@@ -666,9 +677,9 @@ except ImportError as missing:
 # %% [markdown]
 # ## The result
 #
-# **How many points of mean accuracy does depth (Consensus) keep over width (AMP)** at equal parameters? It may come out
-# either way. The baseline takes layers blindly: the mean of all choices there are, where they are few enough to ask each
-# of them, else of the random draws of above. The control is the museum's choice, which must fail.
+# **How many more points of mean accuracy does depth (Consensus) keep than width (AMP)** at equal parameters? It may
+# come out either way. The baseline takes layers blindly: it is the mean over all choices where they are few enough to
+# measure each, and over the random draws above where they are not. The control is the museum's choice, which must fail.
 # %%
 gap = amp.compare(*([means[kind, s] for s in seeds] for kind in ("depth", "width")))  # paired by seed and by item
 width = sum(mean["width", s] for s in seeds) / len(seeds)
@@ -701,7 +712,7 @@ for found in blindly.values():
     above += gap_to.clear and gap_to.difference > 0
 print(f"Consensus is clearly above {above} of {len(blindly)} blind choices, item by item; they lie between "
       f"{100 * min(f.value for f in blindly.values()):.0f} and {100 * max(f.value for f in blindly.values()):.0f} %.")  # fmt: skip
-# %%
+# %% tags=["hide-input"]
 texts_apart = amp.compare(*([perplexities[kind, s] for s in seeds] for kind in ("depth", "width")))
 deepest, widest = (max(short, key=lambda task, sign=sign: sign * apart_by[task]) for sign in (-1, 1))
 speed = {kind: 1 / shares[kind]["time, new token"] for kind in ("depth", "width")}
@@ -715,14 +726,14 @@ L.conclude({
     f"({speed['width']:.2f}).": speed["depth"] > speed["width"],
 })  # fmt: skip
 # %% [markdown]
-# The interval is over draws of calibration text and over items, of which all models see the same. It says nothing of
+# The interval is over draws of calibration text and over items; all models see the same ones. It says nothing about
 # another model trained the same way.
 #
 # ## What this does not show
-# - **Deep models.** Six layers are few, and each has its job. Models of 32 and more are said to hold layers that do
-#   little, which is where ShortGPT and SLEB were shown; the order here may turn round there.
+# - **Deep models.** Six layers are few. Models of 32 layers and more are said to hold some that
+#   do little, and ShortGPT and SLEB were shown on such models; the order may turn round there.
 # - **Consensus as published.** Its metrics are fed image features of convolutional networks, between fine-tunings. Here
-#   it is a port, with the next token as class, without recovery between steps.
+#   it is a port, with the next token as the class and without recovery between steps.
 # - **After recovery.** Lesson 4's fine-tuning may bring back more of one cut than of the other.
 # - **Adversaries.** Chance accidents are no attack; nothing here tests the abstract's claim itself.
 # - **Speed elsewhere.** On a GPU with large batches the fixed costs of a layer weigh less.
@@ -732,11 +743,12 @@ L.conclude({
 #   ranking read in and run from its code (`CarolinaTavaresDuarte/Consensus-Layer-Pruning`).
 # - ShortGPT, [arXiv 2403.03853](https://arxiv.org/abs/2403.03853); code `icip-cas/ShortGPT`.
 # - SLEB, [arXiv 2402.09025](https://arxiv.org/abs/2402.09025); code `jiwonsong-dev/SLEB`.
-# - Williams and others, *Generalized Shape Metrics on Neural Representations*,
+# - Williams et al. (2021), *Generalized Shape Metrics on Neural Representations*,
 #   [arXiv 2110.14739](https://arxiv.org/abs/2110.14739): the linear and permutation metrics.
 #
 # ## Where next
 # Set `model = "tiny-llama-gqa"` or `"tiny-phi"` and see whether the order stands. Every cut so far left what remained
-# as it was. But the rest could make up for part of the loss, without any training: lesson 8 solves for it.
+# as it was. But the rest could make up for part of the loss, without any training: [lesson 8](08_better.ipynb) solves
+# for it.
 # %% tags=["hide-input"]
 L.finish()

@@ -3,9 +3,9 @@
 # # 8 · Better than AMP: repair
 #
 # AMP chooses what goes and leaves the rest as it was. But the rest was tuned to company that is now gone. Part of what
-# the cut breaks is *linear*: other heads and neurons carry some of the same signal, and one output projection of
-# another weight would read it from them. A linear least-squares problem has a closed solution. No training, no
-# gradients, no new parameters.
+# the cut breaks is *linear*: the heads and neurons that stay carry some of the same signal, and an output projection
+# with other weights could read it from them. Finding those weights is a linear least-squares problem, which has a
+# closed solution: no training, no gradients, no new parameters.
 #
 # **Objectives.** After this lesson you can
 # - solve for an output projection after a cut, and say what the ridge is for;
@@ -180,8 +180,8 @@ for part in parts:
     L.assert_close(mine, theirs, 1e-4, f"the weights behind the {part}, solved in view, are those of amp.repair")
 # %% [markdown]
 # What did it mend? Count, for every projection, the share of the output's energy that the pruned projection gets wrong
-# (mean square, on the calibration tokens). **Predict:** does the refit halve it, or more, and is it better for heads or
-# for neurons?
+# (mean square, on the calibration tokens). **Predict.** Of the energy lost behind the neurons, how much is still lost
+# after the refit: half, or less? Is it better or worse behind the heads?
 # %%
 L.predict("share of the lost energy still lost behind the neurons, in %", None)
 # %% tags=["hide-input"]
@@ -207,17 +207,17 @@ for part in parts:
     )
 L.seen("share of the lost energy still lost behind the neurons, in %", 100 * now / was, within=15)
 # %% [markdown]
-# On the calibration tokens this can't come out worse than no refit: the old weights are a candidate without penalty.
-# On other text it can.
+# On the calibration tokens a refit can't come out worse than none: the old weights are a candidate, and one without
+# penalty. On other text it can.
 #
 # ## Too little text
 #
-# A projection has as many unknowns for each output as inputs stay. With fewer tokens than that, X can be fitted
-# exactly, noise and all. So solve the MLP projection of a middle layer from more and more text, once with next to no
-# ridge and once with λ **chosen by the calibration text alone**: solve on one half, test on the other, take the best
-# λ of $1, 10^{-1} \ldots 10^{-6}$. This is the rule of `amp.repair`. The error on *held-out* text is the control.
+# For each output a projection has as many unknowns as inputs stay. With fewer tokens than that, Y can be fitted
+# exactly, noise and all. So we solve the MLP projection of a middle layer from more and more text, once with next to no
+# ridge and once with λ **chosen by the calibration text alone**: solve on one half, test on the other, and take the
+# best λ of $1, 10^{-1} \ldots 10^{-6}$. This is the rule of `amp.repair`. The error on *held-out* text is the control.
 #
-# **Predict** the curve of other text without a ridge: from how many tokens is it worst?
+# **Predict.** Without a ridge, from how many tokens is the error on held-out text worst?
 # %%
 L.predict("tokens at which the held-out error without a ridge is worst", None)
 # %%
@@ -288,16 +288,17 @@ for name in ("", ", ridge"):
 L.seen("tokens at which the held-out error without a ridge is worst", max(counts, key=lambda n: means["held out", n]), within=64)
 # %% [markdown]
 # (What is fitted exactly is drawn at 0.1 %.) A fitted error is no evidence: where it is next to nothing, the error on
-# other text says how much was noise. Look for the worst place of the curve without a ridge. With fewer tokens than
-# inputs many solutions fit exactly, and the one nearest to the old weights is taken; with about as many there is just
-# one, and it has to follow every token. Whoever tunes a repair by its fitted error tunes it to that text. Whoever tunes
-# it by the test set has no test set left.
+# other text says how much was noise. Look for the worst point of the held-out curve without a ridge. With fewer tokens
+# than inputs many solutions fit exactly, and the one nearest to the old weights is taken; with about as many there is
+# just one, and it has to follow every token. Whoever tunes a repair by its fitted error tunes it to that text. Whoever
+# tunes it by the test set has no test set left.
 #
 # ## Layer after layer
 #
 # So far X and Y came from the dense model, in **one pass**. But in the pruned model layer 3 does not see the dense
 # model's stream. It sees what layers 0 to 2 make of it after their cuts. **Sequential** repair takes X from the pruned
-# and already repaired model. And since every module only adds to the residual stream, it can do more than imitate.
+# and already repaired model. And since every module, attention or MLP, only adds to the residual stream, repair can do
+# more than imitate.
 #
 # ### Exercise 2 · What should a module add?
 # *Medium, 5 minutes.* At some token the dense stream is `dense_before`, and the dense module adds `dense_adds`. In the
@@ -315,8 +316,8 @@ target = L.check(target, "l8_target")
 #
 # {{solution:l8_target}}
 #
-# This is the target that `amp.repair` solves for by default. The first MLP shows it: the attention before it is
-# refitted already, does not write quite what the dense one wrote, and the MLP has to make up for that.
+# This is the target that `amp.repair` solves for by default. The first MLP shows it: the attention before it has been
+# refitted but does not quite write what the dense one wrote, and the MLP has to make up for the difference.
 # %%
 started = time.perf_counter()
 sequential = amp.repair(dense, plan, batches[seed], ridge=0.01, progress=False).model
@@ -338,8 +339,8 @@ weight = weight_of(projection(shape, 0, "neurons")).detach()
 mine = refit(x, wanted, old, 0.01)[:, : weight.shape[1]]
 L.assert_close(mine, weight, 1e-4, "solved for this target in view, the first MLP is that of amp.repair")
 # %% [markdown]
-# Now the whole model, and the error of its stream on text kept apart. **Predict,** of cut alone, one-pass and
-# sequential: which error grows by most percentage points from the first layer to the last?
+# Now the whole model, and the error of its stream on held-out text. **Predict.** Of cut alone, one pass and sequential,
+# whose error grows by the most percentage points from the first layer to the last?
 # %%
 L.predict("the error that grows by most points", None, among=("cut alone", "one pass", "sequential"))
 # %% tags=["hide-input"]
@@ -396,14 +397,14 @@ L.seen("the error that grows by most points", max(drift, key=lambda name: drift[
 # %% [markdown]
 # ## Choose by what is left after repair
 #
-# AMP asks how much a part writes. If the rest can be solved for, a better question is **how much is lost that the rest
-# can't take over**. Two loud neurons that say the same are worth one. With C the inverse of $X^{\top}X$, taking input j
-# away and refitting all others adds exactly $\lVert w_j \rVert^2 / C_{jj}$ to the squared error. This is *optimal brain
-# surgeon*.
+# AMP asks how much a head or neuron writes. If the rest can be solved for, a better question is **how much is lost that
+# the rest can't take over**. Two loud neurons that say the same are worth one. With C the inverse of $X^{\top}X$,
+# taking input j away and refitting all others adds exactly $\lVert w_j \rVert^2 / C_{jj}$ to the squared error. This is
+# *optimal brain surgeon*.
 #
 # ### Exercise 3 · What does an input cost?
-# *Medium, 5 minutes.* `x` is (tokens, in), `old` is (out, in), and the old weight solves the equations. Return, for each
-# input, by how much the squared error grows if it goes and all others are refitted.
+# *Medium, 5 minutes.* `x` is (tokens, in), `old` is (out, in), and the old weight solves the equations. Return, for
+# each input, by how much the squared error grows if it goes and all others are refitted.
 # %%
 def cost_of_each(x, old):
     """The cost of every input, after the others were refitted."""
@@ -416,7 +417,7 @@ cost_of_each = L.check(cost_of_each, "l8_cost")
 #
 # {{solution:l8_cost}}
 #
-# Here it is for a neuron of middling cost, and the same by taking it away and solving anew:
+# Here is a neuron of middling cost, by this formula, and by taking it away and solving anew:
 # %%
 # NBVAL_CHECK_OUTPUT
 x, y, old = equation(found, whole, *place)  # nothing gone: here the old weight solves the equations
@@ -426,15 +427,15 @@ others = [k for k in range(x.shape[1]) if k != j]
 anew = (y - x[:, others] @ refit(x[:, others], y, old[:, others], 0.0).T).square().sum()
 L.assert_close(costs[j] / anew, 1.0, 1e-3, "the cost of a neuron, by the formula and by solving without it")
 # %% [markdown]
-# `reselect=True` keeps AMP's widths, takes the cheapest head or neuron by this rule, refits, and takes the next.
+# `reselect=True` keeps AMP's widths, removes the cheapest head or neuron by this rule, refits, and removes the next.
 #
 # ## The table, with a baseline and a control
 #
-# Everything over several draws of calibration text, at equal widths. The baseline is random choice *with* repair. The
-# control solves the same equations with the targets **shuffled** over tokens: X and Y are real, but do not belong
-# together. It must not help. And a question: what if the repair is fed **nonsense**, the calibration text's tokens
-# drawn one by one in random order? **Predict** the order, and which is better: AMP as it is cut, or a random choice
-# with repair.
+# Here is everything side by side, over several draws of calibration text, at equal widths. The baseline is random
+# choice *with* repair. The control solves the same equations with the targets **shuffled** over tokens: X and Y are
+# real, but do not belong together. It must not help. And one question more: what if the repair is fed **nonsense**, the
+# tokens of the calibration text drawn one by one in random order? **Predict** the order, and which is better: AMP as it
+# is cut, or a random choice with repair.
 # %%
 L.predict("the better of AMP and random + repair", None, among=("AMP", "random + repair", "not told apart"))
 # %%
@@ -510,16 +511,16 @@ better = "not told apart" if not lot.clear else "random + repair" if lot.differe
 L.seen("the better of AMP and random + repair", better)
 # %% [markdown]
 # Pairs share the draw of calibration text, so differences are taken draw by draw. Where even nonsense helps, much of
-# what a cut breaks does not depend on what the text says: a constant part of the output, or signals that parts share.
+# what a cut breaks does not depend on what the text says: a constant part of the output, or signals that heads and
+# neurons share.
 #
 # ## Repair against LoRA
 #
 # LoRA (lesson 4) changes all projections, with gradients; repair changes two in each layer, without. With
-# `refit_inputs=True` it also solves for those before the heads and neurons, which in the pruned model no longer see
-# what they were trained on. First at **equal data**: both get the same calibration texts, LoRA with the loss on every
-# token. Then LoRA by
-# lesson 4's recipe, on the *responses* of other rows; and repair first, LoRA after. **Predict** the winner, by
-# perplexity and by accuracy.
+# `refit_inputs=True` repair also solves for the projections that lead into the heads and neurons, which in the pruned
+# model no longer see what they were trained on. The first comparison is at **equal data**: both get the same
+# calibration texts, LoRA with the loss on every token. Then comes LoRA by lesson 4's recipe, on the *responses* of
+# other rows; and last repair first, LoRA after. **Predict** the winner, by perplexity and by accuracy.
 # %%
 rivals = ("AMP + repair", "AMP + LoRA on the same texts", "AMP + LoRA on responses", "repair, then LoRA on responses")
 L.predict("the lowest perplexity after one of these", None, among=rivals)
@@ -574,7 +575,7 @@ compare("repair, then LoRA on responses", "AMP + repair")
 if result["repair, then LoRA on responses"][0] > result["AMP + repair"][0]:
     print("LoRA on responses raised the perplexity of running text after repair. It saw rows that end after an answer.")
 # %% [markdown]
-# Mind what is measured. Perplexity is of running text, and training on responses is about answers: it may make
+# Keep in mind what is measured. Perplexity is of running text, and training on responses is about answers: it may make
 # perplexity worse and accuracy better. Lesson 4 also shows what a *dense* model gains from the same training.
 #
 # ## The result
@@ -625,23 +626,24 @@ L.conclude({
 # ## What this does not show
 # - **A large model.** In a model of billions of parameters a projection has thousands of inputs, and needs far more
 #   tokens than that. How much of what its cut breaks is linear, this lesson can't say.
-# - **The neurons that stay.** Here they are as they were, and only what reads and writes around them is solved for.
+# - **The neurons that stay.** Here they are as they were; only the projections around them are solved for.
 #   `amp.repair(…, polish=30)` also moves them, by gradient steps within each layer: *ours: repair polishes* in
 #   [the leaderboard](../docs/leaderboard.md).
-# - **Other text.** Calibration, kept-apart and test text are of one small world. Text from elsewhere is a harder test.
+# - **Other text.** All text here, calibration and held-out, is of one small world. Text from elsewhere is a harder
+#   test.
 # - **The best of LoRA.** One learning rate, and a handful of steps. Lesson 4 shows how much hangs on both.
 # - **Another split.** AMP takes the same share of heads and of neurons. Lesson 8c asks whether that is a good one.
 # - **Speed.** All plans are compared by parameters. Lesson 5 measures time, and equal parameters are not equal time.
 #
 # ## References
-# - B. Hassibi, D. G. Stork: *Second order derivatives for network pruning: Optimal Brain Surgeon*, NeurIPS 5 (1993).
-# - E. Frantar, D. Alistarh: *SparseGPT*, [arXiv 2301.00774](https://arxiv.org/abs/2301.00774).
-# - E. Kurtic, E. Frantar, D. Alistarh: *ZipLM*, [arXiv 2302.04089](https://arxiv.org/abs/2302.04089).
+# - Hassibi, Stork (1993), *Second order derivatives for network pruning: Optimal Brain Surgeon*, NeurIPS 5.
+# - Frantar, Alistarh (2023), *SparseGPT*, [arXiv 2301.00774](https://arxiv.org/abs/2301.00774).
+# - Kurtic, Frantar, Alistarh (2023), *ZipLM*, [arXiv 2302.04089](https://arxiv.org/abs/2302.04089).
 # - AMP, [arXiv 2504.21174](https://arxiv.org/abs/2504.21174).
 #
 # ## Where next
 # Read `repair.py` and `normal_equations.py` in `amp_tutorial/methods`: they are this lesson, with memory bounded layer
-# by layer.
-# Lesson 8b turns and cuts the stream itself; lesson 8c searches one budget over all that can go.
+# by layer. [Lesson 8b](08b_stream.ipynb) turns and cuts the stream itself; [lesson 8c](08c_budget.ipynb) searches one
+# budget over all that can go.
 # %%
 L.finish()

@@ -1,13 +1,13 @@
 # lesson: Directions of the stream
 # %% [markdown]
-# # 8b · The stream's own directions
+# # 8b · Directions of the stream: turn it, then cut it
 #
-# All cuts so far were inside the modules: heads, neurons. TransAct says that this is where to cut, and that what flows
-# *between* the modules must be left alone. SliceGPT cuts exactly there. This lesson tests the claim, then turns a residual
-# stream without changing a logit, cuts it, and compares at equal parameters.
+# All cuts so far took heads and neurons, which are inside the modules, or whole layers. TransAct says that inside is
+# where to cut, and that what flows *between* the modules must be left alone. SliceGPT cuts exactly there. This lesson
+# tests the claim, then turns a residual stream without changing a logit, cuts it, and compares at equal parameters.
 #
 # **Objectives.** After this lesson you can
-# - test a published claim: disturb different places by equal means, and say what follows;
+# - test a published claim: disturb different places equally, and say what follows;
 # - turn a residual stream, and say which norms allow it;
 # - slice the stream to fewer directions, and read its energy curve before you believe the result.
 #
@@ -73,17 +73,18 @@ print(f"Dense: perplexity {base:.2f}. {plans[ratio].achieved:.1%} of all paramet
 # ## A claim to test: leave the stream alone
 #
 # TransAct shrinks what is inside the modules (heads, neurons) and preserves what flows between them, the residual
-# stream, as that is "sensitive to perturbations" [abstract]. That can be tested. Disturb the activations at one
-# place in every layer: **inside attention** (what enters its output projection), **inside the MLP** (what enters its
-# own), or **between modules** (the stream that enters the layer). Twice, each time by equal means:
+# stream, because that is "sensitive to perturbations" (abstract of the paper). That can be tested. We disturb the
+# activations at one place in every layer: **inside attention** (what enters its output projection), **inside the MLP**
+# (what enters its own), or **between modules** (the stream that enters the layer). We do it in two ways, each with
+# equal strength at every place:
 #
-# - *noise* of an equal share of the energy that is there;
+# - *noise*, of the same share of the energy that is there;
 # - *directions*: keep the same share of each place's principal directions, and drop the rest.
 #
 # ### Exercise 1 · Does the claim hold?
 # *Medium, 6 minutes.* `costs` has three lists, `"attention"`, `"mlp"` and `"stream"`: what each strength of disturbance
-# costs at that place. Return `"holds"` if the stream is the most sensitive place at every strength, `"fails"` if at none,
-# `"in part"` otherwise.
+# costs at that place. Return `"holds"` if the stream is the most sensitive place at every strength, `"fails"` if at
+# none, `"in part"` otherwise.
 # %%
 def claim(costs: dict[str, list[float]]) -> str:
     """What the costs say of the claim."""
@@ -96,12 +97,12 @@ claim = L.check(claim, "l8b_claim")
 #
 # {{solution:l8b_claim}}
 #
-# **Predict:** at which place does the same disturbance cost most?
+# **Predict.** At which place does the same disturbance cost most?
 # %%
 L.predict("the most sensitive place", None, among=("inside attention", "inside the MLP", "between modules"))
 # %% [markdown]
-# The directions of each place are those of $X^{\top}X$ over the calibration tokens. (Folded: a context in which what enters
-# a module is changed first.)
+# The directions of each place are those of $X^{\top}X$ over the calibration tokens. (Folded: a context in which what
+# enters a module is changed first.)
 # %% tags=["hide-input"]
 blocks = list(dense.get_submodule(anatomy.family.layers).children())
 places = {
@@ -222,21 +223,22 @@ print("The leading half of the directions holds " + ", ".join(f"{v:.1%} {name}" 
 # One reason is plain. What a projection *writes* is one of many summands of the stream. What is wrong *in* the stream
 # is read by every later layer, and by the output head.
 #
-# Sensitive is one thing; *how much is there to spare* is another. The next section cuts the stream itself.
+# Sensitivity is one thing, *how much there is to spare* another. The rest of this lesson cuts the stream itself.
 #
 # ## Turn the stream
 #
 # An RMS norm divides by a length. A rotation leaves lengths alone. So if the norm's weight is first folded into the
-# matrices that read it, the whole stream can be turned by any orthogonal Q: all that write to it are turned, all that
-# read from it are turned back, and **no logit changes**. SliceGPT has a Q of its own for every layer, and pays with an
-# own model class. With one shared Q the result is an ordinary checkpoint with a smaller `hidden_size`.
+# matrices that read its output, the whole stream can be turned by any orthogonal Q: every matrix that writes to the
+# stream is turned, every one that reads from it is turned back, and **no logit changes**. SliceGPT has a Q of its own
+# for every layer, and pays for it with a model class of its own. With one shared Q the cut gives an ordinary checkpoint
+# with a smaller `hidden_size`.
 # %% tags=["hide-input"]
 L.drawing("rotation")
 # %% [markdown]
 # ### Exercise 2 · A matrix that reads
 # *Medium, 6 minutes.* `weight` is (out, hidden) and reads the stream through an RMS norm of weight `norm` (hidden). The
-# stream is turned: where x was, there is now x `q`. Return the matrix that gives the same output, with the norm's weight
-# folded in.
+# stream is turned: where x was, there is now x `q`. Return the matrix that gives the same output, with the norm's
+# weight folded in.
 # %%
 def turned_reader(weight, norm, q):
     """The matrix that reads the turned stream."""
@@ -249,7 +251,7 @@ turned_reader = L.check(turned_reader, "l8b_turned")
 #
 # {{solution:l8b_turned}}
 #
-# Q holds the principal directions of what all norms give, from one pass over the calibration text. (Those above were
+# Q holds the principal directions of what all norms put out, from one pass over the calibration text. (Those above were
 # each layer's own directions of the raw stream; this Q is one for all layers, after the norms, so its curve rises more
 # slowly.) A layer norm also subtracts a mean, which no rotation respects. Such a model is refused:
 # %%
@@ -293,7 +295,8 @@ if turn is not None:
 # Nothing is lost so far. Now drop the directions that carry least.
 #
 # ### Exercise 3 · How many are needed?
-# *Medium, 5 minutes.* `x` is (tokens, hidden). Return how many principal directions carry at least `share` of its energy.
+# *Medium, 5 minutes.* `x` is (tokens, hidden). Return how many principal directions carry at least `share` of its
+# energy.
 # %%
 def directions_needed(x, share: float) -> int:
     """The least number of principal directions."""
@@ -306,7 +309,7 @@ directions_needed = L.check(directions_needed, "l8b_directions")
 #
 # {{solution:l8b_directions}}
 #
-# **Predict:** how many of the stream's directions carry 99 % of the energy?
+# **Predict.** How many of the stream's directions carry 99 % of the energy?
 # %%
 L.predict("directions that carry 99 % of the energy", None)
 # %% tags=["hide-input"]
@@ -333,8 +336,8 @@ if turn is not None:
     )
     L.seen("directions that carry 99 % of the energy", enough, within=len(energy) // 10)
 # %% [markdown]
-# Slicing against cutting inside the modules, at equal total parameters. This is also the second half of TransAct's
-# claim: is it better to leave the stream whole? **Predict** for the smaller ratio.
+# Now slicing against cutting inside the modules, at equal total parameters. This is also the second half of TransAct's
+# claim: is it better to leave the stream whole? **Predict** which is better at the smaller ratio.
 # %%
 L.predict("the better at the smaller ratio", None, among=("AMP + repair", "sliced + repair", "neither"))
 # %%
@@ -376,11 +379,12 @@ if turn is not None:
     else:
         print("At equal parameters, which is better depends on the ratio here, or can't be told.")
 # %% [markdown]
-# **A caution.** A small model trained briefly can have a stream of low rank, and then slicing flatters itself. One
-# trained to its capacity uses nearly all of it. And on LLaMA-2-7B SliceGPT is the worst of several at equal ratio
-# [second-hand]. Read the energy curve of *your* model before you believe a contest with slicing in it.
+# **A caution.** A small model trained briefly can have a stream of low rank, and then slicing looks better than it is.
+# A model trained to its capacity uses nearly all of its stream. And on LLaMA-2-7B SliceGPT is the worst of several at
+# equal ratio ([second-hand]: from a summary, not checked here). Read the energy curve of *your* model before you
+# believe a contest with slicing in it.
 #
-# Is it the directions that matter, or would any do? As many directions drawn by lot, everything else alike:
+# Is it these directions that matter, or would any do? Here are as many drawn by lot, with everything else the same:
 # %%
 if turn is not None:
     draw = torch.Generator().manual_seed(seed)
@@ -393,8 +397,9 @@ if turn is not None:
 # ## The result
 #
 # Is the stream the place to leave alone? One number: the perplexity with noise of 3 % of the energy *between* the
-# modules, over that with the same noise *inside* the MLP, window by window; above 1 the claim holds. The baseline is
-# attention in place of the MLP. The control is no noise at all, between the modules, against the model as it is.
+# modules, divided by that with the same noise *inside* the MLP, window by window; above 1 the claim holds. The baseline
+# is attention in place of the MLP. The control is no noise at all between the modules, against the model as it is: it
+# must show 1.
 # %%
 def over(one, other):
     return amp.compare(runs["noise", one, 0.03], runs["noise", other, 0.03])
@@ -436,13 +441,13 @@ L.conclude(claims)
 # - **SliceGPT as it was published.** It has a rotation for each layer, and a class of its own; the
 #   [leaderboard](../docs/leaderboard.md) has that as a masked bound.
 # - **Where TransAct ends.** It trains on billions of tokens after its cuts; here nothing is trained after a slice.
-# - **Speed.** All is compared by parameters. A narrower stream and fewer neurons do not save the same time.
+# - **Speed.** Everything is compared by parameters. A narrower stream and fewer neurons do not save the same time.
 #
 # ## References
-# - S. Ashkboos and others: *SliceGPT*, [arXiv 2401.15024](https://arxiv.org/abs/2401.15024).
+# - Ashkboos et al. (2024), *SliceGPT*, [arXiv 2401.15024](https://arxiv.org/abs/2401.15024).
 # - TransAct, [arXiv 2407.05690](https://arxiv.org/abs/2407.05690).
 #
 # ## Where next
-# Heads, neurons, layers, and now directions: lesson 8c asks how much of each.
+# Heads, neurons, layers, and now directions can go: [lesson 8c](08c_budget.ipynb) asks how much of each.
 # %%
 L.finish()

@@ -2,12 +2,12 @@
 # %% [markdown]
 # # 8c · One budget: how much of what?
 #
-# Heads, neurons, whole layers (lesson 7), directions of the stream (lesson 8b): all of them can go, and repair (lesson 8)
-# makes up for part of each. A ratio says how much goes in all. It does not say how much *of what*. AMP takes the same
-# share of heads and of neurons. Is that a good split?
+# Heads, neurons, whole layers (lesson 7), directions of the stream (lesson 8b): all of them can go, and repair
+# (lesson 8) makes up for part of each. A ratio says how much goes in all. It does not say how much *of what*. AMP
+# takes the same share of heads and of neurons. Is that a good split?
 #
 # **Objectives.** After this lesson you can
-# - hold a budget while the split moves: so many heads, and as many neurons as it then allows;
+# - keep to a budget while the split moves: so many heads, and as many neurons as it then allows;
 # - choose among candidates by text that nothing was fitted to, and only then look at the test;
 # - say whether costs of parts add up, and search one budget over all that can go.
 #
@@ -74,8 +74,8 @@ print(f"Dense: perplexity {base:.2f}. {plans[seed].achieved:.1%} of all paramete
 #
 # ### Exercise 1 · What can stay
 # *Medium, 6 minutes.* Each layer's heads have saved `heads_cost` parameters already. Of `total` parameters in `layers`
-# layers at least `ratio` must go. A layer has `neurons` neurons of `neuron_cost` parameters each. Return the most that
-# can stay.
+# layers at least `ratio` must go. A layer has `neurons` neurons of `neuron_cost` parameters each. Return how many of
+# them can stay at most.
 # %%
 def neurons_left(total, ratio, layers, heads_cost, neurons, neuron_cost) -> int:
     """The most neurons that a layer can keep."""
@@ -88,11 +88,12 @@ neurons_left = L.check(neurons_left, "l8c_neurons_left")
 #
 # {{solution:l8c_neurons_left}}
 #
-# Try every number of heads, with as many neurons as the budget then allows, all of them repaired.
+# Now we try every number of heads, each with as many neurons as the budget then allows, and repair every model.
 #
 # ### Exercise 2 · Who wins?
-# *Easy, 4 minutes.* Candidates have a share `removed` and a loss on text kept `apart`, which neither score nor repair
-# has seen. Return the index of the one with the lowest loss among those that remove at least `ratio`.
+# *Easy, 4 minutes.* Each candidate has the share of parameters that it removes (`removed`), and a loss on text kept
+# apart (`apart`), which neither score nor repair has seen. Return the index of the one with the lowest loss among those
+# that remove at least `ratio`.
 # %%
 def winner(removed: list[float], apart: list[float], ratio: float) -> int:
     """The number of the best of those that remove enough."""
@@ -105,7 +106,7 @@ winner = L.check(winner, "l8c_winner")
 #
 # {{solution:l8c_winner}}
 #
-# **Predict** the winner: few heads and many neurons, or the reverse?
+# **Predict** the winner: few heads and many neurons, or the reverse? How many heads does it keep?
 # %%
 L.predict("heads of the best split", None)
 # %%
@@ -184,17 +185,17 @@ if best == unrepaired == anatomy.heads and fewer_errors:
 elif best < nearly_all:
     print("Heads and neurons both have something to give here, as in the paper's ablation [second-hand].")
 # %% [markdown]
-# The parts weigh differently in a large model, and the paper measures accuracy on other tasks. What carries over is the
-# procedure: let text that nothing was fitted to decide, then test.
+# Heads and neurons weigh differently in a large model, and the paper measures accuracy on other tasks. What carries
+# over is the procedure: let text that nothing was fitted to decide, then test.
 #
 # ## Do costs add up?
 #
-# A search that must try every mix has too many to try. If costs of single parts added up, a few measurements would do.
-# Losses are logarithms, so adding is the natural guess. Cut the heads that AMP takes, cut its neurons, cut both.
+# There are too many mixes to try them all. If the costs of single parts added up, a few measurements would do. Losses
+# are logarithms, so adding is the natural guess. To test it, we cut the heads that AMP takes, its neurons, and both.
 #
 # ### Exercise 3 · Is it a surprise?
 # *Easy, 4 minutes.* `alone` has what each part costs by itself, `together` what all of them cost at once. Return
-# `"adds up"` if that is the sum to a tenth, otherwise `"worse"` or `"better"`.
+# `"adds up"` if `together` is the sum to within a tenth, otherwise `"worse"` or `"better"`.
 # %%
 def surprise(alone: list[float], together: float) -> str:
     """What the costs together are, against the sum."""
@@ -207,7 +208,7 @@ surprise = L.check(surprise, "l8c_surprise")
 #
 # {{solution:l8c_surprise}}
 #
-# **Predict** for AMP's heads and neurons, before any repair:
+# **Predict** which it is for AMP's heads and neurons, before any repair:
 # %%
 L.predict("heads and neurons, cut together", None, among=("adds up", "worse", "better"))
 # %%
@@ -224,10 +225,11 @@ L.seen("heads and neurons, cut together", verdict)
 # %% [markdown]
 # ## One budget
 #
-# `amp.fit_budget` begins with the sum and learns from there. It measures what each costs alone, without repair, and tries
-# the shape whose costs add up to least; what repair leaves of them it learns from the candidates before. Every candidate
-# meets the target, is repaired from part of the calibration text and judged on the rest of it; the winner is made again
-# from all. Its cost is said beforehand: so many trials, one repair each, and one more. **Predict** the mix that wins.
+# `amp.fit_budget` begins with the sum and learns from there. It measures what each kind of cut costs alone, without
+# repair, and tries the shape whose costs add up to the least. How much of those costs repair leaves, it learns from the
+# candidates tried before. Every candidate meets the target, is repaired from part of the calibration text and judged on
+# the rest of it; the winner is made again from all of it. What the search takes is said beforehand: one repair for each
+# trial, and one more. **Predict** the mix that wins: what does it cut most of?
 # %%
 L.predict("what the winner cuts most of", None, among=("hidden size", "layers", "heads", "neurons"))
 # %%
@@ -264,7 +266,7 @@ if shape.layers == layers and (shape.heads, shape.neurons) == (best, len(splits[
 if len(touched) < len(may_go):
     print("A budget over everything need not touch everything.")
 # %% [markdown]
-# Search by hand: what does a mix remove, and what does it cost before repair? (Sliders, in a live notebook.)
+# Search by hand: what does a mix remove, and what does it cost before repair? (A live notebook has sliders.)
 # %%
 each = anatomy.group_size
 half = max(1, anatomy.groups // 2) * each  # of the heads, in whole groups
@@ -286,10 +288,10 @@ lesson.widget(
 # %% [markdown]
 # ## The result
 #
-# One number: the perplexity of what one budget found, over AMP's split with repair, window by window on held-out text.
-# Below 1 the search was worth its trials. The baseline is the best split of heads and neurons alone. The control is the
-# winner's own shape with what goes drawn by lot, and repair: if that were as good as the winner, only the numbers would
-# matter.
+# One number: the perplexity of what one budget found, divided by that of AMP's split with repair, window by window on
+# held-out text. Below 1 the search was worth its trials. The baseline is the best split of heads and neurons alone. The
+# control is a repaired model of the winner's own shape, in which what goes was drawn by lot: if it were as good as the
+# winner, it would only matter how much goes, and not what.
 # %%
 chance = amp.score(dense, batches[seed], "random", seed=seed)
 left = torch.randperm(layers, generator=torch.Generator().manual_seed(seed))[: shape.layers].sort().values.tolist()
@@ -331,20 +333,22 @@ L.conclude({
 })  # fmt: skip
 # %% [markdown]
 # ## What this does not show
-# - **The best mix.** A dozen trials of a few shapes. More trials find better ones, and the text kept apart is looked at
-#   each time.
-# - **A large model.** On the real model layers, heads and neurons are precious in other proportions; the line below has what one budget reached there.
-# - **That costs add up elsewhere.** In the real model what heads cost layer by layer is far from what they cost together
-#   ([what a cut breaks](../docs/real.md)).
-# - **Widths of each layer's own.** All layers are alike here, so that any stock library loads the result.
+# - **The best mix.** A dozen trials of a few shapes. More trials may find better ones, but each of them looks at the
+#   text kept apart once more.
+# - **A large model.** In the real model, layers, heads and neurons are precious in other proportions; the line at the
+#   end says what one budget reached there.
+# - **That costs add up elsewhere.** In the real model the costs of heads, measured layer by layer, are far from their
+#   cost together ([what a cut breaks](../docs/real.md)).
+# - **Different widths in each layer.** Here all layers are alike, so that any stock library loads the result.
 # - **Speed.** Equal parameters are not equal time. Lesson 5 measures it.
 #
 # ## References
-# - E. Kurtic, E. Frantar, D. Alistarh: *ZipLM*, [arXiv 2302.04089](https://arxiv.org/abs/2302.04089).
-# - AMP, [arXiv 2504.21174](https://arxiv.org/abs/2504.21174), ablation second-hand, from a summary.
+# - Kurtic, Frantar, Alistarh (2023), *ZipLM*, [arXiv 2302.04089](https://arxiv.org/abs/2302.04089).
+# - AMP, [arXiv 2504.21174](https://arxiv.org/abs/2504.21174); ablation second-hand, from a summary.
 #
 # ## Where next
-# Read `budget.py` and `shapes.py` in `amp_tutorial/methods`: they are this lesson. Lesson 9 cuts a model that nobody made
-# for this course; then take one of your own (notebook B), and keep some text apart.
+# Read `budget.py` and `shapes.py` in `amp_tutorial/methods`: they are this lesson. [Lesson 9](09_real_model.ipynb) cuts
+# a model that nobody made for this course. Then take one of your own ([appendix B](B_your_own_model.ipynb)), and keep
+# some text apart.
 # %%
 L.finish()

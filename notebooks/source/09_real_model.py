@@ -1,16 +1,17 @@
 # lesson: A real model
 # %% [markdown]
-# # 9 · A real model: which of it holds?
+# # 9 · A real model: what still holds?
 #
 # Everything so far was measured on three models of a million parameters that know one small world. This lesson takes
-# **SmolLM2-135M-Instruct**, a LLaMA that others trained on trillions of tokens of real text. You cut it by the same
-# few lines, *read what it writes*, and look inside for what the tiny models don't have. At the end stands what the
-# tiny world told us, lesson by lesson, and where it was wrong.
+# **SmolLM2-135M-Instruct**, a LLaMA that others trained on trillions of tokens of real text. You cut it with the same
+# few lines, *read what it writes*, and look inside for what the tiny models don't have. At the end stands, lesson by
+# lesson, what the tiny world told us, and where it was wrong.
 #
-# **Objectives.** After this lesson you can - tell by what a model writes, and by its perplexity, what a cut did to it,
-# and say which of the two to trust; - put two methods on one scale, the *excess* of the log-perplexity over the dense
-# model's; - find attention sinks and massive activations in a model; - say which results of a toy carry over to a real
-# model, and which don't.
+# **Objectives.** After this lesson you can
+# - tell by what a model writes, and by its perplexity, what a cut did to it, and say which of the two to trust;
+# - put two methods on one scale, the *excess* of the log-perplexity over the dense model's;
+# - find attention sinks and massive activations in a model;
+# - say which results of a toy carry over to a real model, and which don't.
 #
 # **Prerequisites.** Lessons 0 to 3 and 8; lesson 7 for layers. **Time:** {{minutes}}.
 # %% tags=["parameters"]
@@ -53,19 +54,20 @@ if here:
     scores = amp.score(dense, batches)
     metric = amp.output_metric(dense, batches[:1])  # what the loss feels of each output (docs/library.md)
 # %% [markdown]
-# Where model and texts are at hand, every cell below computes. Where they are not, it shows what was found when the
-# course was built, by these very cells.
+# Where the model and the texts are at hand, every cell below computes. Where they are not, it shows what these very
+# cells found when the course was built.
 #
 # ## Read what it writes
 #
-# Perplexity is one number. A model is better known by its words. Each version continues the same beginnings, always
-# with its likeliest token. AMP cuts heads and neurons alike, as it was published. *Ours* cuts neurons alone, chooses
+# A perplexity is one number; a model is better known by its words. Each version below continues the same beginnings,
+# always with its likeliest token. AMP cuts heads and neurons alike, as published. *Ours* cuts neurons alone, chooses
 # them by the error that is left after a refit, and refits what stays (lesson 8).
 #
-# Every beginning is opened by BOS, as all text is from which anything was made here: remember that until the sinks.
+# Every beginning opens with BOS, as does all text from which scores and repairs were made here: remember that when we
+# come to the sinks.
 #
-# **Predict.** At which ratio does the text stop making sense, and what breaks first: the facts, the grammar, or that
-# it goes on at all?
+# Write down, before you run on: at which ratio does the text stop making sense, and what breaks first, the facts, the
+# grammar, or the ability to go on at all? No number will answer this; your own reading does.
 # %%
 prompts = [
     "The capital of France is",
@@ -123,8 +125,8 @@ def version(which: str = f"ours {ratios[0]:.0%}") -> None:
 lesson.widget(version, which=list(versions))  # a menu, in a live notebook
 # %% [markdown]
 # ### Exercise 1 · Does it go round in circles?
-# *Medium, 6 minutes.* A broken model repeats itself. From the words of a text return the share of its runs of three
-# words that stood in it before.
+# *Medium, 6 minutes.* A broken model repeats itself. From the words of a text, return the share of its runs of three
+# words that have occurred in it before.
 # %%
 def repeated(words: list[str]) -> float:
     """Share of the runs of three words that are said again."""
@@ -141,15 +143,15 @@ for name, found in versions.items():
     circles = [repeated(written.lower().split()) for written in found["writes"]]
     print(f"{name:9s} repeats {', '.join(f'{share:.0%}' for share in circles)} of its runs of three words")
 # %% [markdown]
-# Read the three beginnings again, row by row. Is a version that writes clean sentences a good one? A model can lose
-# a fact and keep its grammar; and the likeliest token at every place hides how sure it was. So the words say *what*
-# broke, and a measure has to say *how much*.
+# Read the three beginnings again, row by row. Is a version that writes clean sentences a good one? A model can lose a
+# fact and keep its grammar; and the likeliest token at every place hides how sure the model was. So the words say
+# *what* broke, and a measure has to say *how much*.
 #
 # ## One scale for damage
 #
-# A perplexity of 60 is a catastrophe where the dense model has 6, and nothing where it has 58. What a cut costs is
-# the **excess**: log-perplexity of the cut model less that of the dense one, in nats a token. On this scale repairs can
-# be told as shares: a repair that leaves half of the excess has mended half of the damage.
+# A perplexity of 60 is a catastrophe where the dense model has 6, and nothing where it has 58. What a cut costs is the
+# **excess**: log-perplexity of the cut model less that of the dense one, in nats a token. On this scale a repair can be
+# stated as a share: a repair that leaves half of the excess has mended half of the damage.
 #
 # ### Exercise 2 · What was mended
 # *Easy, 5 minutes.* From three perplexities, return the share of the excess that a repair took back.
@@ -165,8 +167,8 @@ mended = L.check(mended, "l9_mended")
 #
 # {{solution:l9_mended}}
 #
-# **Predict.** Neurons alone, or heads and neurons alike: which does less harm? Of the harm of neurons alone, how much
-# does the refit mend, and how much more is mended if it may also choose?
+# **Predict.** Neurons alone, or heads and neurons alike: which cut does less harm? Of the harm of cutting neurons
+# alone, how much does the refit mend, and how much more if it may also choose the neurons?
 # %%
 L.predict("what does less harm", None, among=("AMP, neurons", "AMP, heads and neurons"))
 # %%
@@ -206,14 +208,14 @@ axes.invert_yaxis()
 axes.set(xlabel="excess over the dense model (nats a token)", xscale="log" if max(excess.values()) > 5 else "linear")
 L.show(fig, alt="Points of excess log-perplexity over dense: " + ", ".join(f"{n} {excess[n]:.2f}" for n in rows) + ".")
 # %% [markdown]
-# The repair here reads a few thousand tokens, to be quick, and has about a thousand unknowns for each output. With ten
-# times the text it mends far more: compare with [the table](../docs/real.md).
+# To be quick, the repair here reads only a few thousand tokens, with about a thousand unknowns for each output. With
+# ten times the text it mends far more: compare with [the table](../docs/real.md).
 #
 # ## Attention sinks
 #
-# Softmax shares out exactly 1. A head that has nothing to say must still look somewhere, and trained models learn to
-# look at the *first* token, which every later token can see and which means nothing. Such heads write little there,
-# because the first token's value vector is small.
+# Softmax shares out exactly 1, so a head that has nothing to say must still look somewhere, and trained models learn to
+# look at the *first* token, which every later token can see and which means nothing. Such heads are said to write
+# little there, because the first token's value vector is small; that is not measured here.
 #
 # ### Exercise 3 · The share that goes to the sink
 # *Medium, 6 minutes.* Given attention probabilities (heads, queries, keys) of one layer, return for each head the mean
@@ -230,7 +232,7 @@ sink_share = L.check(sink_share, "l9_sink_share")
 #
 # {{solution:l9_sink_share}}
 #
-# **Predict.** In how many of the heads does more than half of all attention go to the first token?
+# **Predict.** In what share of the heads does more than half of all attention go to the first token?
 # %%
 L.predict("share of such heads, in %", None)
 # %%
@@ -273,11 +275,11 @@ L.seen("share of such heads, in %", 100 * most, within=10)
 # ## Massive activations
 #
 # What makes the first token so easy to find? A few layers write huge numbers into a few of its dimensions, and the last
-# ones take them back. They are as good as constant. But whoever cuts the neurons that write them changes what *every*
-# later token sees.
+# layers take them back. In between they are as good as constant. But whoever cuts the neurons that write them changes
+# what *every* later token sees.
 #
 # They stand at one token of hundreds, so a mean over all tokens, as AMP's score is, gives them no more weight than
-# that. (Where it ranks their neurons is not measured here.)
+# that. (Where AMP ranks the neurons that write them is not measured here.)
 #
 # **Predict.** Which layer writes the first of them?
 # %%
@@ -299,12 +301,13 @@ for i in jumps:
 print(f"At the most it is {max(times):,.0f} ×." if jumps else "No layer makes a number grow by much: none is massive.")
 L.seen("the first layer that writes one", jumps[0] - 1 if jumps else "none does")
 # %% [markdown]
-# All text from which the repair was made opens with the same token, BOS, and so it has seen the sink on that token
+# All text from which the repair was made opens with the same token, BOS, so the repair has seen the sink on that token
 # only. **Try it**, with the model at hand: put `opened = []` into `writes`, and read what *ours* writes at 30 % then.
 #
 # ## Which layers are precious?
 #
-# Leave one layer out, and read on (lesson 7). **Predict** the shape of the curve: which layers would you never touch?
+# Leave one layer out, and measure the loss (lesson 7). **Predict** the shape of the curve, and its highest point: which
+# layers would you never touch?
 # %%
 L.predict("the dearest layer", None)
 # %%
@@ -326,13 +329,17 @@ L.seen("the dearest layer", int(worst[0]))
 # %% [markdown]
 # ## What the tiny world told us, and where it was wrong
 #
-# Here the records speak: for each lesson that the records can answer one sentence of the tiny models and one of the
-# real one, both computed from the measured runs in `data/`. **Predict** for each lesson, before you read the line,
-# whether it survived.
+# Here the records speak. Each lesson that they can answer has one sentence on a tiny model and one on the real model,
+# both computed from the measured runs in `data/`. Before you read a lesson's lines, say to yourself whether its result
+# survived.
 # %%
 L.lessons_on_a_real_model()
 # %% [markdown]
 # ## The result
+#
+# First come small checks of the exercises and of the scale. Then one number: the perplexity of *ours*, chosen by
+# repair, divided by that of AMP's heads and neurons, window by window; below 1 ours is better. The baseline is AMP's
+# neurons alone, the control as many neurons drawn at random.
 # %%
 # NBVAL_CHECK_OUTPUT
 assert mended(10.0, 1000.0, 100.0) == 0.5, "half of the excess"
@@ -360,23 +367,25 @@ for name, loss in losses.items():
     L.record.metric(f"perplexity, {name}", math.exp(min(loss, 700)))
 # %% [markdown]
 # ## What this does not show
-# - **A large model.** 135 million parameters are a real model, and a small one: 30 layers, three KV groups. That the
-#   order of methods turned over between one million and 135 million says: measure again at seven billion.
-# - **The weights as they were trained.** They come from a 4-bit file made float32 where the hub could not be reached.
-# - **One draw.** Here one calibration text and few windows; [the table](../docs/real.md) has three draws and all
-#   systems.
+# - **A large model.** 135 million parameters make a real model, but a small one: 30 layers, three KV groups. The order
+#   of methods turned over between one million and 135 million, so measure again at seven billion.
+# - **The weights as they were trained.** Where the hub could not be reached, they come from a 4-bit file turned into
+#   float32.
+# - **One draw.** There is one draw of calibration text here, and few windows; [the table](../docs/real.md) has three
+#   draws and all systems.
 # - **Answers.** A perplexity says little about the answers to questions; the table says what was measured of those.
 #
 # ## References
-# - G. Xiao and others: *Efficient streaming language models with attention sinks*,
+# - Xiao et al. (2023), *Efficient streaming language models with attention sinks*,
 #   [arXiv 2309.17453](https://arxiv.org/abs/2309.17453).
-# - M. Sun and others: *Massive activations in large language models*,
+# - Sun et al. (2024), *Massive activations in large language models*,
 #   [arXiv 2402.17762](https://arxiv.org/abs/2402.17762).
-# - L. Ben Allal and others: *SmolLM2*, [arXiv 2502.02737](https://arxiv.org/abs/2502.02737).
+# - Ben Allal et al. (2025), *SmolLM2*, [arXiv 2502.02737](https://arxiv.org/abs/2502.02737).
 # - AMP, [arXiv 2504.21174](https://arxiv.org/abs/2504.21174); TransAct,
 #   [arXiv 2407.05690](https://arxiv.org/abs/2407.05690).
 #
 # ## Where next
-# [The table of the real model](../docs/real.md), and a model of your own (notebook B).
+# [The table of the real model](../docs/real.md) has all systems, over three draws. [Appendix B](B_your_own_model.ipynb)
+# prunes a model of your own.
 # %% tags=["hide-input"]
 L.finish()

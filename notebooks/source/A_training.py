@@ -44,7 +44,8 @@ for document in stories.documents(4, seed=11):
 # %% [markdown]
 # Behind the sentences are six *skills*: what a tool is for, what happens next, which of two things is whose, facts
 # about the world, chains of two facts, and yes-or-no questions. A skill writes *groups*: some questions and as many
-# answers, where every answer is right for exactly one question. Here is one group of each.
+# answers, where every answer is right for exactly one question. Here is one question from a group of each skill, with
+# the answers of the group.
 # %%
 # NBVAL_CHECK_OUTPUT
 rng = random.Random(3)
@@ -52,9 +53,9 @@ for name, skill in skills.TASKS.items():
     group = skill(rng, skills.trained)
     print(f"{name}: {group.prompt(0)} …  {' / '.join(group.answers)}  → {group.answers[0]}\n")
 # %% [markdown]
-# Because all questions of a group share their list of answers, a model that only looks at the answers is right once in
-# k, and no better. And what must be *combined* to answer (this tool with that object, this colour with that thing) is
-# held out for a fifth of all combinations: training text never has them, and the tests have no others.
+# Because all questions of a group share their list of answers, a model that looks only at the k answers is right once
+# in k, and no better. And of all combinations that an answer may need (this tool with that object, this colour with
+# that thing), a fifth is held out: training text never has them, and the tests have no others.
 # %%
 # NBVAL_CHECK_OUTPUT
 for key in (
@@ -69,7 +70,7 @@ for key in (
 #
 # One step of training: predict every next token, measure the loss, push all weights a little. The pieces come from
 # `amp_tutorial.tinyworld.train`, where the shipped models were made. One is unusual: the *Muon* optimiser updates the
-# matrices inside the blocks, AdamW all else.
+# matrices inside the blocks, and AdamW everything else.
 #
 # **Predict.** A model that knows nothing spreads its guess over the whole vocabulary of 1,536 tokens. What is its loss?
 # And how far down will half a minute bring it?
@@ -119,17 +120,17 @@ print(f"{prompt} …{write(prompt)}")
 known = train.skills(student, tokenizer)
 print("Right answers of 64: " + ", ".join(f"{skill} {value * 64:.0f}" for skill, value in known.items()))
 # %% [markdown]
-# What this briefly trained model writes, and which skills it has, depends on how fast your machine is. Usually the
-# form comes first: which words exist, what a sentence looks like, that a full stop follows. What the sentences
-# *mean* comes later, if at all.
+# What this briefly trained model writes, and which skills it has, depends on how fast your machine is. On a slow or
+# busy one, half a minute may leave the loss where it began; then raise `seconds`. Usually the form comes first: which
+# words exist, what a sentence looks like, that a full stop follows. What the sentences *mean* comes later, if at all.
 #
 # ## A curriculum
 #
-# You trained on everything at once: all kinds of documents, every next token worth the same. A model so trained soon
-# knows tools and facts, while what must be *looked up in the passage* stays at chance for long. One likely reason: most
-# words of a passage are chosen at random ("Anna has the …"), nobody can predict them, and they drown the few that
-# follow from what was read. The shipped models therefore went through stages. The answers are marked in the documents
-# (the brackets below, which no model sees), and at first only they count.
+# You trained on everything at once: all kinds of documents, every next token worth the same. A model trained like this
+# soon knows tools and facts, while what must be *looked up in the passage* stays at chance for a long time. One likely
+# reason: most words of a passage are chosen at random ("Anna has the …"), so nobody can predict them, and they drown
+# the few that follow from what was read. The shipped models therefore went through stages. The answers are marked in
+# the documents (the brackets below, which no model sees), and at first only they count.
 # %%
 # NBVAL_CHECK_OUTPUT
 begin = 0.0
@@ -146,12 +147,12 @@ for i, stage in enumerate(train.CURRICULUM, start=1):
 # never looked at. Beside them stands one run without stages: the model of `tiny-llama`, everything at once, every token
 # counting the same, and a learning rate that falls to zero over its 8 million tokens.
 #
-# Above all mind who decides the order. In the shipped runs it is the curriculum: a skill can't be learnt before the stage
-# that writes of it, and the stages begin with what must be looked up. Only the run without stages shows what comes first
-# by itself.
+# Above all, note what decides the order. In the shipped runs it is the curriculum: a skill can't be learnt before the
+# stage that writes of it, and the stages begin with what must be looked up. Only the run without stages shows what
+# comes first by itself.
 #
-# **Predict.** Without stages, which skills are learnt first, and which not at all? Think of what each needs: a fact stored
-# in the weights, or a lookup in what was just read.
+# **Predict.** Without stages, which skills are learnt first, and which not at all? Think of what each needs: a fact
+# stored in the weights, or a lookup in what was just read.
 # %%
 L.predict("the skill that is learnt least without stages", None, among=skills.TASKS)
 # %%
@@ -179,8 +180,8 @@ L.show(fig, alt=f"Accuracy of each skill against training tokens, a panel per ru
 at_end = [p for p in shipped["without stages"] if "tool" in p][-1]
 L.seen("the skill that is learnt least without stages", min(skills.TASKS, key=lambda s: at_end[s]))
 # %% [markdown]
-# One line per skill. A skill counts as learnt here from the first point on after which it always stays more than
-# halfway between guessing and perfect.
+# There is one line per skill. A skill counts as learnt from the first point after which it stays more than halfway
+# between guessing and perfect.
 # %%
 def learnt_at(points: list[dict[str, float]], skill: str) -> float | None:
     """Million tokens after which a skill stays more than halfway between chance and perfect; None if it never does."""
@@ -201,12 +202,13 @@ for name, points in shipped.items():
     print(f"{name}: " + ", ".join(f"{skill} at {when:.1f} M tokens" for when, skill in order))
     print(f"    not learnt: {', '.join(never) or 'none'}")
 # %% [markdown]
-# Compare the last run with the three before it: the order turns round. Left alone, the model soon learns what is stored in
-# the weights (a tool's purpose, a fact), which need only be read often enough, and not what it must *bind* in a passage
-# (whose is the red cup, where is it now), which needs several heads in different layers to work together. The
-# curriculum puts binding first, and it works: at chance until it appears, it then appears within a chunk or two. That
-# the shipped models can bind is therefore the curriculum's doing, and so is when. Keep it in mind when heads are cut.
-# The loss says little of this: its scale changes with every stage, because other tokens count.
+# Compare the last run with the three before it: the order turns round. Left alone, the model soon learns what is stored
+# in the weights (a tool's purpose, a fact), which need only be read often enough, and not what it must *bind* in a
+# passage (whose is the red cup, where is it now), which needs several heads in different layers to work together. The
+# curriculum puts binding first, and that works: each such skill stays at chance until it appears, and then appears
+# within a chunk or two. So it is the curriculum's doing that the shipped models can bind, and when they learnt it. Keep
+# that in mind when heads are cut. The loss says little of this: its scale changes with every stage, because other
+# tokens count.
 # %%
 fig, ax = plt.subplots(figsize=(7.5, 3.8))
 for i, (name, points) in enumerate(shipped.items()):
@@ -225,18 +227,18 @@ L.show(fig, alt=f"Training loss against tokens ({ends}), with the run of this no
 print(f"Last loss: {ends}; yours {curve[-1][1]:.2f} after {tokens / 1e6:.2f} million.")
 # %% [markdown]
 # The dashed line is yours: it should follow the run without stages over its short length. What is left of a loss in the
-# end is mostly choice that nobody can predict, such as which name comes next.
+# end is mostly choices that nobody can predict, such as which name comes next.
 #
 # ## Train your own
 #
-# `python -m amp_tutorial.tinyworld.train tiny-llama` runs the whole recipe into the folder `trained`. You may
-# interrupt it; the same command goes on. Another seed gives another model, and makes a fine check of anything you
-# find in this course.
+# `python -m amp_tutorial.tinyworld.train tiny-llama` runs the whole recipe and writes into the folder `trained`. You
+# may interrupt it; the same command goes on. Another seed gives another model, on which you can check anything you find
+# in this course.
 #
 # ## What this does not show
 # - **How large models learn.** Order and timing are those of a small, regular world and of six layers.
-# - **That stages are needed.** The run without them ended after 8 million tokens, one seed; a longer one may learn to
-#   bind. By then the shipped runs knew owners and chains.
+# - **That stages are needed.** The run without them has one seed and ended after 8 million tokens; a longer one may
+#   learn to bind. By that time the shipped runs knew owners and chains.
 # - **Precise moments.** 64 questions leave an error of up to 6 points (one standard error), and the trials are far
 #   apart.
 # - **Test accuracy.** These points use combinations allowed in training; lesson 0 measures on those held out.
@@ -249,6 +251,7 @@ print(f"Last loss: {ends}; yours {curve[-1][1]:.2f} after {tokens / 1e6:.2f} mil
 #   [arXiv 2209.11895](https://arxiv.org/abs/2209.11895): why looking things up in context takes two layers.
 #
 # ## Where next
-# Back to **lesson 1** for the anatomy of these models, or to **lesson 2** for what each of their heads is worth.
+# Go back to [lesson 1](01_anatomy.ipynb) for the anatomy of these models, or to [lesson 2](02_importance.ipynb) for
+# what each of their heads is worth.
 # %%
 L.finish()

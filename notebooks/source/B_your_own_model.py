@@ -3,14 +3,16 @@
 # # B · Prune your own model: from a name to a folder that loads
 #
 # The lessons prune tiny models, because those can be taken apart. The same calls prune a model you know from the hub.
-# This page goes the whole way once, as you would: first ask what it will cost and what will come of it, before a
-# single weight is read; then prune, measure and save; then load the result with nothing of ours. It runs on an
-# embedded model. To run it on another one, change the name in the next cell.
+# This page goes the whole way once, as you would: first ask what it will cost and what will come of it, before a single
+# weight is read; then prune, measure and save; then load the result without any code of ours. It runs on an embedded
+# model. To run it on another one, change the name in the next cell.
 #
-# **Objectives.** After this appendix you can - tell from a configuration alone whether your machine can prune a model,
-# and about how long scoring takes; - read `amp.preview`: what will be cut, what will be saved, and which programs will
-# load it; - prune a model in ten lines, and say what it lost beside a random plan of the same size; - score once and
-# look at many ratios; - choose what to do when a model is larger than your memory.
+# **Objectives.** After this appendix you can
+# - tell from a configuration alone whether your machine can prune a model, and about how long scoring takes;
+# - read `amp.preview`: what will be cut, what will be saved, and which programs will load it;
+# - prune a model in ten lines, and say what it lost compared with a random plan of the same size;
+# - score once and look at many ratios;
+# - choose what to do when a model is larger than your memory.
 #
 # **Prerequisites.** Lesson 0; lesson 3 for the details of the cut. **Time:** {{minutes}}.
 # %% tags=["parameters"]
@@ -23,6 +25,7 @@ seed: int = 0
 preset: str = "smallest"  # or "full": all of the validation text
 out: str = "out"
 # %%
+import math
 import tempfile
 import time
 from pathlib import Path
@@ -44,12 +47,16 @@ windows = {"smallest": 200, "full": None}[preset]
 # A configuration is a small file, and it says everything about size. `amp.estimate` builds the model on torch's *meta*
 # device: every tensor has a shape there and no content, so even a model of a hundred gigabytes is built in a moment.
 #
-# **Predict.** LLaMA-2-7B is stored in 16-bit numbers. How many gigabytes are its weights? Will scoring need
-# much more than that? And pruning?
+# **Predict.** LLaMA-2-7B is stored in 16-bit numbers. How many GiB are its weights? Will scoring need much more than
+# that? And pruning?
+# %%
+L.predict("GiB of LLaMA-2-7B's weights", None)
 # %%
 # NBVAL_CHECK_OUTPUT
 llama_2_7b = AutoConfig.for_model("llama", dtype="float16")  # its sizes are the defaults of this configuration
-print(amp.estimate(llama_2_7b, batch=8, length=512))
+weighed = amp.estimate(llama_2_7b, batch=8, length=512)
+print(weighed)
+L.seen("GiB of LLaMA-2-7B's weights", weighed.weights / 2**30, within=1.5, unit="GiB")
 # %% [markdown]
 # Scoring adds little: it keeps no gradients, one layer's activations at a time, and no logits. `amp.prune` returns a
 # new model, so the dense and the pruned weights stand side by side for a moment; with `inplace=True` the dense ones
@@ -88,13 +95,14 @@ told = "; ".join(f"{name} {c.weights / 2**30:.1f}, {c.score_peak / 2**30:.1f} an
                  for name, c in costs.items())  # fmt: skip
 L.show(fig, alt=f"Bars of memory for four models: weights, peak while scoring and peak while pruning. {told}.")
 # %% [markdown]
-# Three bars per model: the weights, the peak while scoring and the peak while pruning. The first number is exact. The
-# peaks are estimates: in this repository's tests the tensors that are alive at once take 0.7 to 1.5 times what is
-# said for them, and libraries keep buffers of their own.
+# There are three bars per model: the weights, the peak while scoring and the peak while pruning. The first number is
+# exact. The peaks are estimates: in this repository's tests the tensors that are alive at once take 0.7 to 1.5 times
+# what is estimated for them, and libraries keep buffers of their own.
 #
-# ### Exercise · The cache of keys and values
-# *Easy, 3 minutes.* Weights are read once; the cache grows with every token that a served model reads or writes, and
-# for every text at once. It is what the heads you cut give back. How many bytes does it take?
+# ### Exercise 1 · The cache of keys and values
+# *Easy, 3 minutes.* The weights of a served model are there once; its KV cache grows with every token that it reads or
+# writes, for every text that it serves at the same time. The heads you cut make this cache smaller. How many bytes does
+# it take?
 # %%
 def kv_cache_bytes(
     layers: int, groups: int, head_dim: int, bytes_per_number: int, tokens: int, texts: int
@@ -115,13 +123,13 @@ for name, groups in (("LLaMA-2-7B", 32), ("Llama-3-8B", 8)):
     L.assert_close(one, costs[name].kv_cache_per_token, 0, f"{name}: the estimate says the same for one token")
     print(f"    16 texts of 4,096 tokens: {kv_cache_bytes(32, groups, 128, 2, 4096, 16) / 2**30:.0f} GiB")
 # %% [markdown]
-# For 16 long texts the cache of LLaMA-2-7B is larger than its weights. Grouped queries, where four query heads share
-# a key and a value, are the reason why it is not for Llama-3-8B.
+# For 16 long texts the cache of LLaMA-2-7B is larger than its weights. That of Llama-3-8B is not, thanks to grouped
+# queries: four query heads share a key and a value.
 #
 # ## And this model, on this machine?
 #
-# The work of scoring is nearly all matrix products, so its time is at least their number of operations over the speed
-# of your machine. One product of two 1,024 × 1,024 matrices tells that speed, roughly.
+# The work of scoring is nearly all matrix products, so its time is at least their number of operations divided by the
+# speed of your machine. One product of two 1,024 × 1,024 matrices tells that speed, roughly.
 # %%
 cost = amp.estimate(model)
 print(cost)
@@ -134,10 +142,12 @@ print(f"    at {speed / 1e9:,.0f} billion operations a second, float32 on the CP
 # %% [markdown]
 # **Predict.** Will your measured time be near this least time, twice it, or ten times? Think of how large the matrices
 # of a tiny model are.
-#
+# %%
+L.predict("the measured time, against the least", None, among=("near it", "twice", "ten times"))
+# %% [markdown]
 # ## Ten lines
 #
-# From a name to a folder. Each line was a lesson, or part of one.
+# Here is the way from a name to a folder. Each line was a lesson, or part of one.
 # %%
 dense, tokenizer = amp.load(model)
 batches = amp.calibration(tokenizer, text, samples=calibration, seed=seed)
@@ -159,8 +169,8 @@ quality = {name: amp.perplexity(m, tokenizer, text, limit=windows) for name, m i
 #
 # - **Cut.** The same numbers in every layer, because a stock configuration has one number for all layers.
 # - **Saved as.** Usually the family of the source. A LLaMA whose new head count does not divide its hidden size is
-#   saved as the equal Mistral (lesson 3). Where no configuration can say a number of heads, `preview` says which it can,
-#   and `nearest=True` in the plan picks the nearest.
+#   saved as the equivalent Mistral (lesson 3). Where no configuration can hold a number of heads, `preview` says which
+#   numbers one can hold, and `nearest=True` in the plan picks the nearest.
 # - **Loads in.** One line per program, with the reason and, in brackets, how well that is known. *Measured* means that
 #   a pruned model was loaded and its logits compared. *Read in source* means that the program's own code was read, in
 #   the version named. Some programs ignore `head_dim` in some families and guess the size of a head from the hidden
@@ -170,6 +180,8 @@ seen = sum(int(batch["attention_mask"].sum()) for batch in batches)
 least = cost.seconds(seen, speed)
 print(f"Scoring took {took:.2f} s for {seen:,} tokens; the products alone need {least:.2f} s at this machine's best.")
 print(f"Of that best speed this was {least / took:.0%}.")
+times = {"near it": 1, "twice": 2, "ten times": 10}
+L.seen("the measured time, against the least", min(times, key=lambda name: abs(math.log(took / least / times[name]))))
 # %% [markdown]
 # So take the least time for what it is: a bound. A tiny model is far from it, because it spends most of its time
 # starting small products; a large model has large ones. (A GPU has another speed:
@@ -189,10 +201,10 @@ L.assert_close(sum(map(len, report.values())), 0, 0, "no weight is missing, left
 # %% [markdown]
 # ## What did it cost?
 #
-# Smaller is easy; the question is what the choice was worth. So two more plans of the same size: **random**, the weaker
-# baseline, and **reversed**, which removes what AMP finds most important and must be worse.
+# Making a model small is easy; the question is what the choice was worth. So we make two more plans of the same size:
+# **random**, the weaker baseline, and **reversed**, which removes what AMP finds most important and must be worse.
 #
-# **Predict.** The order of the four perplexities, and the distance between AMP and random.
+# **Predict** the order of the four perplexities, from dense to the highest, and the distance between AMP and random.
 # %%
 L.predict("the highest of the four perplexities", None, among=("dense", "AMP", "random", "reversed"))
 # %%
@@ -207,17 +219,20 @@ L.signature("perplexity after pruning", sure.value, sure.low, sure.high, "",
             baseline=("random", quality["random"].value), control=("reversed", quality["reversed"].value))  # fmt: skip
 L.seen("the highest of the four perplexities", max(quality, key=lambda name: quality[name].value))
 # %% [markdown]
-# Two things to keep in mind with a model of your own. Calibrate on one text and measure on another: with `tinyworld`
-# that is so, a file of yours must be split. And nothing was recovered here: the step between pruning and use is
-# `amp.recover` (lesson 4).
+# Keep two things in mind with a model of your own. First, calibrate on one text and measure on another: `tinyworld`
+# comes split, but a file of yours you must split yourself. Second, nothing was recovered here: the step between pruning
+# and use is `amp.recover` (lesson 4).
 #
 # ## Score once, prune many
 #
-# Scoring is the part that costs a pass over text. Scores don't depend on the ratio, so keep them: one small file, with
-# the hashes of the model and of the calibration text, and every later plan starts from there. A mask tells what a cut
+# Scoring is the part that costs a pass over text. Scores don't depend on the ratio, so keep them in one small file,
+# with the hashes of the model and of the calibration text: every later plan starts from there. A mask tells what a cut
 # would do (lesson 3), so trying a ratio needs no second model.
 #
-# **Predict.** Where does AMP's curve leave the dense model? Is random's distance the same at every ratio?
+# **Predict.** Where does AMP's curve leave the dense model? Is random's distance the same at every ratio: of AMP's
+# perplexity, is random's a larger multiple at 50 % than at 10 %, or a smaller one?
+# %%
+L.predict("random's multiple of AMP's perplexity, at 50 %", None, among=("larger", "smaller"))
 # %%
 kept = scores.save(Path(out) / "models" / f"{Path(model).name}-scores.safetensors", overwrite=True)
 again = {"AMP": amp.Scores.load(kept), "random": amp.score(dense, [], "random", seed=seed)}
@@ -241,6 +256,8 @@ told = "; ".join(f"{share:.0%}: " + ", ".join(f"{name} {points[k].value:.3g}" fo
                  for k, share in enumerate(tried))  # fmt: skip
 L.show(fig, alt=f"Perplexity by the share of parameters removed, two rising lines with 95 % intervals; the dense model "
        f"has {quality['dense'].value:.3g}. {told}.")  # fmt: skip
+multiple = [random.value / point.value for random, point in zip(curves["random"], curves["AMP"], strict=True)]
+L.seen("random's multiple of AMP's perplexity, at 50 %", "larger" if multiple[-1] > multiple[0] else "smaller")
 # %%
 # NBVAL_CHECK_OUTPUT
 assert again["AMP"].made_for(dense)
@@ -259,8 +276,8 @@ print("✔ the scores from the file are this model's, and give the plan from bef
 # | the weights for one GPU | `amp.load(model, device="cpu")`, which is slower, or `prune_folder` |
 # | the activations | smaller batches: `amp.calibration(…, batch_size=1)`; the scores are the same |
 #
-# The second row, once, on an embedded model: every layer is read, scored, cut and written by itself, and what comes out
-# must be what the ten lines give. **Predict:** nearly, or to the last bit?
+# Here is the second row, once, on an embedded model: every layer is read, scored, cut and written by itself, and what
+# comes out must equal what the ten lines give. **Predict.** Nearly, or to the last bit?
 # %%
 L.predict("the two are equal", None, among=("nearly", "to the last bit"))
 # %%
@@ -293,6 +310,7 @@ L.seen("the two are equal", "to the last bit")
 # - safetensors, why there are no pickles here: <https://huggingface.co/docs/safetensors>.
 #
 # ## Where next
-# **Lesson 4** recovers what was lost, and **lesson 5** says which differences are real.
+# [Lesson 4](04_recovery.ipynb) recovers what was lost, and [lesson 5](05_evaluation.ipynb) says which differences are
+# real.
 # %%
 L.finish()

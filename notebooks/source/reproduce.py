@@ -8,7 +8,7 @@
 #
 # ```
 # amp-tutorial run --preset ci                          # an embedded model, seconds
-# amp-tutorial run --preset smollm2-20 -p seed=1        # one value otherwise
+# amp-tutorial run --preset smollm2-20 -p seed=1        # one value changed
 # amp-tutorial run --preset paper-llama-2-7b-30 --dry-run   # what it would need
 # ```
 #
@@ -17,8 +17,7 @@
 # - say before the run whether your machine can do it;
 # - tell which choices of the released code differ from the clean definition, and switch between them.
 #
-# **Prerequisites.** Lessons 2 to 5. **Time:** {{minutes}} with these values; with others the
-# estimate below says.
+# **Prerequisites.** Lessons 2 to 5. **Time:** {{minutes}} with these values; for others see the estimate below.
 # %% tags=["parameters"]
 preset: str = ""  # the parameter file that these values are from; a note for the record, and no more
 model: str = "tiny-llama"  # an embedded name, a local folder, or a hub id "owner/name"
@@ -86,10 +85,10 @@ sensible(settings)  # else one sentence, before anything is loaded
 # %% [markdown]
 # ## What it will need
 #
-# From the configuration alone: nothing has been loaded or fetched so far. If this is more than the machine has, the
-# notebook stops here and says what to change (`over_budget = "go on"` goes on all the same).
+# This comes from the configuration alone: nothing has been loaded or fetched so far. If it is more than the machine
+# has, the notebook stops here and says what to change (`over_budget = "go on"` goes on all the same).
 #
-# **Predict.** Which stage needs most memory: scoring, measuring or training?
+# Before you run on: which stage needs most memory: scoring, measuring or training?
 # %%
 needs = needs_of(settings)
 print(needs)
@@ -98,7 +97,7 @@ if over_budget == "stop":
 # %% [markdown]
 # ## Data, then the model
 #
-# Texts and tasks come first: what is missing is said now, and not after an hour.
+# Texts and tasks come first, so that what is missing is said now, and not after an hour.
 # %%
 with L.record.stage("data"):
     at_hand(settings)
@@ -115,7 +114,7 @@ print(f"{model}: {whole:,} parameters in {dtype} on {network.device}")
 # %% [markdown]
 # ## How everything is measured
 #
-# Perplexity and zero-shot accuracy, the same way before the cut, after it, and after recovery.
+# Perplexity and zero-shot accuracy are measured in the same way before the cut, after it, and after recovery.
 # %%
 def measure(stage: str) -> None:
     """Measure the network as it is now, and put the numbers into the record under the stage's name."""
@@ -155,6 +154,9 @@ L.record.calibration = dict(source=calibration_text, sha256=scores.calibration_h
 print(f"{criterion}: {scores.prompts} texts, {scores.tokens:,} tokens, mean over {average}")
 # %% [markdown]
 # ## Plan and cut
+#
+# The preview says what will be cut, how it will be saved and what will load it. Then the model is cut, and measured
+# again.
 # %%
 config = amp.RecoveryConfig(
     samples=recovery_samples or None, epochs=epochs, learning_rate=rate, length=recovery_length,
@@ -192,7 +194,7 @@ measure("tuned" if healed else "untuned")
 # %% [markdown]
 # ## Recover
 #
-# **Predict.** The training text is questions and answers. What will that do to accuracy, and what to perplexity on
+# The training text is questions and answers. Before you run on: what will that do to accuracy, and what to perplexity on
 # plain text? (Lesson 4 looks into it.)
 # %%
 if recovery == "lora" and shots == 1:
@@ -203,7 +205,9 @@ if recovery == "lora" and shots == 1:
     print(f"{found.tokens:,} tokens in {found.seconds:.0f} s, loss {found.history[-1]['loss']:.3f} at the last step")
     measure("tuned")
 # %% [markdown]
-# ## What came of it
+# ## The result
+#
+# Perplexity and mean accuracy before the cut, after it, and after recovery where there was one, with 95 % intervals.
 # %%
 metrics = L.record.metrics
 stages = [stage for stage in ("dense", "untuned", "tuned") if f"{stage}/perplexity" in metrics]
@@ -212,7 +216,8 @@ fig, axes = plt.subplots(1, len(measured), figsize=(3.6 * len(measured), 3.2), s
 for axis, name in zip(axes[0], measured, strict=True):
     for i, stage in enumerate(stages):
         m = metrics[f"{stage}/{name}"]
-        axis.bar(stage, m["value"], yerr=[[m["value"] - m["low"]], [m["high"] - m["value"]]], capsize=4,
+        sure = None if m.get("low") is None else [[m["value"] - m["low"]], [m["high"] - m["value"]]]  # of one window none
+        axis.bar(stage, m["value"], yerr=sure, capsize=4,
                  color=lesson.PALETTE[i], hatch=lesson.HATCHES[i], edgecolor="black")  # fmt: skip
     axis.set_title(name)
 fig.suptitle(f"{model}, {removed:.0%} removed by {criterion}")
@@ -231,16 +236,22 @@ L.record.show()
 # %% [markdown]
 # ## What this does not show
 #
-# - One run has one seed. Its intervals are over items and windows, so they say how sure *this* model's numbers are, and
-#   not how much another draw of calibration texts would move them. Run several seeds (`amp-tutorial sweep`) before you
-#   compare.
-# - The numbers belong to their protocol: window, number of items, tasks and their version, precision. The record holds
-#   them; the table (`amp-tutorial table`) refuses to put two protocols into one row unseen.
-# - With an embedded model the row says how the method works, and nothing about a model of seven billion parameters.
+# - **Other draws.** One run has one seed. Its intervals are over items and windows, so they say how sure *this* model's
+#   numbers are, and not how much another draw of calibration texts would move them. Run several seeds
+#   (`amp-tutorial sweep`) before you compare.
+# - **Other protocols.** The numbers belong to their protocol: window, number of items, tasks and their version,
+#   precision. The record holds them; the table (`amp-tutorial table`) refuses to put two protocols into one row without
+#   saying so.
+# - **Large models.** With an embedded model the row says how the method works, and nothing about a model of seven
+#   billion parameters.
 #
 # ## References
 #
-# - AMP: arXiv 2504.21174; code `c2d-usp/Efficient-LLMs-with-AMP` (Apache-2.0). Which of its choices `official` takes,
-#   and what is wrong in it, is said in `amp_tutorial/methods/official.py` and lesson 3b.
-# - TransAct: arXiv 2407.05690, for `shots` and `criterion = "transact"`.
-# - lm-evaluation-harness, for all tasks.
+# - AMP, [arXiv 2504.21174](https://arxiv.org/abs/2504.21174); code `c2d-usp/Efficient-LLMs-with-AMP` (Apache-2.0).
+#   `amp_tutorial/methods/official.py` and lesson 3b say which of its choices `official` takes, and what is wrong in it.
+# - TransAct, [arXiv 2407.05690](https://arxiv.org/abs/2407.05690), for `shots` and `criterion = "transact"`.
+# - lm-eval, for all tasks: <https://github.com/EleutherAI/lm-evaluation-harness>.
+#
+# ## Where next
+# One row is not a table: `amp-tutorial sweep` runs this notebook over a grid of values and seeds, and
+# [the table](table.ipynb) sets the records beside published numbers.
