@@ -29,6 +29,7 @@ from transformers import (
 )
 
 import amp_tutorial as amp
+from amp_tutorial.cli import main as amp_tutorial
 from amp_tutorial.files import checkpoints
 from amp_tutorial.files.arguments import fits, look
 from amp_tutorial.measure import tasks
@@ -568,6 +569,50 @@ def test_a_loss_that_is_not_finite(here: Path) -> None:
 def test_padding_alone_is_no_text(here: Path) -> None:
     nothing = {name: torch.zeros((2, 3), dtype=torch.long) for name in ("input_ids", "attention_mask")}
     refused(here, "hold no tokens", lambda: amp.score(tiny(), [nothing]))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"num_key_value_heads": 2}, "num_attention_heads=3 is no multiple of num_key_value_heads=2"),
+        ({"num_key_value_heads": 6}, "num_attention_heads=3 is no multiple of num_key_value_heads=6"),
+        ({"dtype": "float8_e4m3fn"}, "is none that weights can have"),
+        ({"text_config": {}}, "text_config in config.json is none of a mistral"),
+        ({"quantization_config": {}}, "quantization_config in config.json says nothing; leave it out"),
+    ],
+)
+def test_a_configuration_that_no_model_has_is_one_sentence(
+    saved: Path, settings: Any, words: str
+) -> None:
+    edit(saved, **settings)
+    for call in (lambda: amp.load(saved), lambda: amp.estimate(saved)):
+        with pytest.raises(ValueError, match=words):
+            call()
+
+
+@pytest.mark.parametrize("text", ["", "[1]"])
+def test_a_tokenizer_that_is_none_is_found_by_a_dry_run(
+    saved: Path, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (saved / "tokenizer.json").write_text(text)
+    assert amp_tutorial(["run", "--preset", "ci", "-p", f"model={saved}", "--dry-run"]) == 2
+    assert "tokenizer.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.uint8, torch.int16])
+def test_token_ids_of_a_narrow_type_are_refused(kind: torch.dtype) -> None:
+    narrow = [{"input_ids": torch.ones(1, 4, dtype=kind), "attention_mask": torch.ones(1, 4)}]
+    with pytest.raises(ValueError, match="token ids are whole numbers, torch.long"):
+        amp.score(tiny(Shape()), narrow)
+
+
+def test_links_in_a_circle_are_one_sentence(here: Path) -> None:
+    (here / "a").symlink_to("b")
+    (here / "b").symlink_to("a")
+    model = tiny(Shape())
+    for call in (lambda: scores(model).save(here / "a"), lambda: amp.save(model, TOKENIZER, here / "a")):
+        with pytest.raises(ValueError, match="leads back to itself|is there already|is a file"):
+            call()
 
 
 # Every public function × every argument × values that are none: in each case one sentence, before any work.

@@ -1,6 +1,8 @@
 """Tasks by lm-eval name and from local folders, and what is said of those that cannot be had."""
 
 import json
+import random
+import re
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -195,6 +197,13 @@ def test_the_protocol_says_what_opens_a_prompt(folder: Path) -> None:
         ("process_docs: !function code.run", r"colours.yaml would run Python of its own \(!function\)"),
         ("include: ../elsewhere.yaml", r"colours.yaml includes ../elsewhere.yaml, from outside"),
         ("include: '/elsewhere.yaml'", "includes /elsewhere.yaml, from outside"),
+        ("metadata: {x: &a ../elsewhere.yaml}\ninclude: *a", "includes ../elsewhere.yaml, from outside"),
+        ("include: hidden.txt", r"hidden.txt would run Python of its own \(!function\)"),
+        ("include: hidden.txt.YAML", r"hidden.txt.YAML would run Python of its own"),
+        ("metric_list: [{metric: ./mine, hf_evaluate: true}]", "would run"),
+        ("metric_list: [{metric: ./mine}]", r"would run a metric of its own \(./mine\)"),
+        ("dataset_kwargs: {trust_remote_code: true}", r"would run code that comes with it \(trust_remote_code: true\)"),
+        ("unsafe_code: yes", r"would run code that comes with it \(unsafe_code: yes\)"),
     ],
 )
 def test_files_of_tasks_run_no_python_unless_that_is_said(
@@ -202,10 +211,14 @@ def test_files_of_tasks_run_no_python_unless_that_is_said(
 ) -> None:
     (folder / "code.py").write_text(f"open({str(folder / 'ran')!r}, 'w')\ndef run(docs):\n    return docs\n")
     (folder.parent / "elsewhere.yaml").write_text("process_docs: !function tasks/code.run\n")
+    for name in ("hidden.txt", "hidden.txt.YAML"):
+        (folder / name).write_text("process_docs: !function code.run\n")
     path = folder / "colours.yaml"
     plain = path.read_text(encoding="utf-8")
+    if ("dataset_kwargs" in line or "metric_list" in line) and (key := line.partition(":")[0]) in plain:
+        plain = re.sub(rf"^{key}:.*\n(?:[ -].*\n)*", "", plain, flags=re.MULTILINE)
     path.write_text(f"{plain}# !function in a comment is none\ninclude: other.yaml\n", encoding="utf-8")
-    tasks.no_code(folder)
+    tasks.no_code(folder) if "hidden" not in line else None
     path.write_text(f"{plain}{line}\n", encoding="utf-8")
     for call in (
         lambda: amp.accuracy(tiny(), byte_tokenizer(), "colours", folder=folder),
@@ -218,6 +231,38 @@ def test_files_of_tasks_run_no_python_unless_that_is_said(
         monkeypatch.setenv("AMP_TUTORIAL_TASK_CODE", "1")
         assert amp.accuracy(tiny(), byte_tokenizer(), "colours", folder=folder)["colours"].n == 8
         assert (folder / "ran").exists()
+
+
+@pytest.mark.slow
+def test_templates_of_task_files_run_in_a_sandbox(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, ran = folder / "colours.yaml", folder / "ran"
+    text = path.read_text(encoding="utf-8")
+    attack = "{{ cycler.__init__.__globals__.os.system('touch " + str(ran) + "') }}"
+    path.write_text(re.sub(r"^doc_to_text:.*$", f'doc_to_text: "{attack}"', text, flags=re.MULTILINE), encoding="utf-8")
+    with pytest.raises(ValueError, match="A template of a task would run Python of its own .*if you trust it"):
+        amp.accuracy(tiny(), byte_tokenizer(), "colours", folder=folder)
+    assert not ran.exists()
+    monkeypatch.setenv("AMP_TUTORIAL_TASK_CODE", "1")
+    amp.accuracy(tiny(), byte_tokenizer(), "colours", limit=1, folder=folder)
+    assert ran.exists()
+
+
+def test_measuring_changes_neither_tokenizer_nor_model_nor_chance(folder: Path) -> None:
+    for lacking in (
+        {"pad_token": None},
+        {"pad_token": None, "eos_token": None},
+        dict.fromkeys(("pad_token", "eos_token", "bos_token")),
+    ):
+        model, tokenizer = tiny().train(), byte_tokenizer()
+        for name, value in lacking.items():
+            setattr(tokenizer, name, value)
+        model.model.layers[0].eval()
+        before = [tokenizer.pad_token, tokenizer.eos_token, tokenizer.bos_token, len(tokenizer)]
+        modes, chance = [module.training for module in model.modules()], random.getstate()
+        found = amp.accuracy(model, tokenizer, "colours", limit=4, folder=folder)
+        assert found["colours"].n == 4
+        assert [tokenizer.pad_token, tokenizer.eos_token, tokenizer.bos_token, len(tokenizer)] == before
+        assert [module.training for module in model.modules()] == modes and random.getstate() == chance
 
 
 def test_unknown_groups_and_unreachable_tasks_are_one_sentence(folder: Path) -> None:

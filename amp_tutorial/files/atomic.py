@@ -68,7 +68,7 @@ def written_file(path: str | Path, overwrite: bool = True, ending: str = ".part"
             was there is as it was.
     """
     shown = expanded(path)
-    target = shown.resolve()
+    target = _resolved(shown)
     if target.is_dir():
         raise ValueError(f"{shown} is a folder, and a file is to be written; choose another name.")
     if target.exists() and not (overwrite and target.is_file()):  # not onto a device either
@@ -134,7 +134,7 @@ def new_folder(
         OSError: it could not be written. The partial output is removed, and what was there is as it was.
     """
     shown, patterns = expanded(target), tuple(replaced)
-    target = shown.resolve()
+    target = _resolved(shown)
     for source in {str(source) for source in sources if source}:
         if os.path.isdir(source) and Path(source).resolve().is_relative_to(target):
             raise ValueError(
@@ -165,6 +165,18 @@ def new_folder(
                 shutil.rmtree(beside, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         raise OSError(f"Could not write {shown}: {reason(error)}; {UNTOUCHED}.") from error
+
+
+def _resolved(shown: Path) -> Path:
+    """Where a path leads, through links.
+
+    Raises:
+        ValueError: a link that leads back to itself.
+    """
+    try:
+        return shown.resolve()
+    except (RuntimeError, OSError) as error:
+        raise ValueError(f"{shown} is a link that leads back to itself; remove it, or choose another name.") from error
 
 
 def _make(folder: Path) -> None:

@@ -73,7 +73,7 @@ def checked(batch: Any, words: int, positions: int | None) -> tuple[Tensor, Tens
         raise ValueError(f"A batch has input_ids {tuple(ids.shape)} and attention_mask {tuple(mask.shape)}: {WANTED}.")
     if not ids.numel():
         raise ValueError(f"A batch of the shape {tuple(ids.shape)} holds no tokens; leave it out.")
-    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+    if ids.dtype not in (torch.int64, torch.int32):
         raise ValueError(f"The input_ids of a batch are {ids.dtype}: token ids are whole numbers, torch.long.")
     if not bool(((mask == 0) | (mask == 1)).all()):
         found = mask[(mask != 0) & (mask != 1)][0].item()

@@ -168,10 +168,19 @@ def understood(config: Any) -> None:
     from transformers.activations import ACT2FN
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+    if isinstance(getattr(config, "text_config", None), dict):
+        raise ValueError(f"text_config in config.json is none of a {config.model_type}; leave it out")
+    if getattr(config, "quantization_config", None) == {}:
+        raise ValueError("quantization_config in config.json says nothing; leave it out")
     if isinstance(getattr(config, "pad_token_id", None), int) and config.pad_token_id < 0:
         config.pad_token_id = None  # none is meant; torch would take a row from the end of the embedding
     dtype = getattr(torch, config.dtype, None) if isinstance(config.dtype, str) else config.dtype
-    if not isinstance(config.dtype, dict | None) and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+    if not isinstance(config.dtype, dict | None) and dtype not in (
+        torch.float16,
+        torch.bfloat16,
+        torch.float32,
+        torch.float64,
+    ):
         raise ValueError(f"dtype={str(config.dtype)!r} in config.json is none that weights can have")
     pad, words = getattr(config, "pad_token_id", None), getattr(config, "vocab_size", None)
     if pad is not None and words is not None and pad >= words:  # which some families' embeddings allow
@@ -343,6 +352,9 @@ def decoder_config(source: str, stored: Mapping[str, Any], **options: Any) -> An
         as_mistral = dict(model_type="mistral", architectures=["MistralForCausalLM"], sliding_window=None)
         return MistralConfig.from_dict({**stored, **as_mistral}, name_or_path=source)
     config = AutoConfig.from_pretrained(source, **options)
+    heads, groups = (getattr(config, name, None) for name in ("num_attention_heads", "num_key_value_heads"))
+    if isinstance(heads, int) and isinstance(groups, int) and (groups < 1 or heads % groups):
+        raise ValueError(f"num_attention_heads={heads} is no multiple of num_key_value_heads={groups}")
     return text_inside(config) or config
 
 
@@ -486,6 +498,8 @@ def complete(folder: Path) -> None:
             raise ValueError(f"{file} is damaged or cut short ({reason(error)}); fetch it again.") from error
     if not any((folder / name).is_file() for name in TOKENIZERS):
         raise ValueError(f"{folder} holds no tokenizer ({', '.join(TOKENIZERS[:2])}, …); put it beside the model.")
+    if (folder / TOKENIZERS[0]).is_file():
+        json_object(folder / TOKENIZERS[0])
     _alike(folder, shapes)
 
 

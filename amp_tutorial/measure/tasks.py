@@ -1,16 +1,18 @@
 """Zero-shot tasks through lm-eval: the embedded six, any of lm-eval's own, or those of a local folder."""
 
 import contextlib
+import copy
 import difflib
 import io
 import math
 import os
+import random
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from importlib.metadata import version
-from itertools import groupby, takewhile
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,7 @@ CHANCE = {
 }
 TASKS = tuple(CHANCE)
 PAPER_TASKS = ("piqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge")  # whose mean is AMP's metric
+RUN_CODE = {"hf_evaluate", "unsafe_code", "trust_remote_code"}  # settings of a task file by which others' code is run
 TRUSTED = "AMP_TUTORIAL_TASK_CODE"  # set: task files of a folder may run Python
 DATA_TAGS = "str int float bool null seq map set omap pairs binary timestamp merge".split()  # of YAML itself
 PLAIN = {"!", *(f"tag:yaml.org,2002:{kind}" for kind in DATA_TAGS)}
@@ -143,9 +146,10 @@ def accuracy(
     from lm_eval import evaluate  # here, because lm-eval takes seconds to import and not every lesson needs it
     from lm_eval.models.huggingface import HFLM
 
-    with contextlib.nullcontext() if progress else contextlib.redirect_stderr(io.StringIO()):
+    with left_as_it_was(model), sandboxed(), contextlib.nullcontext() if progress else silence():
         loaded = load_tasks(names, folder, change)
-        wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, add_bos_token=True)
+        own = _complete(tokenizer, model)
+        wrapped = HFLM(pretrained=model, tokenizer=own, batch_size=batch_size, add_bos_token=True)
         wrapped._loglikelihood_tokens = partial(_answers, wrapped, wrapped._loglikelihood_tokens, batch_size, progress)
         # `evaluate`, not `simple_evaluate`: that one seeds all generators anew and asks git for a commit.
         found = evaluate(
@@ -170,6 +174,35 @@ def accuracy(
         result.chance[task] = sum(1 / k for k in choices if k > 1) / len(choices)
     result.protocol = _protocol(tokenizer, limit)
     return result
+
+
+def silence() -> contextlib.AbstractContextManager[Any]:
+    return contextlib.redirect_stderr(io.StringIO())
+
+
+@contextlib.contextmanager
+def left_as_it_was(model: PreTrainedModel) -> Iterator[None]:
+    """lm-eval puts a model into eval mode and draws from Python's generator: afterwards both are as they were."""
+    modes, drawn = {module: module.training for module in model.modules()}, random.getstate()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+        random.setstate(drawn)
+
+
+def _complete(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> PreTrainedTokenizerBase:
+    """A copy of a tokenizer with what lm-eval would give itself: a token to pad by, and one to begin with.
+
+    Neither is seen: prompts of one length are read together, and a text is begun as its tokenizer begins it.
+    """
+    own = copy.deepcopy(tokenizer)
+    if own.pad_token_id is None or own.pad_token_id >= words_of(model):
+        own.pad_token_id = own.eos_token_id if own.eos_token_id is not None else 0
+    if own.eos_token_id is None:
+        own.eos_token_id = own.pad_token_id
+    return own
 
 
 def _answers(
@@ -332,27 +365,78 @@ def _unknown(name: str, known: Iterable[str]) -> str:
 def no_code(folder: Path) -> None:
     """Refuse task files that make lm-eval run Python, before they are read: a function of theirs, or another folder's.
 
+    What they include is looked at as well, whatever it is called. (What stands in their templates runs in a sandbox.)
+
     Raises:
         ValueError: such a file, and how to say that it is trusted.
     """
     import yaml
 
     trust = f"if you trust it, set {TRUSTED}=1 in the environment"
-    for path in sorted(path for ending in ("*.yaml", "*.yml") for path in folder.rglob(ending)):
+    folder = folder.resolve()
+    waiting = sorted(path for ending in ("*.yaml", "*.yml") for path in folder.rglob(ending))
+    for path in waiting:  # which grows
         text = path.read_text(encoding="utf-8", errors="replace")
-        try:  # tags as they are resolved, however they are written
-            events = list(yaml.parse(text, Loader=yaml.SafeLoader))
+        try:  # tags and anchors as they are resolved, however they are written
+            tree = yaml.compose(text, Loader=yaml.SafeLoader)
         except (yaml.YAMLError, RecursionError) as error:
             raise ValueError(f"{path} is no YAML ({reason(error)}); mend it, or take it out of {folder}.") from error
-        for tag in (getattr(event, "tag", None) for event in events):
-            if tag is not None and tag not in PLAIN:
-                raise ValueError(f"{path} would run Python of its own ({tag}); {trust}.")
-        values = [getattr(event, "value", None) for event in events]
-        for k in (k for k, value in enumerate(values) if value == "include"):
-            many = isinstance(events[k + 1], yaml.SequenceStartEvent)  # of files, up to the list's end
-            for other in takewhile(lambda value: value is not None, values[k + 2 :] if many else values[k + 1 : k + 2]):
-                if not (path.parent / str(other).strip()).resolve().is_relative_to(folder):
-                    raise ValueError(f"{path} includes {str(other).strip()}, from outside {folder}; {trust}.")
+        for node in _nodes(tree):
+            if node.tag not in PLAIN:
+                raise ValueError(f"{path} would run Python of its own ({node.tag}); {trust}.")
+            for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+                said = [v.value.strip() for v in _nodes(value) if isinstance(v, yaml.ScalarNode)]
+                if key.value in RUN_CODE and set(said) - {"false", "False", "no", "null", ""}:
+                    raise ValueError(f"{path} would run code that comes with it ({key.value}: {said[0]}); {trust}.")
+                if key.value == "metric" and any("/" in name or "\\" in name for name in said):
+                    raise ValueError(f"{path} would run a metric of its own ({said[0]}); {trust}.")
+                for other in said if key.value == "include" else ():
+                    included = (path.parent / other).resolve()
+                    if not included.is_relative_to(folder):
+                        raise ValueError(f"{path} includes {other}, from outside {folder}; {trust}.")
+                    if included.is_file() and included not in waiting:
+                        waiting.append(included)
+
+
+def _nodes(tree: Any) -> Iterator[Any]:
+    """All nodes of a YAML tree, each once, however often an alias names it."""
+    seen, waiting = set(), [tree] if tree is not None else []
+    while waiting:
+        node = waiting.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        yield node
+        for child in node.value if isinstance(node.value, list) else ():
+            waiting += child if isinstance(child, tuple) else [child]
+
+
+class CodeRefusedError(ValueError):
+    """A template of a task file reaches for Python."""
+
+
+@contextlib.contextmanager
+def sandboxed() -> Iterator[None]:
+    """While it lasts, templates of task files reach no Python, unless the environment says that they are trusted."""
+    from jinja2.sandbox import SandboxedEnvironment, SecurityError
+    from lm_eval import utils
+
+    own = utils.env
+    if not os.environ.get(TRUSTED):
+        utils.env = SandboxedEnvironment(
+            loader=own.loader, undefined=own.undefined, keep_trailing_newline=own.keep_trailing_newline
+        )
+        utils.env.filters.update(own.filters)
+    try:
+        yield
+    except SecurityError as error:
+        said = reason(error)
+        raise CodeRefusedError(
+            f"A template of a task would run Python of its own ({said}); if you trust it, set {TRUSTED}=1 in the "
+            "environment."
+        ) from error
+    finally:
+        utils.env = own
 
 
 def load_tasks(
@@ -368,8 +452,10 @@ def load_tasks(
     if not others:
         return dict(manager.load(configs))
     try:
-        with contextlib.chdir(folder or "."):  # paths in a task file are relative to it
+        with contextlib.chdir(folder or "."), sandboxed():  # paths in a task file are relative to it
             return dict(manager.load([*configs, *others]))
+    except CodeRefusedError:
+        raise
     except Exception as error:  # whatever the libraries raise: offline, gone, a damaged file
         why = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         fetch = f"from lm_eval.tasks import TaskManager; TaskManager().load({others})"

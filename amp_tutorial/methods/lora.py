@@ -300,5 +300,8 @@ def merged(
 
 def _whole(tuned: PeftModel) -> PreTrainedModel:
     """The stock model with its adapter merged into it; all of it can be trained again."""
+    if not hasattr(tuned.base_model, "merge_and_unload"):
+        kind = type(tuned.active_peft_config).__name__.removesuffix("Config")
+        raise ValueError(f"An adapter of the kind {kind} can't be merged: it is no part of the weights. LoRA's can.")
     whole: PreTrainedModel = tuned.merge_and_unload().eval()
     return whole.requires_grad_(True)

@@ -222,7 +222,7 @@ def _optional() -> Iterator[Line]:
 def _versions() -> Iterator[Line]:
     """A package that was upgraded after it had been imported: the old one goes on running."""
     if old := this_machine.stale():
-        yield Line("mend", f"{', '.join(old)}: restart the kernel, or run: pip install --force-reinstall <package>")
+        yield Line("mend", f"{', '.join(old)}: restart the kernel; if it is still so, run: python3 -m venv .venv")
     else:
         yield Line("ok", "loaded versions are the installed ones")
 

@@ -42,10 +42,17 @@ class Ended:
 
     @property
     def place(self) -> str:
-        """The cell's id and first line, or where else it stopped."""
-        return self.at or (
-            f"{self.cell.get('id', '')}: {_first_line(self.cell.source)}" if self.cell is not None else ""
-        )
+        """The cell's id, the heading above it and its first line, or where else it stopped."""
+        if self.at or self.cell is None:
+            return self.at
+        headings = [""]
+        for cell in self.notebook.cells if self.notebook is not None else ():
+            if cell.get("id") == self.cell.get("id"):
+                break
+            if cell.cell_type == "markdown":
+                headings += re.findall(r"^#+ (.+)$", cell.source, re.MULTILINE)
+        under = f" under “{headings[-1]}”" if headings[-1] else ""
+        return f"{self.cell.get('id', '')}{under}: {_first_line(self.cell.source).rstrip(':')}"
 
 
 def execute_notebook(

@@ -105,10 +105,10 @@ def sweep(
         total += 1
     if dry_run:
         return Summary(out, finished=forecast(_jobs(grid, shard), out, here=scheduler is None)[1])
-    clean(writable(out))
     summary = Summary(out)
     workers: Workers = Cluster(scheduler, out, limit) if scheduler else Local(out, limit, jobs)
     try:
+        clean(writable(out))
         with tqdm(total=total, unit="run", smoothing=0, disable=None) as bar:
             _execute(_jobs(grid, shard), workers, summary, bar)
     finally:

@@ -7,6 +7,7 @@ execute at once. They keep nothing of a run that was taken back. Placing, and tr
 import os
 import socket
 import subprocess
+import threading
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -131,12 +132,22 @@ class Cluster(Workers):
         self._gpu = self._warned = False
         answer = min(patience, ANSWER)
         print(f"Asking the Dask scheduler at {address}, for up to {answer:g} seconds.", flush=True)
-        try:
-            self._client = Client(address, timeout=answer, set_as_default=False)
-        except (OSError, ValueError, TypeError) as error:
+        found: list[Any] = []  # the client, or what went wrong
+
+        def ask() -> None:
+            try:
+                found.append(Client(address, timeout=answer, set_as_default=False))
+            except BaseException as error:  # what is no scheduler may answer with anything
+                found.append(error)
+
+        asking = threading.Thread(target=ask, daemon=True)  # who listens and says nothing would be waited for
+        asking.start()
+        asking.join(answer + 2)
+        if not found or isinstance(found[0], BaseException):
             raise ValueError(
                 f"No Dask scheduler answers at {address}; start one with `dask scheduler`, and give its address."
-            ) from error
+            ) from (found[0] if found else None)
+        self._client = found[0]
         self._jobs: dict[Any, Job] = {}
         self._done: SimpleQueue[Any] = SimpleQueue()
         self._token = Path(self._out, ".locks", f"{uuid.uuid4().hex}.shared")  # whoever sees it shares the folder

@@ -218,6 +218,7 @@ class Shards:
         write_json(self.folder / INDEX, index, indent=2, sort_keys=True)
         part = self.folder / "part"
         if tokenizer is not None:
+            tokenizer.init_kwargs.pop("auto_map", None)  # code that does not come along
             tokenizer.save_pretrained(part)
         add_older_names(part, older_names_of(self.small.config))
         for path in sorted(part.iterdir(), key=lambda path: path.name == "config.json"):
