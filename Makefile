@@ -1,11 +1,12 @@
 # Two commands: `make course` runs every lesson, `make test` the test suite. Both build .venv first, once.
 # Without make:  python3 -m venv .venv
-#                .venv/bin/pip install -c constraints.txt -e ".[lab,test]"
+#                .venv/bin/pip install -c constraints.txt -e ".[lab,site,test]"
 #                .venv/bin/python -m amp_tutorial.course.run       (or: .venv/bin/python -m pytest)
 
 PYTHON ?= python3
 MODELS ?=
 LESSONS ?=
+STUDENTS ?=
 OUT ?= out
 JOBS ?= 1
 BIN := .venv/bin
@@ -14,7 +15,7 @@ BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: course test test-all test-threads platforms lab notebooks docs results leaderboard real benchmarks constraints venv wheel clean
+.PHONY: course test test-all test-threads platforms lab notebooks site editions translations docs results leaderboard real benchmarks constraints venv wheel clean
 
 course: .venv/installed
 	$(BIN)/python -m amp_tutorial.course.run $(if $(MODELS),--models $(MODELS)) --lessons $(LESSONS) --out $(OUT) --jobs $(JOBS)
@@ -42,6 +43,18 @@ lab: .venv/installed
 # Execute notebooks/source/*.py and store them as notebooks/*.ipynb; only these: make notebooks LESSONS="01 03"
 notebooks: .venv/installed
 	$(BIN)/python -m amp_tutorial.course.build $(LESSONS)
+
+# The lessons and pages as a site that needs no network: out/site/index.html
+site: .venv/installed
+	$(BIN)/python -m amp_tutorial.course.site --out $(OUT)/site
+
+# Notebooks for students and for instructors: out/editions
+editions: .venv/installed
+	$(BIN)/python -m amp_tutorial.course.editions --out $(OUT)/editions $(if $(STUDENTS),--students $(STUDENTS))
+
+# The catalogues of translations, after a lesson's text was changed
+translations: .venv/installed
+	$(BIN)/python -m amp_tutorial.course.translation
 
 # All generated parts of README.md and docs/, from the code, the records and the figures that are there
 docs: .venv/installed
@@ -84,7 +97,7 @@ venv: .venv/installed
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed; name one with: make PYTHON=/path/to/python3.11"; exit 1; }
 	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[lab,test]"
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[lab,site,test]"
 	touch $@
 
 # What a machine without this repository installs, Colab's and Kaggle's first: code, data, models, in one file

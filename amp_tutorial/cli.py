@@ -1,10 +1,11 @@
-"""The command line: `amp-tutorial run`, `sweep`, `table`, `gather`, `fetch` and `doctor`.
+"""The command line: `amp-tutorial run`, `sweep`, `table`, `gather`, `fetch`, `grade` and `doctor`.
 
 Bad input is one sentence, and exit status 2.
 """
 
 import argparse
 import importlib
+import io
 import logging
 import os
 import sys
@@ -22,6 +23,7 @@ COMMANDS = {
     "table": ("published numbers beside those of your runs", "amp_tutorial.reports.table", "--runs out/runs"),
     "gather": ("the records of many runs as one table", "amp_tutorial.reports.gather", "out/runs --out out/table"),
     "fetch": ("a real model, by its name", "amp_tutorial.runs.fetch", "smollm2-135m --dry-run"),
+    "grade": ("what students handed in", "amp_tutorial.course.grading", "submitted --execute"),
     "doctor": ("what this machine can do, and what to mend", "amp_tutorial.runs.doctor", "--online"),
 }
 
@@ -38,6 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", category=FutureWarning)  # of libraries about each other
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # retries without a network, line by line
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # of a terminal that has no →, the words are worth more
+            stream.reconfigure(errors="replace")
     asked = list(sys.argv[1:] if arguments is None else arguments)
     early = _Parser(prog="amp-tutorial", add_help=False, allow_abbrev=False)  # before any module reads the table
     early.add_argument("--families")

@@ -13,11 +13,13 @@ from xml.etree import ElementTree
 import matplotlib.pyplot as plt
 import pytest
 import torch
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from torch import Tensor
 
-from amp_tutorial.course import drawings, exercises, lesson, sources
+from amp_tutorial.course import drawings, exercises, lesson, run, sources
 from amp_tutorial.course.exercises import Exercise, judge, same
 from amp_tutorial.course.lesson import Lesson
+from amp_tutorial.files import NOTEBOOKS
 from amp_tutorial.reports import boards, style
 
 
@@ -644,3 +646,19 @@ def test_conclusions_say_where_a_run_does_not_bear_them_out(begun: Lesson, capsy
     begun.conclude({"Two is 3.": False})
     assert capsys.readouterr().out == "• Two is 2.\n• Otherwise in this run, so think again: not “Two is 3.”\n"
     assert begun.record.notes["conclusions"] == {"Two is 2.": True, "Two is 3.": False}
+
+
+def test_the_course_is_all_lessons_and_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run.main(["--lessons", "nine"])
+    lessons = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb") if path.stem[0].isdigit())
+    assert f"no lesson begins with nine; there are {', '.join(lessons)}" in capsys.readouterr().err
+    assert {"03b_museum", "08c_budget"} < set(lessons) and len(lessons) == 14
+
+
+def test_a_page_fetches_nothing_and_draws_its_formulas() -> None:
+    markdown = "Of $h_n$ and `$x$`:\n\n$$\\sum_n \\lVert h_n \\rVert_1$$"
+    cells = [new_markdown_cell(markdown), new_code_cell("print('$a$')", metadata={"tags": ["hide-input"]})]
+    page = run.page_of(new_notebook(cells=cells))
+    assert page.count("<math") == 2 and "$x$" in page and "$a$" in page and "<details><summary>Code" in page
+    assert "<script" not in page and "FORMULA" not in page

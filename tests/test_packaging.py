@@ -92,7 +92,7 @@ def test_conda_gets_the_same_environment() -> None:
     assert environment["name"] == PROJECT["name"]
     *conda, pip = environment["dependencies"]
     assert conda == [f"python{PROJECT['requires-python']}", "pip"]
-    assert pip["pip"] == ["--constraint constraints.txt", "--editable .[lab,test]"]
+    assert pip["pip"] == ["--constraint constraints.txt", "--editable .[lab,site,test]"]
 
 
 def test_hosted_ci_runs_the_python_versions_promised() -> None:

@@ -30,6 +30,7 @@ from nbclient import NotebookClient
 from packaging.utils import canonicalize_name
 
 from amp_tutorial.course import run as course
+from amp_tutorial.course import site
 from amp_tutorial.files import NOTEBOOKS, ROOT, STATIC
 from amp_tutorial.runs.this_machine import KERNEL
 
@@ -207,6 +208,27 @@ def test_a_lessons_page_is_for_every_reader(stem: str, browser: Any, tmp_path: P
     pictures = page.locator("img")
     assert all(pictures.nth(k).get_attribute("alt") for k in range(pictures.count()))
     page.close()
+
+
+@IN_BROWSER
+def test_the_site_is_for_every_reader_on_every_screen(browser: Any, tmp_path: Path) -> None:
+    pytest.importorskip("sphinx")
+    assert site.build(tmp_path / "site") == []
+    wrong = []
+    for path in sorted((tmp_path / "site").rglob("*.html")):
+        if "_static" in path.parts:
+            continue
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        asked: list[str] = []
+        page.on("request", lambda request, asked=asked: asked.append(request.url))
+        page.goto(f"file://{path}")
+        wrong += [f"{path.name}: {finding}" for finding in findings(page)]
+        wrong += [f"{path.name} asks for {url}" for url in asked if not url.startswith(("file:", "data:"))]
+        page.set_viewport_size({"width": 360, "height": 780})
+        if (width := page.evaluate("document.documentElement.scrollWidth")) > 360:
+            wrong.append(f"{path.name} is {width} points wide on a phone of 360")
+        page.close()
+    assert wrong == []
 
 
 @pytest.fixture(scope="module")

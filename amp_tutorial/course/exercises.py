@@ -97,7 +97,9 @@ def judge(attempt: Any, exercise: Exercise) -> Verdict:
     print(said.getvalue(), end="")
     if said.getvalue().strip() and all(g is None for g in given):
         return Verdict("misconception", "not yet. Your function prints its answer and gives None back: return it.")
-    if any(isinstance(g, NotImplementedError) for g in given) or all(g is None or g is Ellipsis for g in given):
+    blank = Ellipsis in getattr(getattr(attempt, "__code__", None), "co_consts", ())  # which may be why it stops
+    stopped = any(isinstance(g, Exception if blank else NotImplementedError) for g in given)
+    if stopped or all(g is None or g is Ellipsis for g in given):
         if not all(e is None for e in expected):
             return Verdict("unsolved", "not solved yet.")
     wrong = [i for i, (g, e) in enumerate(zip(given, expected, strict=True)) if not same(g, e)]

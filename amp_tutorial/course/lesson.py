@@ -34,7 +34,7 @@ from ..measure.tasks import load_tasks, task_names
 from ..reports.style import HATCHES, MARKERS, PALETTE, bundle, colour, numbers  # noqa: F401, lessons take them from here
 from ..runs import collection
 from ..runs.parameter_values import OF_LESSONS, refuse
-from ..runs.parameters import meant
+from ..runs.parameters import KINDS, meant, preset
 from ..runs.record import Record
 from . import exercises
 from .drawings import DRAWINGS
@@ -181,11 +181,16 @@ class Lesson:
         """
         exercise = exercises.named(name)
         verdict = exercises.judge(attempt, exercise)
+        self.record.notes.setdefault("exercises", {})[name] = verdict.kind
         if verdict.kind == "right":
             print(f"✔ {name}: right.")
             return attempt
         print(f"✎ {name}: {verdict.sentence} The lesson goes on with the reference.")
         return exercise.reference() if exercise.asks_for_a_value else exercise.reference
+
+    def points(self, name: str) -> int:
+        """1 if the last attempt at an exercise was right, otherwise 0: what graders such as nbgrader count."""
+        return int(self.record.notes.get("exercises", {}).get(name) == "right")
 
     def predict(self, question: str, answer: Any = None, among: Sequence[Any] = ()) -> None:
         """Keep what the reader expects, until `seen` puts it beside what was measured; without an answer it goes on.
@@ -362,7 +367,7 @@ def start(name: str, parameters: Mapping[str, Any]) -> Lesson:
         ValueError: a value that no lesson can have, or one that papermill was given for a parameter that there is not.
     """
     settings = dict(parameters)
-    no_strays(settings, cells_so_far())
+    given(name, settings)
     refuse(name, settings)
     seed = int(settings.get("seed", 0))
     random.seed(seed)
@@ -380,12 +385,44 @@ def start(name: str, parameters: Mapping[str, Any]) -> Lesson:
     return lesson
 
 
+def given(name: str, settings: Mapping[str, Any]) -> None:
+    """Look at what papermill gave a notebook: known names, values of the right types, a preset that there is.
+
+    Raises:
+        ValueError: one that is not.
+    """
+    no_strays(settings, cells_so_far())
+    right_kinds(settings, annotations())
+    if name == "reproduce" and settings.get("preset"):
+        preset(settings["preset"])  # its values papermill does not fill in, and its name it does not know
+
+
 def cells_so_far() -> list[str]:
     """The sources of the cells that this kernel has run; outside a kernel none."""
     from IPython import get_ipython
 
     shell = get_ipython()  # type: ignore[no-untyped-call]
     return [] if shell is None else list(shell.user_ns.get("In", ()))
+
+
+def annotations() -> dict[str, Any]:
+    """What the kernel's parameters cell says of its names' types; outside a kernel nothing."""
+    from IPython import get_ipython
+
+    shell = get_ipython()  # type: ignore[no-untyped-call]
+    return {} if shell is None else dict(shell.user_ns.get("__annotations__", {}))
+
+
+def right_kinds(values: Mapping[str, Any], kinds: Mapping[str, Any]) -> None:
+    """Refuse a value of another type than its parameter has: papermill takes any, and what it can't read is a text.
+
+    Raises:
+        ValueError: the first such value, and what is wanted.
+    """
+    for name, value in values.items():
+        kind = kinds.get(name)
+        if kind in KINDS and not (type(value) is kind or (kind is float and type(value) is int)):
+            raise ValueError(f"{name}={value!r} must be {KINDS[kind]}.")
 
 
 def no_strays(known: Mapping[str, Any], cells: Sequence[str]) -> None:

@@ -5,7 +5,9 @@ Leaves in `--out`: `<model>/NN_name.ipynb` and `.html`, `records/NN_name-<model>
 """
 
 import argparse
+import copy
 import json
+import re
 import sys
 import tempfile
 import time
@@ -53,13 +55,49 @@ FOLDED = """{% extends "classic/index.html.j2" %}
 {% endblock input_group %}"""
 
 
+# Commands that the converter does not know, as it knows them.
+OTHERWISE = {r"(\\[bB]igg?[lr]?)?\\[lr]Vert": r"\\|", r"\\arg": r"\\operatorname{arg}"}
+FORMULA = re.compile(r"```.*?```|`[^`\n]*`|\$\$(?P<displayed>.+?)\$\$|\$(?P<inline>[^$\n]+)\$", re.DOTALL)
+SCRIPT = re.compile(r"<script\b.*?</script>", re.DOTALL)  # of the template: all are fetched, none is needed
+
+
+def mathml(formula: str, displayed: bool = False) -> str:
+    """A formula of LaTeX as MathML.
+
+    Raises:
+        ValueError: a command that the converter does not know.
+    """
+    from latex2mathml.converter import convert
+
+    for command, other in OTHERWISE.items():
+        formula = re.sub(rf"{command}(?![A-Za-z])", other, formula)
+    found = str(convert(formula, display="block" if displayed else "inline"))
+    if unknown := re.search(r">\\(\W|\w+)", found):
+        raise ValueError(f"\\{unknown[1]} in the formula {formula!r} is not known to latex2mathml; say it otherwise.")
+    return found
+
+
 def page_of(notebook: NotebookNode) -> str:
-    """A notebook as an HTML page: hidden cells folded, and some colours darker than nbconvert has them."""
+    """A notebook as an HTML page that fetches nothing: formulas as MathML, hidden cells folded, some colours darker."""
+    formulas: list[str] = []
+
+    def kept(match: re.Match[str]) -> str:
+        formula = match["displayed"] or match["inline"]
+        if not formula:
+            return match[0]
+        formulas.append(mathml(formula, match["displayed"] is not None))
+        return f"FORMULA{len(formulas) - 1}END"
+
+    notebook = copy.deepcopy(notebook)
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = FORMULA.sub(kept, cell.source)
     folding = DictLoader({"folded.html.j2": FOLDED.replace("HIDDEN", HIDDEN)})
     exporter = HTMLExporter(template_name="classic", template_file="folded.html.j2", extra_loaders=[folding])
-    page = str(exporter.from_notebook_node(notebook)[0])
+    page = SCRIPT.sub("", str(exporter.from_notebook_node(notebook)[0]))
     for was, now in DARKER.items():
         page = page.replace(was, now)
+    page = re.sub(r"FORMULA(\d+)END", lambda match: formulas[int(match[1])], page)
     return page.replace("</head>", f"{STYLE}</head>", 1)
 
 
@@ -160,7 +198,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=1, help="lessons run side by side; timings suffer")
     parser.add_argument("--notebooks", type=Path, default=NOTEBOOKS, help="the folder of the lessons")
     options = parser.parse_args(arguments)
-    every = sorted(options.notebooks.glob("[0-9][0-9]_*.ipynb"))
+    every = sorted(options.notebooks.glob("[0-9]*_*.ipynb"))
     if not every:
         parser.error(f"no lessons in {options.notebooks}; run this in a clone, or say where they are: --notebooks")
     if unknown := [n for n in options.lessons if not any(p.stem.startswith(n) for p in every)]:

@@ -93,20 +93,26 @@ class Source:
 
     title: str
     cells: list[Cell]
+    english: str = ""  # the prose by which times are told, of a source in another language
+    time: tuple[str, str, str, str] = ("{n} minutes", "{n} to read", "{n} for the exercises", "{n} to run")
 
     @property
     def prose(self) -> str:
         return "\n".join(cell.source for cell in self.cells if cell.kind == "markdown")
 
     @property
+    def timed(self) -> str:
+        return self.english or self.prose
+
+    @property
     def reading(self) -> int:
         """Minutes, by the number of words and of predictions."""
-        return ceil(len(self.prose.split()) / WORDS_PER_MINUTE + PREDICTION * self.prose.count("**Predict"))
+        return ceil(len(self.timed.split()) / WORDS_PER_MINUTE + PREDICTION * self.timed.count("**Predict"))
 
     @property
     def exercising(self) -> int:
         """Minutes, as its exercises say."""
-        return sum(map(int, EXERCISE.findall(self.prose)))
+        return sum(map(int, EXERCISE.findall(self.timed)))
 
 
 def address() -> str:
@@ -199,8 +205,9 @@ def fold(match: re.Match[str]) -> str:
 
 def minutes(source: Source, running: int) -> str:
     """How long a lesson takes, and what of it is what."""
-    parts = {"to read": source.reading, "for the exercises": source.exercising, "to run": running}
-    return f"{sum(parts.values())} minutes ({', '.join(f'{n} {what}' for what, n in parts.items() if n)})"
+    unit, *kinds = source.time
+    parts = dict(zip(kinds, (source.reading, source.exercising, running), strict=True))
+    return f"{unit.format(n=sum(parts.values()))} ({', '.join(what.format(n=n) for what, n in parts.items() if n)})"
 
 
 def notebook(source: Source, stem: str, running: int = 0) -> NotebookNode:

@@ -13,9 +13,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from amp_tutorial import DATA, FAMILIES, Family
 
-from ..files import ROOT
+from ..files import NOTEBOOKS, ROOT
 from ..files.atomic import write_text
 from ..files.checkpoints import refused
 from ..runs.parameters import effective, names, notebook_named, parameters_of
@@ -173,6 +175,47 @@ def brought() -> str:
     return "\n".join(["| what is brought | refused at once, with a sentence that says |", "|---|---|", *lines])
 
 
+def lesson_minutes() -> dict[str, int]:
+    """How long each notebook takes, as it says itself: by "0", "3b", "A", "reproduce"."""
+    found = {}
+    for path in NOTEBOOKS.glob("*.ipynb"):
+        number = path.stem.partition("_")[0]
+        minutes = json.loads(path.read_text(encoding="utf-8"))["metadata"]["minutes"]
+        found[number.lstrip("0") or "0" if number[0].isdigit() else number] = minutes
+    return found
+
+
+def timed(name: str) -> str:
+    """A table of docs/teaching.md with the minutes of the lessons that each row names; the rest as it was written."""
+    text = (ROOT / "docs/teaching.md").read_text(encoding="utf-8")
+    table = text.partition(f"<!-- {name}:begin -->\n")[2].partition(f"\n<!-- {name}:end -->")[0]
+    minutes, lines, total = lesson_minutes(), [], 0
+    heading = table.splitlines()[0].split(" | ")
+    at = next(k for k, cell in enumerate(heading) if cell.startswith("minutes"))
+    for line in table.splitlines():
+        cells = line.split(" | ")
+        named = cells[at - 1].removeprefix("| ").split(", ") if len(cells) > at else []
+        if named and set(named) <= minutes.keys():
+            cells[at] = str(sum(minutes[one] for one in named))
+            total += int(cells[at])
+        elif named == ["together"]:
+            cells[at] = str(total)
+        lines.append(" | ".join(cells))
+    return "\n".join(lines)
+
+
+def goals() -> str:
+    """What each lesson is for, from data/quizzes.yaml."""
+    quizzes = yaml.safe_load((DATA / "quizzes.yaml").read_text(encoding="utf-8"))
+    lines = ["| lesson | after it a student can |", "|---|---|"]
+    for stem, told in quizzes.items():
+        number = stem.partition("_")[0].lstrip("0") or "0"
+        lines.append(
+            f"| [{number}](../notebooks/{stem}.ipynb) | {'; '.join(g[0].lower() + g[1:] for g in told['goals'])} |"
+        )
+    return "\n".join(lines)
+
+
 PARTS: dict[tuple[str, str], Part] = {
     ("README.md", "real"): real.front,
     ("README.md", "picture"): lambda: f"{picture('')}\n\n{results_sentence()}",
@@ -185,6 +228,9 @@ PARTS: dict[tuple[str, str], Part] = {
     ("docs/families.md", "families"): families_table,
     ("docs/library.md", "brought"): brought,
     ("docs/researchers.md", "costs"): preset_costs,
+    ("docs/teaching.md", "plan"): lambda: timed("plan"),
+    ("docs/teaching.md", "day"): lambda: timed("day"),
+    ("docs/teaching.md", "goals"): goals,
     ("docs/architecture.md", "architecture"): architecture.listing,
     ("docs/api.md", "api"): api_reference.reference,
 }
