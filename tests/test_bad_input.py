@@ -581,9 +581,7 @@ def test_padding_alone_is_no_text(here: Path) -> None:
         ({"quantization_config": {}}, "quantization_config in config.json says nothing; leave it out"),
     ],
 )
-def test_a_configuration_that_no_model_has_is_one_sentence(
-    saved: Path, settings: Any, words: str
-) -> None:
+def test_a_configuration_that_no_model_has_is_one_sentence(saved: Path, settings: Any, words: str) -> None:
     edit(saved, **settings)
     for call in (lambda: amp.load(saved), lambda: amp.estimate(saved)):
         with pytest.raises(ValueError, match=words):

@@ -286,6 +286,7 @@ def test_a_class_of_five_is_graded_by_one_command(tmp_path: Path, capsys: pytest
     (folder / "dan/00_quick_tour.ipynb").write_text("no notebook")
     hand_in(folder, "eve", nbformat.v4.new_notebook(), "holiday.ipynb")
     hand_in(folder, "ann/.ipynb_checkpoints", filled("ann"))
+    hand_in(folder, "ann", made("A_training", editions.Student("student"), "ann"), "A_training.ipynb")
     out = tmp_path / "grades"
     assert amp_tutorial(["grade", str(folder), "--execute", "--out", str(out)]) == 0
     assert "5 students, 5 of 11 points" in capsys.readouterr().out

@@ -313,7 +313,7 @@ def handed_in(folder: Path) -> Iterator[tuple[str, Path]]:
 
 
 def graded(student: str, path: Path, execute: bool, seconds: float) -> list[Grade]:
-    """The grades of one notebook; what can't be read is one row that says why."""
+    """The grades of one notebook; what can't be read is one row that says why, and what asks for nothing has none."""
     try:
         if path.stat().st_size > LARGEST:
             raise ValueError(f"it has more than {LARGEST // 2**20} MiB; clear its outputs")
@@ -323,6 +323,8 @@ def graded(student: str, path: Path, execute: bool, seconds: float) -> list[Grad
         by_name = every.get(lesson_key(str(told.get("lesson") or path.stem)), [])
         named = re.findall(r"L\.check\([^,]+, \"(\w+)\"\)", "\n".join(cell.source for cell in book.cells))
         wanted = by_name or next((names for names in every.values() if set(names) & set(named)), [])
+        if not wanted and told.get("lesson"):
+            return []  # of ours, and it asks for nothing
         if not wanted:
             raise ValueError("it is of no lesson with exercises: its name and its cells name none")
         found = answers(book, wanted)

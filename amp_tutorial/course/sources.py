@@ -174,7 +174,7 @@ def parse(text: str) -> Source:
 def glossary() -> dict[str, str]:
     """Terms of the glossary, and where on its page they stand."""
     page = (ROOT / "docs/glossary.md").read_text(encoding="utf-8")
-    return {term: term.lower().replace(" ", "-") for term in re.findall(r"^### (.+)$", page, re.MULTILINE)}
+    return {term: term.lower().replace(" ", "-") for term in re.findall(r"^## (.+)$", page, re.MULTILINE)}
 
 
 def linked(texts: list[str]) -> list[str]:
