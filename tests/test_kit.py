@@ -444,6 +444,7 @@ def test_formulas_are_drawn_by_the_browser(built: Path) -> None:
     page = (built / "notebooks/02_importance.html").read_text("utf-8")
     assert page.count("<math") > 10 and "$$" not in page and "\\frac" not in page
     assert (built / "_static/math.woff").stat().st_size > 20_000
+    assert (built / "notebooks/table.html").read_text("utf-8").count("<table") >= 2  # Markdown that a cell shows
     assert not [p for p in built.rglob("*.html") if "/OWNER/" in p.read_text("utf-8")]
 
 
@@ -467,6 +468,7 @@ def test_a_site_is_replaced_and_nothing_else(built: Path, tmp_path: Path, monkey
     [
         ("see [the glossary](glossary.md#head)", "see [the glossary](glossary.md#head)"),
         ("see [`criteria`](../amp_tutorial/core/criteria.py)", "see `criteria`"),
+        ("in [core/__init__.py](../amp_tutorial/core/__init__.py)", "in `core/__init__.py`"),
         ("back to [the start](../README.md)", "back to [the start](../index.md)"),
         (
             "`[x](../nowhere.py)` and [paper](https://arxiv.org/abs/1)",

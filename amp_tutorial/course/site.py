@@ -53,6 +53,7 @@ OPTIONS: dict[str, Any] = {
     "html_title": "Structured pruning of a language model",
     "extensions": ["myst_nb"],
     "nb_execution_mode": "off",
+    "nb_render_markdown_format": "gfm",  # what a notebook shows as Markdown holds tables
     "myst_enable_extensions": ["dollarmath", "html_image"],
     "myst_heading_anchors": 4,
     "html_theme": "furo",
@@ -112,7 +113,9 @@ def retold(text: str, page: PurePosixPath, there: Set[str]) -> str:
             return match[0]
         if not (ROOT / path).exists():
             raise ValueError(f"{page} links to {match['target']}, which is not in the repository.")
-        return f"{match['text']}({address()}/blob/main/{path})" if address() else match["text"][1:-1]
+        words = match["text"][1:-1]
+        plain = f"`{words}`" if re.fullmatch(r"[\w./-]*[./_][\w./-]*", words) else words  # a path, not emphasis
+        return f"[{words}]({address()}/blob/main/{path})" if address() else plain
 
     return LINK.sub(link, text)
 
