@@ -324,7 +324,9 @@ def test_a_built_notebook_holds_outputs_and_nothing_else_of_its_execution() -> N
 
 def test_a_lesson_that_fails_is_not_built_and_its_cell_is_named() -> None:
     nb = sources.notebook(sources.parse(LESSON.replace("sorted(os.listdir())", "1 / 0")), "00_small")
-    with pytest.raises(ValueError, match=r"ZeroDivisionError: division by zero \(cell 00_small-06: 1 / 0\)"):
+    with pytest.raises(
+        ValueError, match=r"ZeroDivisionError: division by zero \(cell 00_small-06 under “A small one”: 1 / 0\)"
+    ):
         build.execute(nb)
 
 

@@ -27,7 +27,7 @@ import yaml
 from nbformat import NotebookNode
 
 from ..files import DATA, NOTEBOOKS, SOURCES
-from ..files.atomic import new_folder, reason
+from ..files.atomic import new_folder, reason, write_text
 from . import exercises, slides
 from .site import retold
 from .sources import COMPARED, Cell, Source, notebook, parse
@@ -321,7 +321,7 @@ def write(
     if unknown := [stem for stem in stems if not any(name.startswith(stem) for name in known)]:
         raise ValueError(f"No lesson begins with {', '.join(unknown)}; there are {', '.join(known)}.")
     quizzes, begun = _quizzes(), lessons(language) if language else []
-    many = 0
+    many, asked_of = 0, {False: "", True: ""}  # the questions, and the answers
     with new_folder(out, overwrite=overwrite, replaced=["student/*", "instructor/*"]) as beside:
         for path in sorted(SOURCES.glob("*.py")):
             stem = path.stem
@@ -343,12 +343,12 @@ def write(
             if stem in quizzes:
                 (beside / "instructor/slides").mkdir(exist_ok=True)
                 shown = slides.page(nbformat.read(NOTEBOOKS / f"{stem}.ipynb", as_version=4))
-                (beside / f"instructor/slides/{stem}.html").write_text(shown, encoding="utf-8")
-            if stem in quizzes:
-                for told_to, answers in (("student", False), ("instructor", True)):
-                    target = beside / told_to / ("quiz_answers.md" if answers else "quiz.md")
-                    with target.open("a", encoding="utf-8") as file:
-                        file.write(f"## {source.title}\n\n{quiz(stem, answers)}\n\n")
+                write_text(beside / f"instructor/slides/{stem}.html", shown)
+                for answers in asked_of:
+                    asked_of[answers] += f"## {source.title}\n\n{quiz(stem, answers)}\n\n"
+        if any(asked_of.values()):
+            write_text(beside / "student/quiz.md", asked_of[False])
+            write_text(beside / "instructor/quiz_answers.md", asked_of[True])
     return many
 
 

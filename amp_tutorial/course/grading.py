@@ -30,7 +30,7 @@ from typing import Any
 import nbformat
 from tqdm import tqdm
 
-from ..files.atomic import new_folder, reason
+from ..files.atomic import new_folder, reason, write_text
 from . import exercises
 
 LARGEST = 20 * 2**20  # bytes of a notebook that is read
@@ -202,7 +202,7 @@ def _child(answer: Answer, shared: str, folder: str, writer: int, seconds: float
         silent = os.open(os.devnull, os.O_RDWR)
         for stream in (0, 1, 2):
             os.dup2(silent, stream)
-        sys.stdout = sys.stderr = open(os.devnull, "w")
+        sys.stdout = sys.stderr = io.StringIO()
         sys.dont_write_bytecode = True
         _no_network()
         for what, most in (
@@ -435,12 +435,12 @@ def grade(folder: Path, out: Path, execute: bool = False, seconds: float = 10, o
         of: dict[str, list[Grade]] = defaultdict(list)
         for row in rows:
             of[row.student].append(row)
-        (beside / "grades.csv").write_text(table(rows), encoding="utf-8")
+        write_text(beside / "grades.csv", table(rows))
         totals = "".join(f"{_quoted(s)},{sum(r.points for r in mine)},{len(mine)}\n" for s, mine in of.items())
-        (beside / "totals.csv").write_text(f"student,points,of\n{totals}", encoding="utf-8")
+        write_text(beside / "totals.csv", f"student,points,of\n{totals}")
         (beside / "reports").mkdir()
         for student, mine in of.items():
-            (beside / "reports" / f"{student}.md").write_text(report(student, mine), encoding="utf-8")
+            write_text(beside / "reports" / f"{student}.md", report(student, mine))
     return rows
 
 

@@ -7,6 +7,7 @@ that lead outside; one that leads nowhere inside is an error.
 
 import argparse
 import html
+import io
 import logging
 import os
 import re
@@ -23,7 +24,7 @@ from urllib.parse import unquote, urlsplit
 import nbformat
 
 from ..files import NOTEBOOKS, ROOT, SOURCES
-from ..files.atomic import new_folder
+from ..files.atomic import new_folder, write_text
 from .run import mathml
 from .sources import address, notebook, parse
 from .translation import LANGUAGES, STALE, lessons, translated
@@ -145,15 +146,8 @@ def stage(folder: Path) -> None:
             nbformat.write(book, target)
         else:
             texts = [retold((ROOT / page).read_text(encoding="utf-8"), page, there)]
-            target.write_text(
-                texts[0]
-                + (
-                    _contents(parts | {"In other languages": list(map(PurePosixPath, told))})
-                    if str(page) == FIRST
-                    else ""
-                ),
-                encoding="utf-8",
-            )
+            contents = _contents(parts | {"In other languages": list(map(PurePosixPath, told))})
+            write_text(target, texts[0] + (contents if str(page) == FIRST else ""))
         for picture in re.findall(r"!\[[^\]]*\]\(([^)\s:]+)\)", "\n".join(texts)):
             path = _joined(page.parent, picture)
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
@@ -166,7 +160,7 @@ def stage(folder: Path) -> None:
                     cell.source = retold(cell.source, PurePosixPath(f"notebooks/{stem}.ipynb"), there)
             nbformat.write(book, folder / f"notebooks/{stem}.{language}.ipynb")
     (folder / "_static").mkdir()
-    (folder / "_static/site.css").write_text(STYLE, encoding="utf-8")
+    write_text(folder / "_static/site.css", STYLE)
 
 
 def in_language(stem: str, language: str) -> nbformat.NotebookNode:
@@ -218,18 +212,18 @@ def build(out: Path) -> list[str]:
         return visit
 
     with tempfile.TemporaryDirectory() as place, new_folder(out, overwrite=again, replaced=["*"]) as beside:
-        source, trees, warnings = Path(place) / "source", Path(place) / "trees", Path(place) / "warnings"
+        source, trees = Path(place) / "source", Path(place) / "trees"
         source.mkdir()
         stage(source)
-        with open(warnings, "w+", encoding="utf-8") as said, patch_docutils(), docutils_namespace():
+        said = io.StringIO()
+        with patch_docutils(), docutils_namespace():
             app = Sphinx(
                 source, None, beside, trees, "html", confoverrides=OPTIONS, status=None, warning=said, freshenv=True
             )
             app.add_html_math_renderer("mathml", (drawn(False), None), (drawn(True), None))
             app.config.html_math_renderer = "mathml"
             app.build()
-            said.seek(0)
-            found = [line.replace(f"{source}/", "").strip() for line in said if line.strip()]
+        found = [line.replace(f"{source}/", "").strip() for line in said.getvalue().splitlines() if line.strip()]
         characters = set()
         for page in beside.rglob("*.html"):
             text = page.read_text(encoding="utf-8")
@@ -237,11 +231,11 @@ def build(out: Path) -> list[str]:
                 text = text.replace(left_out, added)
             if (language := page.suffixes[0][1:]) in STALE:
                 text = text.replace('lang="en"', f'lang="{language}"', 1)
-            page.write_text(text, encoding="utf-8")
+            write_text(page, text)
             characters |= set(html.unescape("".join(re.findall(r"<math.*?</math>", text, re.DOTALL))))
         write_font(beside / "_static/math.woff", "".join(sorted(characters)))
         outside, broken = checked_links(beside)
-        (beside / "links.txt").write_text("".join(f"{link}\n" for link in sorted(outside)), encoding="utf-8")
+        write_text(beside / "links.txt", "".join(f"{link}\n" for link in sorted(outside)))
     return found + broken
 
 

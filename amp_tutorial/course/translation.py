@@ -8,6 +8,7 @@ and what it prints and draws, stays as it is.
 """
 
 import argparse
+import io
 import re
 import sys
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from babel.messages.catalog import Catalog
 from babel.messages.pofile import read_po, write_po
 
 from ..files import DATA, SOURCES
-from ..files.atomic import written_file
+from ..files.atomic import write_bytes
 from . import exercises
 from .sources import PLACEHOLDER, Cell, Source, fold, parse
 
@@ -99,8 +100,9 @@ def update(language: str, stems: list[str]) -> int:
     old.msgid_bugs_address, old.version = "", "0.1"
     for message in old:
         message.flags.discard("python-format")  # "30 % of" is none
-    with written_file(path_of(language)) as beside, beside.open("wb") as file:
-        write_po(file, old, width=100, sort_output=False, include_previous=True)
+    written = io.BytesIO()
+    write_po(written, old, width=100, sort_output=False, include_previous=True)
+    write_bytes(path_of(language), written.getvalue())
     return sum(not _current(old, str(message.id)) for message in template if message.id)
 
 

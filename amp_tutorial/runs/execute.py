@@ -27,7 +27,7 @@ from . import record as records
 from .child_process import NOTEBOOK
 from .functions import call, is_function
 from .identity import absolute, code_of, data_of, id_of, parts
-from .notebooks import Ended, execute_notebook
+from .notebooks import FAILURE_CELL, Ended, execute_notebook
 from .parameters import FOLDERS
 
 RECORD, FAILURE = "record.json", "failure.txt"
@@ -283,5 +283,5 @@ def _keep_failure(folder: Path, original: str, record: Mapping[str, Any], ended:
     parts = ["# This run failed", error]
     parts += [f"Its cell:\n\n```python\n{ended.cell.source}\n```"] if ended.cell is not None else []
     parts += [f"The last that was said:\n\n```text\n{ended.log}\n```"] if ended.log else []
-    nb.cells.insert(0, nbformat.v4.new_markdown_cell("\n\n".join(parts), id="failure"))
+    nb.cells.insert(0, nbformat.v4.new_markdown_cell("\n\n".join(parts), id=FAILURE_CELL))
     nbformat.write(nb, folder / NOTEBOOK)

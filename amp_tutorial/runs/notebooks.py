@@ -27,6 +27,7 @@ from .record import STAGES
 
 PROCESS = Path(__file__).with_name("child_process.py")
 LAST = 20  # lines of what was said that are kept
+FAILURE_CELL = "failure"  # the id of what is put on top of a notebook that failed
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -49,7 +50,7 @@ class Ended:
         for cell in self.notebook.cells if self.notebook is not None else ():
             if cell.get("id") == self.cell.get("id"):
                 break
-            if cell.cell_type == "markdown":
+            if cell.cell_type == "markdown" and cell.get("id") != FAILURE_CELL:
                 headings += re.findall(r"^#+ (.+)$", cell.source, re.MULTILINE)
         under = f" under “{headings[-1]}”" if headings[-1] else ""
         return f"{self.cell.get('id', '')}{under}: {_first_line(self.cell.source).rstrip(':')}"
