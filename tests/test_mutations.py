@@ -225,14 +225,14 @@ FAULTS = (
         "runs/identity.py",
         "found = copy_of(source, copies) if copies else None",
         "found = None",
-        "tests/test_identity.py::test_local_copies_count_by_content",
+        "tests/test_execute.py::test_local_copies_count_by_content",
     ),
     Fault(
         "runs named whatever the protocol",
         "runs/identity.py",
         "dict(protocol=PROTOCOL, notebook=",
         "dict(notebook=",
-        "tests/test_identity.py::test_another_protocol_makes_another_run",
+        "tests/test_execute.py::test_another_protocol_makes_another_run",
     ),
     # Intervals and comparisons
     Fault(
