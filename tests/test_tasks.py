@@ -203,6 +203,7 @@ def test_the_protocol_says_what_opens_a_prompt(folder: Path) -> None:
         ("metric_list: [{metric: ./mine, hf_evaluate: true}]", "would run"),
         ("metric_list: [{metric: ./mine}]", r"would run a metric of its own \(./mine\)"),
         ("dataset_kwargs: {trust_remote_code: true}", r"would run code that comes with it \(trust_remote_code: true\)"),
+        ("? [a, b]\n: {unsafe_code: yes}", r"would run code that comes with it \(unsafe_code: yes\)"),
         ("unsafe_code: yes", r"would run code that comes with it \(unsafe_code: yes\)"),
     ],
 )

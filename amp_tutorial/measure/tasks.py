@@ -146,7 +146,8 @@ def accuracy(
     from lm_eval import evaluate  # here, because lm-eval takes seconds to import and not every lesson needs it
     from lm_eval.models.huggingface import HFLM
 
-    with left_as_it_was(model), sandboxed(), contextlib.nullcontext() if progress else silence():
+    silent = contextlib.nullcontext() if progress else contextlib.redirect_stderr(io.StringIO())
+    with left_as_it_was(model), sandboxed(), silent:
         loaded = load_tasks(names, folder, change)
         own = _complete(tokenizer, model)
         wrapped = HFLM(pretrained=model, tokenizer=own, batch_size=batch_size, add_bos_token=True)
@@ -174,10 +175,6 @@ def accuracy(
         result.chance[task] = sum(1 / k for k in choices if k > 1) / len(choices)
     result.protocol = _protocol(tokenizer, limit)
     return result
-
-
-def silence() -> contextlib.AbstractContextManager[Any]:
-    return contextlib.redirect_stderr(io.StringIO())
 
 
 @contextlib.contextmanager
@@ -384,9 +381,10 @@ def no_code(folder: Path) -> None:
         for node in _nodes(tree):
             if node.tag not in PLAIN:
                 raise ValueError(f"{path} would run Python of its own ({node.tag}); {trust}.")
-            for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+            pairs = node.value if isinstance(node, yaml.MappingNode) else ()
+            for key, value in (pair for pair in pairs if isinstance(pair[0], yaml.ScalarNode)):
                 said = [v.value.strip() for v in _nodes(value) if isinstance(v, yaml.ScalarNode)]
-                if key.value in RUN_CODE and set(said) - {"false", "False", "no", "null", ""}:
+                if key.value in RUN_CODE and {word.lower() for word in said} - {"false", "no", "off", "null", "~", ""}:
                     raise ValueError(f"{path} would run code that comes with it ({key.value}: {said[0]}); {trust}.")
                 if key.value == "metric" and any("/" in name or "\\" in name for name in said):
                     raise ValueError(f"{path} would run a metric of its own ({said[0]}); {trust}.")
