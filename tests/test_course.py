@@ -16,7 +16,7 @@ import torch
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from torch import Tensor
 
-from amp_tutorial.course import drawings, exercises, lesson, run, sources
+from amp_tutorial.course import drawings, exercises, html_pages, lesson, run, sources
 from amp_tutorial.course.exercises import Exercise, judge, same
 from amp_tutorial.course.lesson import Lesson
 from amp_tutorial.files import NOTEBOOKS
@@ -659,6 +659,6 @@ def test_the_course_is_all_lessons_and_nothing_else(capsys: pytest.CaptureFixtur
 def test_a_page_fetches_nothing_and_draws_its_formulas() -> None:
     markdown = "Of $h_n$ and `$x$`:\n\n$$\\sum_n \\lVert h_n \\rVert_1$$"
     cells = [new_markdown_cell(markdown), new_code_cell("print('$a$')", metadata={"tags": ["hide-input"]})]
-    page = run.page_of(new_notebook(cells=cells))
+    page = html_pages.page_of(new_notebook(cells=cells))
     assert page.count("<math") == 2 and "$x$" in page and "$a$" in page and "<details><summary>Code" in page
     assert "<script" not in page and "FORMULA" not in page

@@ -18,7 +18,7 @@ import nbformat
 import pytest
 
 from amp_tutorial.cli import main as amp_tutorial
-from amp_tutorial.course import editions, exercises, grading, run, site, slides, sources, translation
+from amp_tutorial.course import editions, exercises, grading, html_pages, site, sources, translation
 from amp_tutorial.files import NOTEBOOKS, ROOT, SOURCES
 from amp_tutorial.runs.notebooks import execute_notebook
 
@@ -152,7 +152,7 @@ def test_editions_are_written_whole_and_replace_nothing_unasked(tmp_path: Path) 
 
 
 def test_quizzes_have_five_questions_a_lesson_and_answers_apart(tmp_path: Path) -> None:
-    lessons, quizzes = [stem for stem in STEMS if stem[0].isdigit()], editions._quizzes()
+    lessons, quizzes = [stem for stem in STEMS if stem[0].isdigit()], editions.quizzes()
     assert sorted(quizzes) == lessons
     places = [one["answer"] for stem in lessons for one in quizzes[stem]["quiz"] if "choices" in one]
     assert all(len(quizzes[stem]["quiz"]) == 5 and quizzes[stem]["goals"] for stem in lessons)
@@ -160,6 +160,33 @@ def test_quizzes_have_five_questions_a_lesson_and_answers_apart(tmp_path: Path) 
     for stem in lessons:
         for one in quizzes[stem]["quiz"]:
             assert one["why"] not in editions.quiz(stem, answers=False) and one["why"] in editions.quiz(stem, True)
+
+
+NUMBER = re.compile(r"(?<![\w.])\d+(?:,\d{3})*(?:\.\d+)?")
+SOURCE = re.compile(r"^    # outputs? of ((?:\w+-\d\d(?: and )?)+)(?:; of its own: (.*))?$", re.MULTILINE)
+
+
+def numbers_in(text: str) -> list[float]:
+    return [float(found.replace(",", "")) for found in NUMBER.findall(text)]
+
+
+def test_a_number_of_a_quiz_is_the_lessons_output_or_said_to_be_its_own() -> None:
+    text = editions.QUIZZES.read_text("utf-8")
+    sources_of = list(SOURCE.finditer(text))
+    assert len(sources_of) == text.count("# output") > 20
+    for source in sources_of:
+        shown = ""
+        for cell_id in source[1].split(" and "):
+            book = nbformat.read(NOTEBOOKS / f"{cell_id.rpartition('-')[0]}.ipynb", as_version=4)
+            (cell,) = (cell for cell in book.cells if cell.id == cell_id)
+            for output in cell.outputs:
+                told = {kind: str(data) for kind, data in output.get("data", {}).items() if kind.startswith("text/")}
+                shown += "".join([output.get("text", ""), *told.values()])
+        known = numbers_in(re.sub(r";base64,[^\"]*", "", shown)) + numbers_in(source[2] or "")
+        asked = re.split(r"^    (?:- question|# )|^\w", text[source.end() :], flags=re.MULTILINE)[1]
+        for said in NUMBER.findall(re.sub(r"^      answer: \d$", "", asked, flags=re.MULTILINE)):
+            digits = len(said.partition(".")[2])
+            assert float(said.replace(",", "")) in [round(number, digits) for number in known], (source[1], said)
 
 
 # ---------------------------------------------------------------------------------------------------------- grading
@@ -301,6 +328,12 @@ def test_a_class_of_five_is_graded_by_one_command(tmp_path: Path, capsys: pytest
     assert "is not empty" in capsys.readouterr().err
 
 
+def test_a_class_of_which_nothing_is_asked_has_a_table_without_rows(tmp_path: Path) -> None:
+    hand_in(tmp_path / "in", "ann", made("A_training", editions.Student("student")), "A_training.ipynb")
+    assert grading.grade(tmp_path / "in", tmp_path / "out") == []
+    assert (tmp_path / "out/totals.csv").read_text("utf-8") == "student,points,of\nann,0,0\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -338,9 +371,9 @@ def test_a_check_writes_its_verdict_into_the_record(tmp_path: Path) -> None:
 
 def test_slides_hold_a_lessons_headings_formulas_and_figures(tmp_path: Path) -> None:
     book = nbformat.read(NOTEBOOKS / "02_importance.ipynb", as_version=4)
-    found = slides.slides(book)
-    figures = sum(len(slides._figures(cell)) for cell in book.cells if cell.cell_type == "code")
-    page = slides.page(book)
+    found = html_pages.slides(book)
+    figures = sum(len(html_pages._figures(cell)) for cell in book.cells if cell.cell_type == "code")
+    page = html_pages.slides_of(book)
     assert [slide.heading for slide in found[:2]] == ["2 · Importance: which heads and neurons matter?", "The score"]
     assert sum("<img" in part or "<svg" in part for slide in found for part in slide.parts) == figures > 5
     assert any(slide.question and "<strong>Predict.</strong>" in slide.parts[0] for slide in found)
@@ -493,9 +526,9 @@ def test_a_link_to_a_missing_file_is_refused() -> None:
 
 
 def test_formulas_that_the_converter_does_not_know_are_refused() -> None:
-    assert "‖" in run.mathml(r"\big\lVert x \big\rVert_1") or "&#x02016;" in run.mathml(r"\lVert x \rVert_1")
+    assert html_pages.mathml(r"\big\lVert x \big\rVert_1 + \lVert y \rVert").count("&#x02016;") == 4
     with pytest.raises(ValueError, match=r"\\nonsense in the formula"):
-        run.mathml(r"\nonsense{x}")
+        html_pages.mathml(r"\nonsense{x}")
 
 
 def test_broken_links_and_what_is_fetched_are_found(tmp_path: Path) -> None:

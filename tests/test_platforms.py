@@ -29,8 +29,7 @@ from jupyter_client.manager import KernelManager
 from nbclient import NotebookClient
 from packaging.utils import canonicalize_name
 
-from amp_tutorial.course import run as course
-from amp_tutorial.course import site
+from amp_tutorial.course import html_pages, site
 from amp_tutorial.files import NOTEBOOKS, ROOT, STATIC
 from amp_tutorial.runs.this_machine import KERNEL
 
@@ -202,7 +201,8 @@ def findings(page: Any, context: str | None = None) -> list[str]:
 @pytest.mark.parametrize("stem", sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb")))
 def test_a_lessons_page_is_for_every_reader(stem: str, browser: Any, tmp_path: Path) -> None:
     page = browser.new_page(viewport={"width": 1200, "height": 900})
-    (tmp_path / "page.html").write_text(course.page_of(nbformat.read(NOTEBOOKS / f"{stem}.ipynb", 4)), encoding="utf-8")
+    html = html_pages.page_of(nbformat.read(NOTEBOOKS / f"{stem}.ipynb", 4))
+    (tmp_path / "page.html").write_text(html, encoding="utf-8")
     page.goto(f"file://{tmp_path}/page.html")
     assert findings(page) == []
     pictures = page.locator("img")

@@ -16,6 +16,7 @@ import re
 import sys
 import textwrap
 import types
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -28,14 +29,15 @@ from nbformat import NotebookNode
 
 from ..files import DATA, NOTEBOOKS, SOURCES
 from ..files.atomic import new_folder, reason, write_text
-from . import exercises, slides
-from .site import retold
+from . import exercises
+from .grading import OURS
+from .html_pages import slides_of
+from .site import retell
 from .sources import COMPARED, Cell, Source, notebook, parse
 from .translation import lessons, translated
 
 CHECK = re.compile(r"^(\w+) = L\.check\((\w+), \"(\w+)\"\)$", re.MULTILINE)
 PREDICTED = re.compile(r"^L\.predict\(", re.MULTILINE)
-OURS = "amp_tutorial"  # of a notebook's metadata: which lesson, edition and student it is of
 QUIZZES = DATA / "quizzes.yaml"
 
 
@@ -44,7 +46,6 @@ class Asked:
     """A cell that asks for an exercise: what stands before the function, the function's head, and the check."""
 
     exercise: str
-    function: str  # its name in the lesson
     before: str
     head: str  # its `def` and its docstring
     check: str
@@ -65,29 +66,27 @@ def asked(cell: Cell) -> Asked | None:
     (function,) = functions
     told = function.body[0] if ast.get_docstring(function) is not None else None
     first_line, end = function.lineno - 1, (told.end_lineno or 0) if told else function.body[0].lineno - 1
-    return Asked(found[3], found[2], "\n".join(lines[:first_line]), "\n".join(lines[first_line:end]), found[0])
+    return Asked(found[3], "\n".join(lines[:first_line]), "\n".join(lines[first_line:end]), found[0])
 
 
-def _body(exercise: exercises.Exercise) -> tuple[str, ast.FunctionDef]:
-    """The source of a solution, and its tree."""
+def _lines(exercise: exercises.Exercise) -> tuple[list[str], int, ast.FunctionDef]:
+    """The lines of a solution, at which its body begins below the docstring, and its tree."""
     source = textwrap.dedent(inspect.getsource(exercise.reference)).strip()
     (function,) = ast.parse(source).body
     assert isinstance(function, ast.FunctionDef)
-    return source, function
+    told = ast.get_docstring(function) is not None
+    return source.splitlines(), (function.body[0].end_lineno if told else function.body[0].lineno - 1) or 0, function
 
 
 def solution(exercise: exercises.Exercise) -> str:
     """The lines of a solution below its docstring, indented."""
-    source, function = _body(exercise)
-    told = ast.get_docstring(function) is not None
-    start = function.body[0].end_lineno if told else function.body[0].lineno - 1
-    return "\n".join(source.splitlines()[start:])
+    lines, start, _ = _lines(exercise)
+    return "\n".join(lines[start:])
 
 
 def blanked(exercise: exercises.Exercise) -> str:
     """A solution with a blank, `...`, for whatever is assigned, returned or handed over; loops and conditions stay."""
-    source, function = _body(exercise)
-    lines = source.splitlines()
+    lines, start, function = _lines(exercise)
     blanks: list[ast.expr] = []
     for node in ast.walk(function):
         if isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign | ast.Return) and node.value is not None:
@@ -100,8 +99,6 @@ def blanked(exercise: exercises.Exercise) -> str:
         head = lines[first].encode()[: value.col_offset].decode()
         tail = lines[last].encode()[value.end_col_offset :].decode()
         lines[first : last + 1] = [head + "..." + re.sub(r"\s*#.*", "", tail)]
-    told = ast.get_docstring(function) is not None
-    start = function.body[0].end_lineno if told else function.body[0].lineno - 1
     return "\n".join(lines[start:])
 
 
@@ -135,7 +132,7 @@ def _graded(cell: NotebookNode, name: str, points: int = 0) -> None:
 
 
 @dataclass
-class Edition:
+class Edition(ABC):
     """How one edition tells a source."""
 
     name: str
@@ -144,45 +141,47 @@ class Edition:
     def cells(self, source: Source, stem: str) -> list[tuple[Cell, str, int]]:
         """The cells of a lesson, each with the exercise that it is of, and its points."""
         found: list[tuple[Cell, str, int]] = []
-        folding = False
+        predicted = False
         for cell in source.cells:
             if one := asked(cell):
-                answer, after = self.answer(one)
+                answer = "\n\n\n".join(part.rstrip() for part in self.answer(one) if part.strip())
                 found += [(Cell("code", answer, ["answer"]), one.exercise, 0)]
                 found += [(Cell("code", f'{one.check}\nL.points("{one.exercise}")', ["check"]), one.exercise, 1)]
-                found += [(extra, "", 0) for extra in after]
-                continue
-            text = cell.source
-            if cell.kind == "markdown":
-                text = self.prose(text, folding)
-                folding = False
-            found.append((Cell(cell.kind, text, cell.tags), "", 0))
-            folding |= cell.kind == "code" and bool(PREDICTED.search(cell.source))
-        if self.notes and stem in self.notes:
+                found += [(Cell("markdown", text), "", 0) for text in self.after(one)]
+            elif cell.kind == "code":
+                found.append((cell, "", 0))
+                predicted |= bool(PREDICTED.search(cell.source))
+            else:
+                text = "\n".join(line for line in cell.source.splitlines() if not line.startswith("{{solution:"))
+                text = re.sub(r"\n{3,}", "\n\n", text).strip()
+                found.append((Cell(cell.kind, self.below(text) if predicted else text, cell.tags), "", 0))
+                predicted = False
+        if stem in self.notes:
             told = "\n".join(f"> {line}" for line in textwrap.wrap(self.notes[stem]["notes"], 110))
             found.insert(1, (Cell("markdown", f"> **For the instructor.**\n{told}"), "", 0))
         return found
 
-    def answer(self, one: Asked) -> tuple[str, list[Cell]]:
-        raise NotImplementedError
+    @abstractmethod
+    def answer(self, one: Asked) -> list[str]:
+        """The parts of the cell of an exercise's answer; two empty lines go between."""
 
-    def prose(self, text: str, below_a_prediction: bool) -> str:
-        raise NotImplementedError
+    def after(self, one: Asked) -> list[str]:
+        """What stands below its check."""
+        return []
+
+    def below(self, text: str) -> str:
+        """The text below a prediction."""
+        return text
 
 
 class Student(Edition):
     """No solutions, blanks to fill, and what follows a prediction folded."""
 
-    def answer(self, one: Asked) -> tuple[str, list[Cell]]:
-        written = f"{one.head}\n{blanked(exercises.named(one.exercise))}"
-        return (f"{one.before.rstrip()}\n\n\n{written}" if one.before.strip() else written), []
+    def answer(self, one: Asked) -> list[str]:
+        return [one.before, f"{one.head}\n{blanked(exercises.named(one.exercise))}"]
 
-    def prose(self, text: str, below_a_prediction: bool) -> str:
-        text = "\n".join(line for line in text.splitlines() if not line.startswith("{{solution:")).strip()
-        text = re.sub(r"\n{3,}", "\n\n", text)
-        if not below_a_prediction:
-            return text
-        told, heading, rest = text.partition("\n#") if not text.startswith("#") else ("", "", text)
+    def below(self, text: str) -> str:
+        told, heading, rest = ("", "", text) if text.startswith("#") else text.partition("\n#")
         if not told.strip():
             return text
         return f"<details><summary>Read on once you have predicted</summary>\n\n{told}\n\n</details>\n{heading}{rest}"
@@ -191,17 +190,14 @@ class Student(Edition):
 class Instructor(Edition):
     """Solutions in place, between nbgrader's marks, and the mistakes that the check knows."""
 
-    def answer(self, one: Asked) -> tuple[str, list[Cell]]:
+    def answer(self, one: Asked) -> list[str]:
         exercise = exercises.named(one.exercise)
         solved = f"    ### BEGIN SOLUTION\n{solution(exercise)}\n    ### END SOLUTION"
-        before = "\n\n\n".join(part.rstrip() for part in (imports(exercise), one.before) if part.strip())
-        written = f"{one.head}\n{solved}"
-        mistakes = "\n".join(f"- {sentence}" for sentence in exercise.misconceptions)
-        told = Cell("markdown", f"**Expected mistakes**, and what the check says of each:\n\n{mistakes}")
-        return (f"{before}\n\n\n{written}" if before else written), [told]
+        return [imports(exercise), one.before, f"{one.head}\n{solved}"]
 
-    def prose(self, text: str, below_a_prediction: bool) -> str:
-        return "\n".join(line for line in text.splitlines() if not line.startswith("{{solution:")).strip()
+    def after(self, one: Asked) -> list[str]:
+        mistakes = "\n".join(f"- {sentence}" for sentence in exercises.named(one.exercise).misconceptions)
+        return [f"**Expected mistakes**, and what the check says of each:\n\n{mistakes}"]
 
 
 def edition(source: Source, stem: str, how: Edition, student: str = "", running: int = 0) -> NotebookNode:
@@ -223,12 +219,9 @@ def edition(source: Source, stem: str, how: Edition, student: str = "", running:
             _graded(cell, exercise, points)
         if student and "parameters" in given.tags:
             cell.source = re.sub(r"^seed: int = \d+", seed, cell.source, flags=re.MULTILINE)
-    for cell in made.cells:
-        if cell.cell_type == "markdown":
-            cell.source = retold(cell.source, PurePosixPath(f"notebooks/{stem}.ipynb"), there)
-    made.metadata[OURS] = {"lesson": stem, "edition": how.name} | (
-        {"student": student, "seed": seed_of(student)} if student else {}
-    )
+    retell(made, PurePosixPath(f"notebooks/{stem}.ipynb"), there)
+    owner = {"student": student, "seed": seed_of(student)} if student else {}
+    made.metadata[OURS] = {"lesson": stem, "edition": how.name} | owner
     nbformat.validate(made)
     return made
 
@@ -265,7 +258,7 @@ def _bare(line: str) -> str:
 def quiz(stem: str, answers: bool) -> str:
     """The quiz of a lesson as Markdown; the answers apart from the questions."""
     told = []
-    for number, one in enumerate(_quizzes()[stem]["quiz"], start=1):
+    for number, one in enumerate(quizzes()[stem]["quiz"], start=1):
         choices = one.get("choices", [])
         if answers:
             right = f"({'abcdefgh'[one['answer']]}) {choices[one['answer']]}" if choices else one["answer"]
@@ -276,7 +269,9 @@ def quiz(stem: str, answers: bool) -> str:
     return "\n\n".join(told)
 
 
-def _quizzes() -> dict[str, Any]:
+@cache
+def quizzes() -> dict[str, Any]:
+    """The quiz, the goals and the notes of each lesson."""
     found: dict[str, Any] = yaml.safe_load(QUIZZES.read_text(encoding="utf-8"))
     return found
 
@@ -320,18 +315,18 @@ def write(
     known = sorted(path.stem for path in SOURCES.glob("*.py"))
     if unknown := [stem for stem in stems if not any(name.startswith(stem) for name in known)]:
         raise ValueError(f"No lesson begins with {', '.join(unknown)}; there are {', '.join(known)}.")
-    quizzes, begun = _quizzes(), lessons(language) if language else []
+    begun = lessons(language) if language else []
     many, asked_of = 0, {False: "", True: ""}  # the questions, and the answers
     with new_folder(out, overwrite=overwrite, replaced=["student/*", "instructor/*"]) as beside:
         for path in sorted(SOURCES.glob("*.py")):
             stem = path.stem
             if stems and not stem.startswith(tuple(stems)):
                 continue
-            source = parse(path.read_text(encoding="utf-8"))
-            if language and stem in begun:
+            source, stored = parse(path.read_text(encoding="utf-8")), nbformat.read(NOTEBOOKS / f"{stem}.ipynb", 4)
+            if stem in begun:
                 source = translated(source, language)
-            running = nbformat.read(NOTEBOOKS / f"{stem}.ipynb", as_version=4).metadata.get("running", 0)
-            made = {Path("instructor"): edition(source, stem, Instructor("instructor", quizzes), running=running)}
+            running = stored.metadata.get("running", 0)
+            made = {Path("instructor"): edition(source, stem, Instructor("instructor", quizzes()), running=running)}
             for student in students or [""]:
                 made[Path("student") / student] = edition(source, stem, Student("student"), student, running)
             for folder, book in made.items():
@@ -340,10 +335,8 @@ def write(
                 (beside / folder).mkdir(parents=True, exist_ok=True)
                 nbformat.write(book, beside / folder / f"{stem}.ipynb")
                 many += 1
-            if stem in quizzes:
-                (beside / "instructor/slides").mkdir(exist_ok=True)
-                shown = slides.page(nbformat.read(NOTEBOOKS / f"{stem}.ipynb", as_version=4))
-                write_text(beside / f"instructor/slides/{stem}.html", shown)
+            if stem in quizzes():
+                write_text(beside / f"instructor/slides/{stem}.html", slides_of(stored))
                 for answers in asked_of:
                     asked_of[answers] += f"## {source.title}\n\n{quiz(stem, answers)}\n\n"
         if any(asked_of.values()):

@@ -5,9 +5,7 @@ Leaves in `--out`: `<model>/NN_name.ipynb` and `.html`, `records/NN_name-<model>
 """
 
 import argparse
-import copy
 import json
-import re
 import sys
 import tempfile
 import time
@@ -16,16 +14,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jinja2 import DictLoader
-from nbconvert import HTMLExporter
-from nbformat import NotebookNode
 from tqdm import tqdm
 
 from ..files import NOTEBOOKS, record_path
 from ..files.atomic import write_json, write_text
 from ..runs.notebooks import execute_notebook
 from ..runs.parameters import parameters_of
-from .sources import HIDDEN
+from .html_pages import page_of
 
 LESSON_TIMEOUT = 900  # seconds; a lesson takes under 60
 
@@ -44,61 +39,6 @@ class Outcome:
     notebook: str = ""
     html: str = ""
     record: str = ""
-
-
-DARKER = {"#A2F": "#8600CC", "#337ab7": "#23527c"}  # words of the code and links, for enough contrast everywhere
-STYLE = "<style>details > summary {display: list-item; cursor: pointer} .code_cell details {padding-left: 14ex}</style>"
-FOLDED = """{% extends "classic/index.html.j2" %}
-{% block input_group %}
-{% if "HIDDEN" in cell.metadata.get("tags", []) %}<details><summary>Code</summary>{{ super() }}</details>
-{% else %}{{ super() }}{% endif %}
-{% endblock input_group %}"""
-
-
-# Commands that the converter does not know, as it knows them.
-OTHERWISE = {r"(\\[bB]igg?[lr]?)?\\[lr]Vert": r"\\|", r"\\arg": r"\\operatorname{arg}"}
-FORMULA = re.compile(r"```.*?```|`[^`\n]*`|\$\$(?P<displayed>.+?)\$\$|\$(?P<inline>[^$\n]+)\$", re.DOTALL)
-SCRIPT = re.compile(r"<script\b.*?</script>", re.DOTALL)  # of the template: all are fetched, none is needed
-
-
-def mathml(formula: str, displayed: bool = False) -> str:
-    """A formula of LaTeX as MathML.
-
-    Raises:
-        ValueError: a command that the converter does not know.
-    """
-    from latex2mathml.converter import convert
-
-    for command, other in OTHERWISE.items():
-        formula = re.sub(rf"{command}(?![A-Za-z])", other, formula)
-    found = str(convert(formula, display="block" if displayed else "inline"))
-    if unknown := re.search(r">\\(\W|\w+)", found):
-        raise ValueError(f"\\{unknown[1]} in the formula {formula!r} is not known to latex2mathml; say it otherwise.")
-    return found
-
-
-def page_of(notebook: NotebookNode) -> str:
-    """A notebook as an HTML page that fetches nothing: formulas as MathML, hidden cells folded, some colours darker."""
-    formulas: list[str] = []
-
-    def kept(match: re.Match[str]) -> str:
-        formula = match["displayed"] or match["inline"]
-        if not formula:
-            return match[0]
-        formulas.append(mathml(formula, match["displayed"] is not None))
-        return f"FORMULA{len(formulas) - 1}END"
-
-    notebook = copy.deepcopy(notebook)
-    for cell in notebook.cells:
-        if cell.cell_type == "markdown":
-            cell.source = FORMULA.sub(kept, cell.source)
-    folding = DictLoader({"folded.html.j2": FOLDED.replace("HIDDEN", HIDDEN)})
-    exporter = HTMLExporter(template_name="classic", template_file="folded.html.j2", extra_loaders=[folding])
-    page = SCRIPT.sub("", str(exporter.from_notebook_node(notebook)[0]))
-    for was, now in DARKER.items():
-        page = page.replace(was, now)
-    page = re.sub(r"FORMULA(\d+)END", lambda match: formulas[int(match[1])], page)
-    return page.replace("</head>", f"{STYLE}</head>", 1)
 
 
 def run_lesson(path: Path, model: str, out: Path, preset: str, **parameters: Any) -> Outcome:

@@ -8,15 +8,13 @@ that lead outside; one that leads nowhere inside is an error.
 import argparse
 import html
 import io
-import logging
 import os
 import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Set
+from collections.abc import Callable, Mapping, Set
 from html.parser import HTMLParser
-from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -25,16 +23,16 @@ import nbformat
 
 from ..files import NOTEBOOKS, ROOT, SOURCES
 from ..files.atomic import new_folder, write_text
-from .run import mathml
+from .html_pages import mathml, write_font
 from .sources import address, notebook, parse
 from .translation import LANGUAGES, STALE, lessons, translated
 
-# The contents, part by part. What begins with a letter's file name is a page; README.md is the first one.
+# The contents, part by part, as patterns of files; README.md opens them.
 PARTS: dict[str, tuple[str, ...]] = {
     "The lessons": ("notebooks/[0-9]*.ipynb", "notebooks/[AB]_*.ipynb"),
     "What was measured": ("docs/real.md", "docs/leaderboard.md", "docs/results.md", "docs/speed.md"),
     "Reproduce": ("notebooks/reproduce.ipynb", "notebooks/table.ipynb", "docs/researchers.md", "data/README.md"),
-    "Teach": ("docs/teaching*.md",),
+    "Teach": ("docs/teaching.md",),
     "The library": ("docs/library.md", "docs/families.md", "docs/api.md", "docs/architecture.md"),
     "More": ("docs/glossary.md", "docs/colab.md", "CONTRIBUTING.md", "CHANGELOG.md"),
 }
@@ -73,23 +71,6 @@ ADDED = {
 }
 
 
-def write_font(target: Path, characters: str) -> None:
-    """Write the part of STIX Two Math that formulas of these characters need; without one, signs stay small."""
-    from fontTools import subset
-
-    (package,) = map(Path, find_spec("ziamath").submodule_search_locations)  # type: ignore[union-attr, arg-type]
-    logging.getLogger("fontTools").setLevel(logging.WARNING)  # Sphinx lets everything through
-    options = subset.Options(flavor="woff", layout_features=["*"])
-    font = subset.load_font(str(package / "fonts/STIXTwoMath-Regular.ttf"), options)
-    wanted = subset.Subsetter(options)
-    # letters stand upright in MathML, and a browser takes the slanted ones, which have numbers of their own
-    wanted.populate(
-        text=characters + "\u210e" + "".join(map(chr, (*range(0x1D434, 0x1D468), *range(0x1D6E2, 0x1D71C))))
-    )
-    wanted.subset(font)
-    subset.save_font(font, str(target), options)
-
-
 def pages() -> dict[str, list[PurePosixPath]]:
     """The files of each part, below the repository, in order."""
     found = {part: [p for g in globs for p in sorted(ROOT.glob(g))] for part, globs in PARTS.items()}
@@ -126,40 +107,37 @@ def _joined(folder: PurePosixPath, target: str) -> str:
     return os.path.normpath(folder / target)
 
 
+def retell(book: nbformat.NotebookNode, page: PurePosixPath, there: Set[str]) -> None:
+    """The same of all text of a notebook."""
+    for cell in book.cells:
+        if cell.cell_type == "markdown":
+            cell.source = retold(cell.source, page, there)
+
+
 def stage(folder: Path) -> None:
     """Copy all pages and the pictures they show, and write the contents into the first."""
-    parts = pages()
-    told = [f"notebooks/{stem}.{language}.ipynb" for language in STALE for stem in lessons(language)]
+    parts, begun = pages(), {language: lessons(language) for language in STALE}
+    told = [PurePosixPath(f"notebooks/{stem}.{one}.ipynb") for one, stems in begun.items() for stem in stems]
     every = [PurePosixPath(FIRST), *(p for there in parts.values() for p in there)]
-    there = {str(p) for p in every} | set(told)
-    for page in every:
+    there = {str(p) for p in (*every, *told)}
+    for page in (*every, *told):
         target = folder / ("index.md" if str(page) == FIRST else page)
         target.parent.mkdir(parents=True, exist_ok=True)
         if page.suffix == ".ipynb":
-            book = nbformat.read(ROOT / page, as_version=4)
-            if line := switch(page.stem, "en"):
-                book.cells[0].source += f"\n\n{line}"
-            for cell in book.cells:
-                if cell.cell_type == "markdown":
-                    cell.source = retold(cell.source, page, there)
-            texts = [cell.source for cell in book.cells if cell.cell_type == "markdown"]
+            stem, _, language = page.stem.partition(".")
+            book = in_language(stem, language) if language else nbformat.read(ROOT / page, as_version=4)
+            book.cells[0].source += switch(stem, language or "en", begun)
+            retell(book, page, there)
+            text = "\n".join(cell.source for cell in book.cells if cell.cell_type == "markdown")
             nbformat.write(book, target)
         else:
-            texts = [retold((ROOT / page).read_text(encoding="utf-8"), page, there)]
-            contents = _contents(parts | {"In other languages": list(map(PurePosixPath, told))})
-            write_text(target, texts[0] + (contents if str(page) == FIRST else ""))
-        for picture in re.findall(r"!\[[^\]]*\]\(([^)\s:]+)\)", "\n".join(texts)):
+            text = retold((ROOT / page).read_text(encoding="utf-8"), page, there)
+            contents = _contents(parts | {"In other languages": told}) if str(page) == FIRST else ""
+            write_text(target, text + contents)
+        for picture in re.findall(r"!\[[^\]]*\]\(([^)\s:]+)\)", text):
             path = _joined(page.parent, picture)
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(ROOT / path, folder / path)
-    for language in STALE:
-        for stem in lessons(language):
-            book = in_language(stem, language)
-            for cell in book.cells:
-                if cell.cell_type == "markdown":
-                    cell.source = retold(cell.source, PurePosixPath(f"notebooks/{stem}.ipynb"), there)
-            nbformat.write(book, folder / f"notebooks/{stem}.{language}.ipynb")
-    (folder / "_static").mkdir()
     write_text(folder / "_static/site.css", STYLE)
 
 
@@ -167,18 +145,16 @@ def in_language(stem: str, language: str) -> nbformat.NotebookNode:
     """A committed lesson with its text in another language, and its outputs as they are."""
     book = nbformat.read(NOTEBOOKS / f"{stem}.ipynb", as_version=4)
     source = translated(parse((SOURCES / f"{stem}.py").read_text(encoding="utf-8")), language)
-    told = notebook(source, stem, book.metadata.get("running", 0))
-    for cell, new in zip(book.cells, told.cells, strict=True):
+    for cell, new in zip(book.cells, notebook(source, stem, book.metadata.get("running", 0)).cells, strict=True):
         cell.source = new.source
-    book.cells[0].source += f"\n\n{switch(stem, language)}"
     return book
 
 
-def switch(stem: str, language: str) -> str:
-    """The line that leads to a lesson in the other languages; empty where there is none."""
-    others = {"en": f"{stem}.ipynb"} | {one: f"{stem}.{one}.ipynb" for one in STALE if stem in lessons(one)}
+def switch(stem: str, language: str, begun: Mapping[str, list[str]]) -> str:
+    """The lines that lead to a lesson in the other languages; empty where there is none."""
+    others = {"en": f"{stem}.ipynb"} | {one: f"{stem}.{one}.ipynb" for one, stems in begun.items() if stem in stems}
     links = [f"[{LANGUAGES[one]}]({path})" for one, path in others.items() if one != language]
-    return " · ".join(links) if len(others) > 1 else ""
+    return f"\n\n{' · '.join(links)}" if links else ""
 
 
 def _contents(parts: dict[str, list[PurePosixPath]]) -> str:

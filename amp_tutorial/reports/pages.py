@@ -175,13 +175,17 @@ def brought() -> str:
     return "\n".join(["| what is brought | refused at once, with a sentence that says |", "|---|---|", *lines])
 
 
+def _number(stem: str) -> str:
+    """What a lesson is called: "03b_museum" → "3b", "A_training" → "A"."""
+    number = stem.partition("_")[0]
+    return number.lstrip("0") or "0"
+
+
 def lesson_minutes() -> dict[str, int]:
     """How long each notebook takes, as it says itself: by "0", "3b", "A", "reproduce"."""
     found = {}
     for path in NOTEBOOKS.glob("*.ipynb"):
-        number = path.stem.partition("_")[0]
-        minutes = json.loads(path.read_text(encoding="utf-8"))["metadata"]["minutes"]
-        found[number.lstrip("0") or "0" if number[0].isdigit() else number] = minutes
+        found[_number(path.stem)] = json.loads(path.read_text(encoding="utf-8"))["metadata"]["minutes"]
     return found
 
 
@@ -209,10 +213,8 @@ def goals() -> str:
     quizzes = yaml.safe_load((DATA / "quizzes.yaml").read_text(encoding="utf-8"))
     lines = ["| lesson | after it a student can |", "|---|---|"]
     for stem, told in quizzes.items():
-        number = stem.partition("_")[0].lstrip("0") or "0"
-        lines.append(
-            f"| [{number}](../notebooks/{stem}.ipynb) | {'; '.join(g[0].lower() + g[1:] for g in told['goals'])} |"
-        )
+        said = "; ".join(goal[0].lower() + goal[1:] for goal in told["goals"])
+        lines.append(f"| [{_number(stem)}](../notebooks/{stem}.ipynb) | {said} |")
     return "\n".join(lines)
 
 
